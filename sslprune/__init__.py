@@ -1,0 +1,50 @@
+"""sslprune makes trained PyTorch models smaller and really faster, by structured sparsity that is proven exact.
+
+The public functions load on first use, so that the command line answers at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_PLACES = {
+    "trace": "graph.program",
+    "Program": "graph.program",
+    "find_axes": "graph.find",
+    "repack": "graph.repack",
+    "Cost": "graph.cost",
+    "zero_groups": "axes",
+    "Axis": "axes",
+    "Member": "axes",
+    "GroupLasso": "train.lasso",
+    "export_onnx": "export",
+    "load": "plan",
+    "apply_plan": "plan",
+    "SslpruneError": "errors",
+}
+
+__all__ = sorted([*_PLACES, "__version__"])
+
+if TYPE_CHECKING:
+    from sslprune.axes import Axis, Member, zero_groups
+    from sslprune.errors import SslpruneError
+    from sslprune.export import export_onnx
+    from sslprune.graph.cost import Cost
+    from sslprune.graph.find import find_axes
+    from sslprune.graph.program import Program, trace
+    from sslprune.graph.repack import repack
+    from sslprune.plan import apply_plan, load
+    from sslprune.train.lasso import GroupLasso
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PLACES:
+        return getattr(importlib.import_module(f"sslprune.{_PLACES[name]}"), name)
+    raise AttributeError(f"module 'sslprune' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,106 @@
+"""Values: what may be removed, and setting it to zero.
+
+An *axis* is one dimension that several tensors share; a *group* is one index of it: all the weights that disappear
+together. A removable residual branch is an axis of kind ``layers`` and size 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Member:
+    """Where the groups of an axis lie in one dimension of one parameter or buffer.
+
+    ``positions[i]`` are the indices along ``dim`` that belong to group ``i``: shape (axis size, n), int64.
+    ``zeroed`` is False for what is sliced at repack but not driven to zero: buffers, parameters that do not train, and
+    parameters whose zero would be divided by.
+    """
+
+    name: str
+    dim: int
+    positions: np.ndarray
+    zeroed: bool = True
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether group ``i`` is simply index ``i`` of the dimension."""
+        count, width = self.positions.shape
+        return width == 1 and bool((self.positions[:, 0] == np.arange(count)).all())
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One shared dimension with everything that runs along it.
+
+    ``exact``: once the zeroed members of a group are zero, the network without the group computes the same function.
+    ``frozen``: the axis can never be removed. ``reason`` says which operator froze it or made it inexact.
+    ``atoms`` are the analysis's own names of the groups, shape (size,), int64; a ``layers`` axis has none.
+    """
+
+    name: str
+    kind: str
+    size: int
+    exact: bool
+    members: tuple[Member, ...]
+    reason: str = ""
+    frozen: bool = False
+    atoms: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64), repr=False, compare=False)
+
+    @property
+    def prunable(self) -> bool:
+        return not self.frozen
+
+    def __str__(self) -> str:
+        state = "exact" if self.exact else f"{'frozen' if self.frozen else 'inexact'}: {self.reason}"
+        return f"{self.name} [{self.kind} x {self.size}] {state}, {len(self.members)} members"
+
+
+def tensors_of(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Every parameter and buffer of ``model`` by each of its names (a shared tensor stands under all of its names)."""
+    tensors: dict[str, torch.Tensor] = dict(model.named_parameters(remove_duplicate=False))
+    tensors.update(model.named_buffers(remove_duplicate=False))
+    return tensors
+
+
+@torch.no_grad()
+def zero_groups(
+    model: nn.Module, axis: Axis, indices: Iterable[int] | Sequence[int] | np.ndarray | torch.Tensor
+) -> None:
+    """Set every member slice of the groups ``indices`` of ``axis`` to zero, in place.
+
+    Raises IndexError for an index outside ``0 .. axis.size - 1``.
+    """
+    chosen = np.asarray(indices.cpu() if isinstance(indices, torch.Tensor) else list(indices), dtype=np.int64).reshape(
+        -1
+    )
+    if chosen.size and (chosen.min() < 0 or chosen.max() >= axis.size):
+        raise IndexError(f"axis {axis.name} has groups 0 to {axis.size - 1}; got {chosen.min()} to {chosen.max()}")
+    tensors = tensors_of(model)
+    for member in axis.members:
+        if member.zeroed:
+            tensor = tensors[member.name]
+            positions = torch.from_numpy(member.positions[chosen].reshape(-1)).to(tensor.device)
+            tensor.index_fill_(member.dim, positions, 0)
+
+
+@torch.no_grad()
+def zero_mask(model: nn.Module, axis: Axis) -> np.ndarray:
+    """Which groups of ``axis`` are exactly zero in ``model``: bool, shape (size,)."""
+    tensors = tensors_of(model)
+    zero = np.ones(axis.size, bool)
+    counted = False
+    for member in axis.members:
+        if member.zeroed:
+            counted = True
+            tensor = tensors[member.name]
+            others = [d for d in range(tensor.dim()) if d != member.dim]
+            nonzero = (tensor != 0).any(dim=others) if others else tensor != 0
+            zero &= ~nonzero.cpu().numpy()[member.positions].any(axis=1)
+    return zero if counted else np.zeros(axis.size, bool)

@@ -1,0 +1,120 @@
+"""Residual branches: the one structure that is not an axis.
+
+In ``x + f(x)`` the branch ``f`` can go when what produces its output is zero: the sum then drops it.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from torch import fx
+
+from sslprune.graph.inference import Inference, operator_name
+from sslprune.graph.zeros import AllOf, AnyOf, Joined, Keeps, Zero
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One operand of a sum: ``producers`` are the weights whose zero makes it zero, ``body`` what only it needs."""
+
+    name: str
+    total: fx.Node
+    operand: fx.Node
+    other: fx.Node
+    producers: tuple[str, ...]
+    body: frozenset[fx.Node]
+
+
+def find_branches(g: Inference, graph: fx.Graph) -> list[Branch]:
+    """Every operand of a sum that can be dropped."""
+    found = []
+    for node in graph.nodes:
+        if node.op != "call_function" or not g.facts[node].outputs or operator_name_or_none(node) not in ("add", "sub"):
+            continue
+        first, second = node.args[:2]
+        if not (g.is_tensor(first) and g.is_tensor(second)) or first is second:
+            continue
+        plain = operator_name(node) == "add" and node.kwargs.get("alpha", 1) == 1
+        for operand, other in ((second, first), *(((first, second),) if plain else ())):
+            branch = _branch(g, node, operand, other)
+            if branch is not None:
+                found.append(branch)
+    return found
+
+
+def operator_name_or_none(node: fx.Node) -> str | None:
+    return operator_name(node) if hasattr(node.target, "_schema") else None
+
+
+def _branch(g: Inference, total: fx.Node, operand: fx.Node, other: fx.Node) -> Branch | None:
+    if (
+        set(operand.users) != {total}
+        or g.shape(other) != g.shape(total)
+        or other.meta["val"].dtype != total.meta["val"].dtype
+    ):
+        return None
+    body = exclusive(operand)
+    names = _producers(g, operand, body)
+    if not names or not any(g.facts[node].macs for node in body):
+        return None
+    for node in total.graph.nodes:  # zeroing a weight that something else reads as well would change that too
+        if node.op == "get_attr" and str(node.target) in names and node not in body:
+            return None
+    inside = [str(n.target) for n in body if n.op == "get_attr"]
+    name = os.path.commonprefix([path.split(".")[:-1] for path in inside])
+    order = [n for n in g.program.tensors if n in names]
+    return Branch(".".join(name) or order[0], total, operand, other, tuple(order), frozenset(body))
+
+
+def exclusive(node: fx.Node) -> set[fx.Node]:
+    """``node`` and everything that only it needs."""
+    body, order = {node}, list(node.graph.nodes)
+    for earlier in reversed(order[: order.index(node)]):
+        users = [user for user in earlier.users if not _is_update(user)]
+        if users and all(user in body for user in users) and earlier.op != "placeholder":
+            body.add(earlier)
+    return body
+
+
+def _is_update(node: fx.Node) -> bool:
+    """A buffer's update in a training graph, which needs nothing of its own kept alive."""
+    return node.op == "call_function" and hasattr(node.target, "_schema") and node.target._schema.is_mutable  # type: ignore[union-attr]
+
+
+def _producers(g: Inference, node: fx.Node, body: set[fx.Node]) -> set[str] | None:
+    """The trainable weights whose zero makes all of ``node`` zero; None where none do."""
+    if node.op == "get_attr":
+        tensor = g.program.tensors[str(node.target)]
+        return {str(node.target)} if tensor.requires_grad and tensor.dim() else None
+    if node not in body or node.op != "call_function" or not g.facts[node].zeros:
+        return None
+    names = _of(g, g.facts[node].zeros[0], body)
+    if names and "norm" in str(node.target):
+        # before a normalisation a convolution's own scale says nothing: both shrink together, as one group
+        source = node.args[0]
+        if isinstance(source, fx.Node) and source in body and any(g.facts[source].macs):
+            names |= _producers(g, source, body) or set()
+    return names
+
+
+def _of(g: Inference, zero: Zero | None, body: set[fx.Node]) -> set[str] | None:
+    match zero:
+        case Keeps(node, None, _):
+            return _producers(g, node, body)
+        case Keeps(node, _, _):
+            return _producers(g, node, body)
+        case AllOf(parts):
+            every = [_of(g, part, body) for part in parts]
+            return None if any(names is None for names in every) else set().union(*every)  # type: ignore[arg-type]
+        case AnyOf(parts):
+            some = [names for names in (_of(g, part, body) for part in parts) if names]
+            return min(some, key=lambda names: (-_weights(g, names), len(names))) if some else None
+        case Joined(parts, _):
+            every = [_producers(g, node, body) for node, _ in parts]
+            return None if not every or any(names is None for names in every) else set().union(*every)  # type: ignore[arg-type]
+    return None
+
+
+def _weights(g: Inference, names: set[str]) -> int:
+    return int(any(g.program.tensors[name].dim() > 1 for name in names))

@@ -1,0 +1,139 @@
+"""What a model costs: multiply-accumulates and parameters, as functions of what is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from torch import fx, nn
+
+from sslprune.axes import Axis
+from sslprune.graph.atoms import Dim
+from sslprune.graph.find import branches_of, siblings
+from sslprune.graph.inference import infer
+from sslprune.graph.program import Program
+
+Measure = Literal["macs", "parameters"]
+Masks = Sequence[np.ndarray]  # for each axis, which groups are kept: bool, shape (size,)
+
+
+class _Term:
+    """constant x product over dimensions of the number of kept indices; gone when one of ``branches`` is."""
+
+    def __init__(self, constant: float, factors: list[int], branches: frozenset[int]) -> None:
+        self.constant, self.factors, self.branches = constant, factors, branches
+
+
+class Cost:
+    """MACs of one sample and parameters of ``program`` when some groups of ``axes`` are removed.
+
+    A mask per axis says which groups are kept; None keeps everything. Costs are exact: they equal those of the
+    repacked model, unless dropping several branches leaves something dead that none of them owns alone.
+    """
+
+    def __init__(self, program: Program, axes: Sequence[Axis]) -> None:
+        g = infer(program)
+        self._axes = list(axes)
+        self._dims: list[tuple[np.ndarray, np.ndarray]] = []  # each distinct dimension: (rows of slots, shape (n, k))
+        slot = np.zeros(len(g.atoms), np.int64)  # slot 0 is always kept
+        self._starts = np.cumsum([1, *(axis.atoms.size for axis in self._axes)])
+        for axis, start in zip(self._axes, self._starts, strict=False):
+            slot[axis.atoms] = np.arange(start, start + axis.atoms.size)
+        known: dict[tuple[int, ...] | int, int] = {}
+        seen: dict[bytes, int] = {}
+
+        def index(dim: Dim) -> int:
+            if id(dim) not in known:
+                rows = slot[g.atoms.rows(dim)]
+                key = rows.tobytes() + bytes(str(rows.shape), "ascii")
+                if key not in seen:
+                    seen[key] = len(self._rows)
+                    self._rows.append(rows)
+                known[id(dim)] = seen[key]
+                self._alive.append(dim)
+            return known[id(dim)]
+
+        self._rows: list[np.ndarray] = []
+        self._alive: list[Dim] = []  # keeps ids unique while they are keys
+        graph = program.evaluation
+        owners: dict[fx.Node, set[int]] = {}  # the layers that a node is gone with
+        self._siblings = siblings(g, self._axes)
+        by_producers = {places[0].producers: places[0] for places in branches_of(g)}
+        for i, axis in enumerate(self._axes):
+            if axis.kind == "layers":
+                for node in by_producers[tuple(member.name for member in axis.members)].body:
+                    owners.setdefault(node, set()).add(i)
+        self._terms: dict[Measure, list[_Term]] = {"macs": [], "parameters": []}
+        counted: dict[str, set[int] | None] = {}
+        for node in graph.nodes:
+            dead_with = frozenset(owners.get(node, ()))
+            for constant, dims in g.facts[node].macs:
+                self._terms["macs"].append(_Term(constant / program.batch, [index(d) for d in dims], dead_with))
+            if node.op == "get_attr" and node.users:
+                name = str(node.target)
+                counted[name] = set(dead_with) if name not in counted else counted[name] & dead_with  # type: ignore[operator]
+        for name, dead in counted.items():
+            if name in program.aliases and isinstance(program.tensors[name], nn.Parameter):
+                dims = g.state[name]
+                moving = [d for d in dims if d.rows.shape[1]]
+                constant = float(np.prod([d.size for d in dims if not d.rows.shape[1]]))
+                self._terms["parameters"].append(_Term(constant, [index(d) for d in moving], frozenset(dead or ())))
+
+    def _kept(self, kept: Masks | None) -> tuple[np.ndarray, set[int]]:
+        flags = np.ones(self._starts[-1], bool)
+        gone: set[int] = set()
+        if kept is not None:
+            for i, (axis, mask) in enumerate(zip(self._axes, kept, strict=True)):
+                if axis.atoms.size:
+                    flags[self._starts[i] : self._starts[i + 1]] = mask
+                elif not np.asarray(mask).all() and not self._siblings[i] & gone:
+                    gone.add(i)
+        return flags, gone
+
+    def _measure(self, measure: Measure, kept: Masks | None) -> float:
+        flags, gone = self._kept(kept)
+        counts = np.array([flags[rows].all(axis=1).sum() for rows in self._rows], float)
+        return float(sum(t.constant * counts[t.factors].prod() for t in self._terms[measure] if not t.branches & gone))
+
+    def macs(self, kept: Masks | None = None) -> float:
+        """Multiply-accumulates of one sample."""
+        return self._measure("macs", kept)
+
+    def parameters(self, kept: Masks | None = None) -> float:
+        """Number of parameters."""
+        return self._measure("parameters", kept)
+
+    def savings(self, kept: Masks | None, measure: Measure) -> list[np.ndarray]:
+        """How much ``measure`` falls when one more group goes, for each group of each axis: shape (size,) each.
+
+        Groups already removed save nothing. First order: an index counts for each group in its row alone.
+        """
+        flags, gone = self._kept(kept)
+        masks = [flags[rows] for rows in self._rows]
+        counts = np.array([mask.all(axis=1).sum() for mask in masks], float)
+        slope = np.zeros(len(self._rows))  # of the cost, by the count of each dimension
+        layers = np.zeros(len(self._axes))
+        for term in self._terms[measure]:
+            if term.branches & gone:
+                continue
+            values = counts[term.factors]
+            total = term.constant * values.prod()
+            for i in term.branches:
+                layers[i] += total
+            for position, factor in enumerate(term.factors):
+                others = np.delete(values, position).prod()
+                slope[factor] += term.constant * others
+        by_slot = np.zeros(self._starts[-1])
+        for rows, mask, value in zip(self._rows, masks, slope, strict=True):
+            alive = rows[mask.all(axis=1)]
+            if value and alive.size:
+                np.add.at(by_slot, alive.reshape(-1), value)
+        result = []
+        for i, axis in enumerate(self._axes):
+            if axis.atoms.size:
+                start, end = self._starts[i], self._starts[i + 1]
+                result.append(np.where(flags[start:end], by_slot[start:end], 0.0))
+            else:
+                result.append(np.array([0.0 if self._siblings[i] & gone else layers[i]]))
+        return result

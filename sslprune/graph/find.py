@@ -1,0 +1,176 @@
+"""`find_axes`: what may be removed from a traced model, read off the inference."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+from torch import fx, nn
+
+from sslprune.axes import Axis, Member
+from sslprune.graph.atoms import ALWAYS, Dim
+from sslprune.graph.branches import Branch, find_branches
+from sslprune.graph.inference import KINDS, Inference, describe, infer
+from sslprune.graph.program import Program
+from sslprune.graph.zeros import Vanishing
+
+
+def find_axes(program: Program) -> list[Axis]:
+    """Every axis of ``program``, the frozen and inexact ones with their reason, then its removable branches."""
+    if "axes" not in program._cache:
+        g = infer(program)
+        program._cache["axes"] = [*_axes(g), *_layers(g)]
+    return list(program._cache["axes"])
+
+
+def _axes(g: Inference) -> list[Axis]:
+    names = [name for name in g.state if name not in g.program.constants]
+    places = [(name, d) for name in names for d in range(len(g.state[name]))]
+    atom, place, position = _occurrences(g, places)
+    if not atom.size:
+        return []
+    inexact = _inexact(g)
+    frozen = g.atoms.why(Dim(np.arange(len(g.atoms))[:, None]))
+    labels = g.atoms.rank(np.arange(len(g.atoms)))
+
+    # Atoms that occur equally often in the same places, are used alike and are equally exact, are one axis.
+    unique, inverse = np.unique(atom, return_inverse=True)
+    token = np.random.default_rng(0).integers(1, 2**63, len(places), dtype=np.uint64)
+    signature = np.zeros(len(unique), np.uint64)
+    np.add.at(signature, inverse, token[place])
+    reason = np.array([inexact.get(int(a), 0) for a in unique])
+    key = np.stack(
+        [signature, labels[unique].astype(np.uint64), frozen[unique].astype(np.uint64), reason.astype(np.uint64)]
+    )
+    _, first, cluster = np.unique(key, axis=1, return_index=True, return_inverse=True)
+    cluster = cluster.reshape(-1)
+
+    order = np.lexsort((position, atom, place))
+    atom, place, position, inverse = atom[order], place[order], position[order], inverse[order]
+    by_cluster = cluster[inverse]
+    rank_of_producer = {place_: i for i, place_ in enumerate(g.producers)}
+    drafts = []
+    for c in np.argsort(first):
+        chosen = unique[cluster == c]
+        here = by_cluster == c
+        members = []
+        for p in np.unique(place[here]):
+            rows = here & (place == p)
+            name, d = places[p]
+            tensor = g.program.tensors[name]
+            zeroed = isinstance(tensor, nn.Parameter) and tensor.requires_grad
+            members.append(Member(name, d, position[rows].reshape(len(chosen), -1), zeroed))
+        why = frozen[chosen[0]]
+        kind = KINDS[labels[chosen[0]]]
+        producer = min((m for m in members if (m.name, m.dim) in rank_of_producer),
+                       key=lambda m: rank_of_producer[m.name, m.dim], default=members[0])  # fmt: skip
+        at = rank_of_producer.get((producer.name, producer.dim), len(rank_of_producer))
+        text = g.atoms.reasons[why] if why else g.atoms.reasons[inexact.get(int(chosen[0]), 0)]
+        if not why and not any(m.zeroed for m in members):
+            why, text = 1, "none of its parameters is trained"
+        if why and kind == "kernel":
+            continue
+        draft = Axis(producer.name.rpartition(".")[0] or producer.name, kind, len(chosen), not text, tuple(members), text,
+                     frozen=bool(why), atoms=chosen)  # fmt: skip
+        drafts.append((at, len(drafts), draft))
+    return _distinct([axis for _, _, axis in sorted(drafts, key=lambda entry: entry[:2])])
+
+
+def _occurrences(g: Inference, places: list[tuple[str, int]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Every (atom, place, index) at which an atom stands, frozen ones included; ``place`` indexes ``places``."""
+    found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    for p, (name, d) in enumerate(places):
+        rows = g.atoms.expanded(g.state[name][d])
+        index, column = np.nonzero(rows != ALWAYS)
+        found.append((rows[index, column], np.full(index.size, p), index))
+    if not found:
+        return (np.empty(0, np.int64),) * 3
+    atom, place, position = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    return atom, place, position
+
+
+def _inexact(g: Inference) -> dict[int, int]:
+    """For each atom whose removal would change what is left: the index of its reason in ``g.atoms.reasons``."""
+    found: dict[int, int] = {}
+
+    def mark(atoms: np.ndarray, why: str) -> None:
+        if atoms.size:
+            g.atoms.reasons.append(why)
+            found.update({int(a): found.get(int(a), len(g.atoms.reasons) - 1) for a in atoms})
+
+    cache: dict[tuple[int, ...], np.ndarray] = {}
+
+    def atoms_of(dims: tuple[Dim, ...]) -> np.ndarray:
+        key = tuple(map(id, dims))
+        if key not in cache:
+            cache[key] = g.atoms.of(dims)
+        return cache[key]
+
+    vanish: dict[tuple[fx.Node, int], np.ndarray] = {}
+    vanishing = Vanishing(vanish, atoms_of)
+    for graph in g.program.graphs:
+        for node in graph.nodes:
+            facts = g.facts[node]
+            if node.op == "get_attr":
+                tensor = g.program.tensors[str(node.target)]
+                if isinstance(tensor, nn.Parameter) and tensor.requires_grad:
+                    vanish[node, 0] = atoms_of(tuple(g.state[str(node.target)]))
+            else:
+                for i, zero in enumerate(facts.zeros):
+                    vanish[node, i] = np.intersect1d(vanishing.of(zero), atoms_of(tuple(facts.outputs[i])))
+            for dim, zero in facts.sums:
+                over = atoms_of((dim,))
+                if over.size:
+                    mark(np.setdiff1d(over, vanishing.of(zero)), f"{describe(node)} sums what has not vanished")
+            for dim in facts.normalised:
+                mark(atoms_of((dim,)), f"{describe(node)} normalises over it")
+    return found
+
+
+def branches_of(g: Inference) -> list[list[Branch]]:
+    """For each removable branch, its place in each graph."""
+    if "branches" not in g.program._cache:
+        by_graph = [{(b.producers, b.name): b for b in find_branches(g, graph)} for graph in g.program.graphs]
+        g.program._cache["branches"] = [
+            [found[key] for found in by_graph] for key in by_graph[0] if all(key in found for found in by_graph)
+        ]
+    return g.program._cache["branches"]
+
+
+def siblings(g: Inference, axes: Sequence[Axis]) -> list[set[int]]:
+    """For each axis the other branches of the same sum: the sum must keep one operand, so the first to go goes alone."""
+    totals = {places[0].producers: places[0].total for places in branches_of(g)}
+    mine = [totals.get(tuple(m.name for m in axis.members)) if axis.kind == "layers" else None for axis in axes]
+    return [
+        {j for j, other in enumerate(mine) if total is not None and other is total and j != i}
+        for i, total in enumerate(mine)
+    ]
+
+
+def _layers(g: Inference) -> list[Axis]:
+    axes = []
+    for places in branches_of(g):
+        branch = places[0]
+        members = []
+        for name in branch.producers:
+            size = g.program.tensors[name].shape[0]
+            members.append(Member(name, 0, np.arange(size)[None, :]))
+        axes.append(Axis(branch.name, "layers", 1, True, tuple(members)))
+    return _distinct(axes)
+
+
+def _distinct(axes: list[Axis]) -> list[Axis]:
+    """Axes of one name are told apart by kind, then by number."""
+    count = Counter(axis.name for axis in axes)
+    seen: Counter[str] = Counter()
+    named = []
+    for axis in axes:
+        name = axis.name
+        if count[name] > 1:
+            name = f"{name}/{axis.kind}"
+            seen[name] += 1
+            if seen[name] > 1:
+                name = f"{name}.{seen[name]}"
+        named.append(Axis(name, axis.kind, axis.size, axis.exact, axis.members, axis.reason, axis.frozen, axis.atoms))
+    return named

@@ -1,0 +1,209 @@
+"""Runs the operator rules over a program's graphs and collects what they state.
+
+A rule states, for one node: the dimensions of what it makes; which dimensions must stay equal; how exact zeros pass
+through; which dimensions it sums or normalises over; what its multiply-accumulates are; and how its own arguments
+change when something is removed. Everything else (axes, exactness, costs, repack) is read off these statements.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import fx
+
+from sslprune.errors import TraceError
+from sslprune.graph.atoms import Atoms, Dim, fixed
+from sslprune.graph.program import Program
+from sslprune.graph.zeros import Keeps, Zero
+
+if TYPE_CHECKING:
+    from sslprune.graph.rewrite import Rewriter
+
+KINDS = (
+    "inputs",
+    "kernel",
+    "neurons",
+    "filters",
+    "width",
+    "hidden",
+    "value_dim",
+    "head_dim",
+    "heads",
+    "experts",
+)  # by rank
+RANK = {kind: rank for rank, kind in enumerate(KINDS)}
+
+
+@dataclass
+class Facts:
+    """What the rules state about one node."""
+
+    outputs: list[list[Dim]] = field(default_factory=list)  # of each tensor that the node makes
+    zeros: list[Zero | None] = field(default_factory=list)  # how exact zeros reach each of them; None: never
+    sums: list[tuple[Dim, Zero | None]] = field(default_factory=list)  # dimensions summed over, and what vanishes there
+    normalised: list[Dim] = field(default_factory=list)  # dimensions whose removal changes what is left
+    macs: list[tuple[float, list[Dim]]] = field(default_factory=list)  # constant x product of the kept sizes
+    rewrites: list[Callable[[Rewriter], None]] = field(default_factory=list)
+
+
+Rule = Callable[["Inference", fx.Node, SimpleNamespace], None]
+
+
+class Inference:
+    """The axes of every dimension of every tensor of a program."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.atoms = Atoms()
+        self.facts: dict[fx.Node, Facts] = {}
+        self.producers: dict[tuple[str, int], None] = {}  # (weight, its output dimension), in graph order
+        self.state: dict[str, list[Dim]] = {}  # of each parameter, buffer and constant, by graph name
+        for name, tensor in program.tensors.items():
+            self.state[name] = [self.atoms.fresh(n) if n > 1 else fixed(n, "a size of 1") for n in tensor.shape]
+        for graph in program.graphs:
+            for node in graph.nodes:
+                self._visit(node)
+
+    def _visit(self, node: fx.Node) -> None:
+        from sslprune.graph.rules import RULES, unknown
+
+        self.facts[node] = Facts()
+        if node.op == "placeholder":
+            value = node.meta.get("val")
+            if isinstance(value, torch.Tensor):
+                self.out(node, [fixed(n, f"it reaches the model's input {node.name}") for n in self.shape(node)])
+        elif node.op == "get_attr":
+            self.out(node, self.state[str(node.target)])
+        elif node.op == "output":
+            for leaf in node.all_input_nodes:
+                for dims in self.facts[leaf].outputs:
+                    self.atoms.freeze(dims, "it reaches the model's output")
+        elif node.op == "call_function":
+            if node.target is operator.getitem:
+                source, index = node.args
+                outputs = self.facts[source].outputs  # type: ignore[index]
+                if index < len(outputs):  # type: ignore[operator]
+                    self.out(node, outputs[index], Keeps(source, output=index))  # type: ignore[index, arg-type]
+            elif isinstance(node.target, torch._ops.OpOverload):
+                RULES.get(operator_name(node), unknown)(self, node, arguments(node))
+            elif any(self.is_tensor(n) for n in node.all_input_nodes):
+                unknown(self, node, SimpleNamespace())
+
+    # -- reading ------------------------------------------------------------------------------------------------------
+
+    def is_tensor(self, node: Any) -> bool:
+        """Whether ``node`` is a node that makes one tensor."""
+        return isinstance(node, fx.Node) and len(self.facts[node].outputs) == 1
+
+    def dims(self, node: fx.Node) -> list[Dim]:
+        """The dimensions of the tensor that ``node`` makes."""
+        return list(self.facts[node].outputs[0])
+
+    def shape(self, node: fx.Node, output: int = 0) -> tuple[int, ...]:
+        """The example sizes of a tensor that ``node`` makes."""
+        if node.op == "get_attr":
+            return tuple(self.program.tensors[str(node.target)].shape)
+        value = node.meta["val"]
+        if isinstance(value, (tuple, list)):
+            value = value[output]
+        return tuple(_example(n, node) for n in value.shape)
+
+    def sizes(self, node: fx.Node, output: int = 0) -> list[int | torch.SymInt]:
+        value = node.meta["val"]
+        return list((value[output] if isinstance(value, (tuple, list)) else value).shape)
+
+    def num_outputs(self, node: fx.Node) -> int:
+        """How many tensors the operator returns."""
+        value = node.meta["val"]
+        return len(value) if isinstance(value, (tuple, list)) else 1
+
+    def dtype(self, node: fx.Node) -> torch.dtype:
+        return self.program.tensors[str(node.target)].dtype if node.op == "get_attr" else node.meta["val"].dtype
+
+    # -- stating ------------------------------------------------------------------------------------------------------
+
+    def out(self, node: fx.Node, dims: Sequence[Dim], zero: Zero | None = None) -> None:
+        """``node`` makes one more tensor, of ``dims``; ``zero`` says when an index of it is exactly zero."""
+        self.facts[node].outputs.append(list(dims))
+        self.facts[node].zeros.append(zero)
+
+    def unify(self, one: Dim, other: Dim, node: fx.Node) -> None:
+        """The two dimensions stay equal."""
+        self.atoms.unify(one, other, describe(node))
+
+    def freeze(self, dims: Sequence[Dim], node: fx.Node, because: str = "") -> None:
+        self.atoms.freeze(dims, describe(node) + (f" ({because})" if because else ""))
+
+    def label(self, dim: Dim, kind: str) -> None:
+        self.atoms.label(dim, RANK[kind])
+
+    def produces(self, weight: fx.Node, dim: int) -> None:
+        """Dimension ``dim`` of a weight makes new features: it gives an axis its name."""
+        if weight.op == "get_attr":
+            self.producers[str(weight.target), dim] = None
+
+    def sums(self, node: fx.Node, dim: Dim, zero: Zero | None) -> None:
+        """``node`` sums over ``dim``, exactly where ``zero`` holds."""
+        self.facts[node].sums.append((dim, zero))
+
+    def normalises(self, node: fx.Node, *dims: Dim) -> None:
+        """What is left along ``dims`` changes when part of them goes."""
+        self.facts[node].normalised.extend(dims)
+
+    def macs(self, node: fx.Node, dims: Sequence[Dim], times: float = 1.0) -> None:
+        """Multiply-accumulates: ``times`` x the product of the kept sizes of ``dims``, for the whole batch."""
+        constant = times * prod(dim.size for dim in dims if not dim.rows.shape[1])
+        self.facts[node].macs.append((constant, [dim for dim in dims if dim.rows.shape[1]]))
+
+    def on_repack(self, node: fx.Node, rewrite: Callable[[Rewriter], None]) -> None:
+        """How the node's own arguments change when something has been removed."""
+        self.facts[node].rewrites.append(rewrite)
+
+
+def operator_name(node: fx.Node) -> str:
+    """``add`` for ``aten.add.Tensor``; with the namespace where it is not ATen's."""
+    name = str(node.target._schema.name)  # type: ignore[union-attr]
+    return name.removeprefix("aten::")
+
+
+def arguments(node: fx.Node) -> SimpleNamespace:
+    """The node's arguments by their names in the operator's schema, defaults filled in."""
+    named: dict[str, Any] = {}
+    for i, argument in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
+        if i < len(node.args):
+            named[argument.name] = node.args[i]
+        elif argument.name in node.kwargs:
+            named[argument.name] = node.kwargs[argument.name]
+        else:
+            named[argument.name] = argument.default_value if argument.has_default_value() else None
+    return SimpleNamespace(**named)
+
+
+def describe(node: fx.Node) -> str:
+    """The operator and the module that it stands in, for people."""
+    name = operator_name(node) if isinstance(node.target, torch._ops.OpOverload) else str(node.target)
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    path = str(stack[-1][0]) if stack else ""
+    return f"{name} in {path}" if path else name
+
+
+def _example(size: Any, node: fx.Node) -> int:
+    if isinstance(size, int):
+        return size
+    hint = size.node.hint
+    if hint is None:
+        raise TraceError(f"{describe(node)}: its size depends on the data; such a model has no fixed axes")
+    return int(hint)
+
+
+def infer(program: Program) -> Inference:
+    """The inference of ``program``, done once."""
+    if "inference" not in program._cache:
+        program._cache["inference"] = Inference(program)
+    return program._cache["inference"]

@@ -1,0 +1,54 @@
+"""The repacked model: a plain ``nn.Module`` that runs rewritten graphs on smaller tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.utils import _pytree as pytree
+
+
+class Packed(nn.Module):
+    """Runs the evaluation graph in ``eval()`` mode and the training graph in ``train()`` mode, on shared parameters.
+
+    Parameters and buffers keep the names that they had in the original model.
+    """
+
+    def __init__(
+        self,
+        graphs: tuple[fx.Graph, ...],  # evaluation, and training where there is one
+        tensors: dict[str, torch.Tensor],
+        keyword_names: tuple[str, ...],
+        out_spec: pytree.TreeSpec,
+    ) -> None:
+        super().__init__()
+        for name, tensor in tensors.items():
+            *path, leaf = name.split(".")
+            holder: nn.Module = self
+            for part in path:
+                if part not in holder._modules:
+                    holder.add_module(part, nn.Module())
+                holder = holder.get_submodule(part)
+            if isinstance(tensor, nn.Parameter):
+                holder.register_parameter(leaf, tensor)
+            else:
+                holder.register_buffer(leaf, tensor)
+        self._keyword_names, self._out_spec = keyword_names, out_spec
+        self._runs: tuple[Callable[..., Any], ...] = tuple(map(_compile, graphs))
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        ordered = {name: kwargs.pop(name) for name in self._keyword_names if name in kwargs} | kwargs
+        if self.training and len(self._runs) == 1:
+            raise RuntimeError("this model was traced without a training graph; call eval() first")
+        results = self._runs[int(self.training)](self, *pytree.tree_leaves((args, ordered)))
+        return pytree.tree_unflatten(list(results), self._out_spec)
+
+
+def _compile(graph: fx.Graph) -> Callable[..., Any]:
+    """The graph as a Python function of (module, *inputs)."""
+    code = graph.python_code("self")
+    scope = dict(code.globals)
+    exec(compile(code.src, "<sslprune graph>", "exec"), scope)  # the same way in which fx.GraphModule runs its graph
+    return scope["forward"]

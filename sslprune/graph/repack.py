@@ -1,0 +1,192 @@
+"""`repack`: the model without its zero groups, as a rewrite of its graphs, proven equal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx, nn
+from torch.utils import _pytree as pytree
+
+from sslprune.axes import Axis, tensors_of, zero_mask
+from sslprune.errors import RepackError
+from sslprune.graph.branches import Branch
+from sslprune.graph.find import branches_of, siblings
+from sslprune.graph.inference import Inference, infer
+from sslprune.graph.packed import Packed
+from sslprune.graph.program import Program, copy_graph, quiet
+from sslprune.graph.rewrite import Kept, Rewriter
+
+TOLERANCE = 1e-4  # largest relative difference between the masked and the repacked model
+
+
+def removed_groups(
+    model: nn.Module, program: Program, axes: Sequence[Axis], allow_inexact: bool = False
+) -> list[np.ndarray]:
+    """Which groups of each axis repack takes away: bool, shape (size,).
+
+    Every axis but a layer keeps one group, and every sum one operand.
+    """
+    masks: list[np.ndarray] = []
+    others = siblings(infer(program), axes)
+    for i, axis in enumerate(axes):
+        removable = not axis.frozen and (axis.exact or allow_inexact)
+        zero = zero_mask(model, axis) if removable else np.zeros(axis.size, bool)
+        if zero.all() and axis.kind != "layers":
+            zero[0] = False
+        if any(j < i and masks[j].all() for j in others[i]):
+            zero[:] = False
+        masks.append(zero)
+    return masks
+
+
+def repack(
+    model: nn.Module,
+    program: Program,
+    axes: Sequence[Axis],
+    *,
+    allow_inexact: bool = False,
+    verify: bool = True,
+) -> nn.Module:
+    """``model`` without the groups of ``axes`` that are exactly zero: smaller dense tensors, the same function.
+
+    The result runs in ``train()`` and ``eval()`` mode and keeps the names of parameters and buffers. It is compared
+    with ``model`` on the program's example inputs, in evaluation mode: RepackError above a relative difference of 1e-4
+    (not checked where ``allow_inexact`` takes inexact axes away).
+    """
+    return remove(
+        model, program, axes, removed_groups(model, program, axes, allow_inexact), verify=verify and not allow_inexact
+    )
+
+
+def remove(
+    model: nn.Module, program: Program, axes: Sequence[Axis], removed: Sequence[np.ndarray], *, verify: bool = True
+) -> nn.Module:
+    """``model`` without the groups that ``removed`` names, one bool mask an axis, shape (size,)."""
+    g = infer(program)
+    gone = [axis.atoms[mask] for axis, mask in zip(axes, removed, strict=True) if axis.atoms.size]
+    kept = Kept(g.atoms, np.concatenate([np.empty(0, np.int64), *gone]))
+    dropped = {
+        tuple(m.name for m in axis.members)
+        for axis, mask in zip(axes, removed, strict=True)
+        if axis.kind == "layers" and mask.all()
+    }
+    state, own = tensors_of(model), set(program.aliases)
+    constants: dict[str, torch.Tensor] = {}
+    graphs = []
+    for i, graph in enumerate(program.graphs):
+        branches = [places[i] for places in branches_of(g) if places[0].producers in dropped]
+        graphs.append(_rewritten(g, graph, kept, branches, constants))
+    used = {str(node.target) for graph in graphs for node in graph.nodes if node.op == "get_attr"}
+    tensors: dict[str, torch.Tensor] = {}
+    for name, tensor in {**program.tensors, **constants}.items():
+        if name not in used:
+            continue
+        source = state[name] if name in own else tensor
+        small = _sliced(source, [kept.mask(d) for d in g.state[name]]) if name in g.state else source
+        if isinstance(source, nn.Parameter):
+            small = nn.Parameter(small, requires_grad=source.requires_grad)
+        for alias in program.aliases.get(name, (name,)):
+            tensors[alias] = small
+    small_model = Packed(tuple(graphs), tensors, tuple(program.kwargs), program.out_spec)
+    small_model.train(model.training and len(graphs) > 1)
+    if verify:
+        difference = max_relative_difference(model, small_model, program.args, program.kwargs)
+        if not difference <= TOLERANCE:
+            raise RepackError(
+                f"the repacked model differs from the masked one by {difference:.3g} (relative; at most {TOLERANCE:g} is "
+                "allowed); please report the model: nothing was written"
+            )
+    return small_model
+
+
+@torch.no_grad()
+def _sliced(tensor: torch.Tensor, masks: Sequence[np.ndarray]) -> torch.Tensor:
+    small = tensor.detach()
+    for d, mask in enumerate(masks):
+        if not mask.all():
+            small = small.index_select(d, torch.from_numpy(np.flatnonzero(mask)).to(small.device))
+    return small.clone() if small.data_ptr() == tensor.data_ptr() else small.contiguous()
+
+
+def _rewritten(
+    g: Inference, graph: fx.Graph, kept: Kept, branches: Sequence[Branch], constants: dict[str, torch.Tensor]
+) -> fx.Graph:
+    new, mapping = copy_graph(graph)
+    for branch in branches:
+        total = mapping[branch.total]
+        if mapping[branch.operand] in total.all_input_nodes:
+            replacement = mapping[branch.other]
+            total.replace_all_uses_with(replacement)
+            new.erase_node(total)
+            for old, node in mapping.items():  # later branches may name this sum as what stays
+                if node is total:
+                    mapping[old] = replacement
+    _erase_dead(new)
+    alive = set(new.nodes)
+    for old, node in mapping.items():
+        if node in alive and node.op == "call_function":
+            for rewrite in g.facts[old].rewrites:
+                if old.target is node.target:
+                    rewrite(Rewriter(kept, node, mapping, constants))
+    _erase_dead(new)
+    new.lint()
+    return new
+
+
+def _erase_dead(graph: fx.Graph) -> None:
+    """Erase what the output does not need; a buffer's update is needed while something live reads the buffer."""
+    live: set[fx.Node] = set()
+    updates = [n for n in graph.nodes if _mutates(n)]
+    stack = [n for n in graph.nodes if n.op in ("output", "placeholder")]
+    while stack:
+        while stack:
+            node = stack.pop()
+            if node not in live:
+                live.add(node)
+                stack.extend(node.all_input_nodes)
+        for update in updates:
+            if update in live:
+                continue
+            state = update.all_input_nodes[0]
+            owner = str(state.target).rpartition(".")[0]
+            readers = any(user in live for user in state.users)
+            siblings = any(n.op == "get_attr" and str(n.target).rpartition(".")[0] == owner for n in live)
+            if readers or siblings:
+                stack.append(update)
+    for node in reversed(list(graph.nodes)):
+        if node not in live:
+            graph.erase_node(node)
+
+
+def _mutates(node: fx.Node) -> bool:
+    return (
+        node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+    )
+
+
+@torch.no_grad()
+def max_relative_difference(one: nn.Module, other: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> float:
+    """Largest absolute difference over the largest absolute value, over all floating outputs, in evaluation mode."""
+    modes = {module: module.training for m in (one, other) for module in m.modules()}
+    device = next((p.device for p in one.parameters()), torch.device("cpu"))
+    place = lambda leaf: leaf.to(device) if isinstance(leaf, torch.Tensor) else leaf  # noqa: E731
+    args, kwargs = pytree.tree_map(place, args), pytree.tree_map(place, kwargs)
+    try:
+        one.eval(), other.eval()  # noqa: B018
+        with quiet():
+            expected, found = (pytree.tree_leaves(m(*args, **kwargs)) for m in (one, other))
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    worst = 0.0
+    for a, b in zip(expected, found, strict=True):
+        if isinstance(a, torch.Tensor) and a.numel():
+            if a.shape != b.shape:
+                return float("inf")
+            scale = max(float(a.double().abs().max()), 1e-12)
+            difference = float((a.double() - b.double()).abs().max()) / scale
+            worst = difference if difference != difference else max(worst, difference)
+    return worst

@@ -1,0 +1,101 @@
+"""What a rule may do to its own node when something has been removed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx
+
+from sslprune.errors import RepackError
+from sslprune.graph.atoms import ALWAYS, Atoms, Dim
+
+
+class Kept:
+    """Which atoms stay, and with that which indices of each dimension."""
+
+    def __init__(self, atoms: Atoms, removed: np.ndarray) -> None:
+        self._atoms = atoms
+        self._keep = np.ones(len(atoms), bool)
+        self._keep[removed] = False
+        self._keep[ALWAYS] = True
+        self._masks: dict[int, tuple[Dim, np.ndarray]] = {}
+
+    def mask(self, dim: Dim) -> np.ndarray:
+        """Which indices of ``dim`` stay: bool, shape (size,)."""
+        if id(dim) not in self._masks:
+            self._masks[id(dim)] = dim, self._keep[self._atoms.rows(dim)].all(axis=1)
+        return self._masks[id(dim)][1]
+
+    def size(self, dim: Dim) -> int:
+        return int(self.mask(dim).sum())
+
+    def changed(self, dim: Dim) -> bool:
+        return not bool(self.mask(dim).all())
+
+
+class Rewriter:
+    """One node of the new graph, and how to change it."""
+
+    def __init__(
+        self, kept: Kept, node: fx.Node, mapping: dict[fx.Node, fx.Node], constants: dict[str, torch.Tensor]
+    ) -> None:
+        self._kept, self.node, self._mapping, self._constants = kept, node, mapping, constants
+        self.mask, self.size, self.changed = kept.mask, kept.size, kept.changed
+
+    def set(self, name: str, value: Any) -> None:
+        """Give the argument ``name`` (as in the operator's schema) a new value."""
+        schema = self.node.target._schema.arguments  # type: ignore[union-attr]
+        at = next(i for i, argument in enumerate(schema) if argument.name == name)
+        if at < len(self.node.args) and not schema[at].kwarg_only:
+            self.node.update_arg(at, value)
+        elif getattr(schema[at], "default_value", None) != value or name in self.node.kwargs:
+            self.node.update_kwarg(name, value)
+
+    def resize(self, name: str, dims: Sequence[Dim], sizes: Sequence[int | torch.SymInt]) -> None:
+        """Recompute a list of sizes: plain numbers follow their dimensions; open ones stay as they are."""
+        if not any(self.changed(dim) for dim in dims):
+            return
+        schema = self.node.target._schema.arguments  # type: ignore[union-attr]
+        at = next(i for i, argument in enumerate(schema) if argument.name == name)
+        old = self.node.args[at] if at < len(self.node.args) else self.node.kwargs[name]
+        new: list[Any] = []
+        for value, dim, size in zip(old, dims, sizes, strict=True):  # type: ignore[arg-type]
+            if isinstance(size, torch.SymInt) and self.changed(dim):
+                value = -1
+            elif isinstance(value, int) and value >= 0 and dim.rows.shape[1]:
+                value = self.size(dim)
+            new.append(value)
+        if new.count(-1) > 1:
+            raise RepackError(
+                f"{self.node.name}: two of its sizes, {list(sizes)}, depend on the input and on what was removed"
+            )
+        self.set(name, new)
+
+    def retarget(self, target: Any, args: tuple[Any, ...]) -> None:
+        """Make it another operator; nodes in ``args`` are those of the old graph."""
+        self.node.target = target
+        self.node.args = fx.map_arg(args, lambda n: self._mapping[n])
+        self.node.kwargs = {}
+
+    def renumber(self, dim: Dim, positions: np.ndarray) -> np.ndarray:
+        """Old positions along ``dim`` as positions among what is left; what is gone is left out."""
+        mask = self.mask(dim)
+        return (np.cumsum(mask) - 1)[positions[mask[positions]]]
+
+    def gather(self, source: fx.Node, dim: int, positions: np.ndarray) -> None:
+        """Make it a gather of ``source`` at constant ``positions`` along ``dim``."""
+        name = f"_index_{self.node.name}"
+        self._constants[name] = torch.from_numpy(np.ascontiguousarray(positions))
+        with self.node.graph.inserting_before(self.node):
+            index = self.node.graph.get_attr(name)
+        self.node.target = torch.ops.aten.index_select.default
+        self.node.args, self.node.kwargs = (self._mapping[source], dim, index), {}
+
+    def scale(self, factor: float) -> None:
+        """Multiply the node's result by a number."""
+        with self.node.graph.inserting_after(self.node):
+            scaled = self.node.graph.call_function(torch.ops.aten.mul.Tensor, (self.node, factor))
+        self.node.replace_all_uses_with(scaled, delete_user_cb=lambda user: user is not scaled)
