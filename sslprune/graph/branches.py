@@ -5,12 +5,12 @@ In ``x + f(x)`` the branch ``f`` can go when what produces its output is zero: t
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
 from torch import fx
 
-from sslprune.graph.inference import Inference, operator_name
+from sslprune.graph.inference import Inference
+from sslprune.graph.program import operator_name
 from sslprune.graph.zeros import AllOf, AnyOf, Joined, Keeps, Zero
 
 
@@ -30,7 +30,7 @@ def find_branches(g: Inference, graph: fx.Graph) -> list[Branch]:
     """Every operand of a sum that can be dropped."""
     found = []
     for node in graph.nodes:
-        if node.op != "call_function" or not g.facts[node].outputs or operator_name_or_none(node) not in ("add", "sub"):
+        if node.op != "call_function" or operator_name(node) not in ("add", "sub"):
             continue
         first, second = node.args[:2]
         if not (g.is_tensor(first) and g.is_tensor(second)) or first is second:
@@ -41,10 +41,6 @@ def find_branches(g: Inference, graph: fx.Graph) -> list[Branch]:
             if branch is not None:
                 found.append(branch)
     return found
-
-
-def operator_name_or_none(node: fx.Node) -> str | None:
-    return operator_name(node) if hasattr(node.target, "_schema") else None
 
 
 def _branch(g: Inference, total: fx.Node, operand: fx.Node, other: fx.Node) -> Branch | None:
@@ -62,9 +58,16 @@ def _branch(g: Inference, total: fx.Node, operand: fx.Node, other: fx.Node) -> B
         if node.op == "get_attr" and str(node.target) in names and node not in body:
             return None
     inside = [str(n.target) for n in body if n.op == "get_attr"]
-    name = os.path.commonprefix([path.split(".")[:-1] for path in inside])
+    name = _shared_path([path.split(".")[:-1] for path in inside])
     order = [n for n in g.program.tensors if n in names]
     return Branch(".".join(name) or order[0], total, operand, other, tuple(order), frozenset(body))
+
+
+def _shared_path(paths: list[list[str]]) -> list[str]:
+    """The longest path of modules that all ``paths`` begin with."""
+    shortest = min(paths, key=len)
+    length = next((i for i, part in enumerate(shortest) if any(path[i] != part for path in paths)), len(shortest))
+    return shortest[:length]
 
 
 def exclusive(node: fx.Node) -> set[fx.Node]:

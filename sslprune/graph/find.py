@@ -71,8 +71,8 @@ def _axes(g: Inference) -> list[Axis]:
             why, text = 1, "none of its parameters is trained"
         if why and kind == "kernel":
             continue
-        draft = Axis(producer.name.rpartition(".")[0] or producer.name, kind, len(chosen), not text, tuple(members), text,
-                     frozen=bool(why), atoms=chosen)  # fmt: skip
+        name, exact = producer.name.rpartition(".")[0] or producer.name, not text
+        draft = Axis(name, kind, len(chosen), exact, tuple(members), text, bool(why), chosen)
         drafts.append((at, len(drafts), draft))
     return _distinct([axis for _, _, axis in sorted(drafts, key=lambda entry: entry[:2])])
 
@@ -139,7 +139,7 @@ def branches_of(g: Inference) -> list[list[Branch]]:
 
 
 def siblings(g: Inference, axes: Sequence[Axis]) -> list[set[int]]:
-    """For each axis the other branches of the same sum: the sum must keep one operand, so the first to go goes alone."""
+    """For each axis the other branches of the same sum, which must keep one operand: the first to go goes alone."""
     totals = {places[0].producers: places[0].total for places in branches_of(g)}
     mine = [totals.get(tuple(m.name for m in axis.members)) if axis.kind == "layers" else None for axis in axes]
     return [

@@ -19,7 +19,7 @@ from torch import fx
 
 from sslprune.errors import TraceError
 from sslprune.graph.atoms import Atoms, Dim, fixed
-from sslprune.graph.program import Program
+from sslprune.graph.program import Program, module_of, operator_name
 from sslprune.graph.zeros import Keeps, Zero
 
 if TYPE_CHECKING:
@@ -166,12 +166,6 @@ class Inference:
         self.facts[node].rewrites.append(rewrite)
 
 
-def operator_name(node: fx.Node) -> str:
-    """``add`` for ``aten.add.Tensor``; with the namespace where it is not ATen's."""
-    name = str(node.target._schema.name)  # type: ignore[union-attr]
-    return name.removeprefix("aten::")
-
-
 def arguments(node: fx.Node) -> SimpleNamespace:
     """The node's arguments by their names in the operator's schema, defaults filled in."""
     named: dict[str, Any] = {}
@@ -187,10 +181,8 @@ def arguments(node: fx.Node) -> SimpleNamespace:
 
 def describe(node: fx.Node) -> str:
     """The operator and the module that it stands in, for people."""
-    name = operator_name(node) if isinstance(node.target, torch._ops.OpOverload) else str(node.target)
-    stack = list((node.meta.get("nn_module_stack") or {}).values())
-    path = str(stack[-1][0]) if stack else ""
-    return f"{name} in {path}" if path else name
+    path = module_of(node)
+    return f"{operator_name(node)} in {path}" if path else operator_name(node)
 
 
 def _example(size: Any, node: fx.Node) -> int:

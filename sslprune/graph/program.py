@@ -137,16 +137,23 @@ def _graph(exported: torch.export.ExportedProgram) -> tuple[fx.Graph, nn.Module]
     return module.graph, module
 
 
+def operator_name(node: fx.Node) -> str:
+    """``add`` for ``aten.add.Tensor``; with the namespace where it is not ATen's; the target's own name otherwise."""
+    if isinstance(node.target, torch._ops.OpOverload):
+        return str(node.target._schema.name).removeprefix("aten::")
+    return str(getattr(node.target, "__name__", node.target))
+
+
+def module_of(node: fx.Node) -> str:
+    """The path of the module whose forward made the node; "" for the model itself."""
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    return str(stack[-1][0]) if stack else ""
+
+
 def _root(node: fx.Node) -> fx.Node:
-    while node.op == "call_function" and _name(node) in VIEWS and isinstance(node.args[0], fx.Node):
+    while node.op == "call_function" and operator_name(node) in VIEWS and isinstance(node.args[0], fx.Node):
         node = node.args[0]
     return node
-
-
-def _name(node: fx.Node) -> str:
-    return (
-        node.target._schema.name.split("::")[-1] if isinstance(node.target, torch._ops.OpOverload) else str(node.target)
-    )
 
 
 def _writes_state(node: fx.Node) -> bool:
@@ -154,7 +161,7 @@ def _writes_state(node: fx.Node) -> bool:
         return True
     if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
         return False
-    if not node.target._schema.is_mutable and _name(node) != "batch_norm":
+    if not node.target._schema.is_mutable and operator_name(node) != "batch_norm":
         return False
     return (
         any(isinstance(a, fx.Node) and _root(a).op == "get_attr" for a in node.args[:5])
@@ -172,7 +179,7 @@ def _functionalize(graph: fx.Graph) -> bool:
             continue
         changed, root = node.args[0], _root(node.args[0])
         if root.op == "get_attr":
-            if changed is not root and _name(node) != "copy_":
+            if changed is not root and operator_name(node) != "copy_":
                 return False
             continue  # a buffer's update
         family = [
@@ -183,9 +190,9 @@ def _functionalize(graph: fx.Graph) -> bool:
         late = [
             user for other in family for user in other.users if order.get(user, -1) > order[node] and other is not node
         ]
-        name, overload = _name(node)[:-1], node.target._overloadname
+        name, overload = operator_name(node)[:-1], node.target._overloadname
         packet = getattr(torch.ops.aten, name, None)
-        if late or not _name(node).endswith("_") or packet is None or not hasattr(packet, overload):
+        if late or not operator_name(node).endswith("_") or packet is None or not hasattr(packet, overload):
             return False
         node.target = getattr(packet, overload)
         for user in list(changed.users):
@@ -222,7 +229,7 @@ def trace(
         try:
             model.train()
             training, training_module = _graph(export(model, args, kwargs, dynamic))
-        except Exception as error:  # noqa: BLE001 - whatever the exporter raises, evaluation still works
+        except Exception as error:
             notes.append(f"no training graph: {_first_line(error)}")
     finally:
         for part, mode in modes.items():
@@ -264,7 +271,7 @@ def _try_export(
         sizes = [node.meta["val"].shape for node in exported.graph.nodes if node.name in inputs and "val" in node.meta
                  and isinstance(node.meta["val"], torch.Tensor) and node.meta["val"].dim()]  # fmt: skip
         return exported, any(isinstance(shape[0], torch.SymInt) for shape in sizes)
-    except Exception:  # noqa: BLE001 - try once more with the example's own batch size before giving up
+    except Exception:
         try:
             return export(model, args, kwargs, dynamic_batch=False), False
         except Exception as error:

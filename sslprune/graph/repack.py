@@ -17,7 +17,7 @@ from sslprune.graph.find import branches_of, siblings
 from sslprune.graph.inference import Inference, infer
 from sslprune.graph.packed import Packed
 from sslprune.graph.program import Program, copy_graph, quiet
-from sslprune.graph.rewrite import Kept, Rewriter
+from sslprune.graph.rewrite import Change, Kept, Rewriter
 
 TOLERANCE = 1e-4  # largest relative difference between the masked and the repacked model
 
@@ -66,19 +66,12 @@ def remove(
 ) -> nn.Module:
     """``model`` without the groups that ``removed`` names, one bool mask an axis, shape (size,)."""
     g = infer(program)
-    gone = [axis.atoms[mask] for axis, mask in zip(axes, removed, strict=True) if axis.atoms.size]
-    kept = Kept(g.atoms, np.concatenate([np.empty(0, np.int64), *gone]))
-    dropped = {
-        tuple(m.name for m in axis.members)
-        for axis, mask in zip(axes, removed, strict=True)
-        if axis.kind == "layers" and mask.all()
-    }
+    kept = kept_atoms(program, axes, removed)
     state, own = tensors_of(model), set(program.aliases)
     constants: dict[str, torch.Tensor] = {}
     graphs = []
     for i, graph in enumerate(program.graphs):
-        branches = [places[i] for places in branches_of(g) if places[0].producers in dropped]
-        graphs.append(_rewritten(g, graph, kept, branches, constants))
+        graphs.append(_rewritten(g, graph, kept, dropped_branches(program, axes, removed, i), constants, []))
     used = {str(node.target) for graph in graphs for node in graph.nodes if node.op == "get_attr"}
     tensors: dict[str, torch.Tensor] = {}
     for name, tensor in {**program.tensors, **constants}.items():
@@ -96,10 +89,38 @@ def remove(
         difference = max_relative_difference(model, small_model, program.args, program.kwargs)
         if not difference <= TOLERANCE:
             raise RepackError(
-                f"the repacked model differs from the masked one by {difference:.3g} (relative; at most {TOLERANCE:g} is "
-                "allowed); please report the model: nothing was written"
+                f"the repacked model differs from the masked one by {difference:.3g} (relative; {TOLERANCE:g} is allowed); "
+                "nothing was written; please report the model"
             )
     return small_model
+
+
+def kept_atoms(program: Program, axes: Sequence[Axis], removed: Sequence[np.ndarray]) -> Kept:
+    """What stays of each dimension when the groups that ``removed`` names go."""
+    gone = [axis.atoms[mask] for axis, mask in zip(axes, removed, strict=True) if axis.atoms.size]
+    return Kept(infer(program).atoms, np.concatenate([np.empty(0, np.int64), *gone]))
+
+
+def dropped_branches(
+    program: Program, axes: Sequence[Axis], removed: Sequence[np.ndarray], graph: int = 0
+) -> list[Branch]:
+    """The branches that go, as they stand in one of the program's graphs."""
+    dropped = {
+        tuple(m.name for m in axis.members)
+        for axis, mask in zip(axes, removed, strict=True)
+        if axis.kind == "layers" and mask.all()
+    }
+    return [places[graph] for places in branches_of(infer(program)) if places[0].producers in dropped]
+
+
+def changed_operators(program: Program, axes: Sequence[Axis], removed: Sequence[np.ndarray]) -> list[Change]:
+    """The operators of the evaluation graph whose arguments change when the groups that ``removed`` names go.
+
+    Dropped branches are still there: a person's own class goes on computing them.
+    """
+    changes: list[Change] = []
+    _rewritten(infer(program), program.evaluation, kept_atoms(program, axes, removed), [], {}, changes)
+    return changes
 
 
 @torch.no_grad()
@@ -112,7 +133,12 @@ def _sliced(tensor: torch.Tensor, masks: Sequence[np.ndarray]) -> torch.Tensor:
 
 
 def _rewritten(
-    g: Inference, graph: fx.Graph, kept: Kept, branches: Sequence[Branch], constants: dict[str, torch.Tensor]
+    g: Inference,
+    graph: fx.Graph,
+    kept: Kept,
+    branches: Sequence[Branch],
+    constants: dict[str, torch.Tensor],
+    changes: list[Change],
 ) -> fx.Graph:
     new, mapping = copy_graph(graph)
     for branch in branches:
@@ -130,7 +156,7 @@ def _rewritten(
         if node in alive and node.op == "call_function":
             for rewrite in g.facts[old].rewrites:
                 if old.target is node.target:
-                    rewrite(Rewriter(kept, node, mapping, constants))
+                    rewrite(Rewriter(kept, node, mapping, constants, changes))
     _erase_dead(new)
     new.lint()
     return new
@@ -175,7 +201,8 @@ def max_relative_difference(one: nn.Module, other: nn.Module, args: tuple[Any, .
     place = lambda leaf: leaf.to(device) if isinstance(leaf, torch.Tensor) else leaf  # noqa: E731
     args, kwargs = pytree.tree_map(place, args), pytree.tree_map(place, kwargs)
     try:
-        one.eval(), other.eval()  # noqa: B018
+        one.eval()
+        other.eval()
         with quiet():
             expected, found = (pytree.tree_leaves(m(*args, **kwargs)) for m in (one, other))
     finally:

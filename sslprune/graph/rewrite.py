@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import fx
 
 from sslprune.errors import RepackError
 from sslprune.graph.atoms import ALWAYS, Atoms, Dim
+from sslprune.graph.program import module_of, operator_name
 
 
 class Kept:
@@ -36,22 +38,46 @@ class Kept:
         return not bool(self.mask(dim).all())
 
 
+@dataclass(frozen=True)
+class Change:
+    """An argument of an operator that a repack changed."""
+
+    module: str  # the module that the operator stands in, "" for the model itself
+    operator: str
+    argument: str
+    value: Any
+
+
 class Rewriter:
-    """One node of the new graph, and how to change it."""
+    """One node of the new graph, and how to change it. ``changes`` collects what was done."""
 
     def __init__(
-        self, kept: Kept, node: fx.Node, mapping: dict[fx.Node, fx.Node], constants: dict[str, torch.Tensor]
+        self,
+        kept: Kept,
+        node: fx.Node,
+        mapping: dict[fx.Node, fx.Node],
+        constants: dict[str, torch.Tensor],
+        changes: list[Change],
     ) -> None:
         self._kept, self.node, self._mapping, self._constants = kept, node, mapping, constants
+        self._changes = changes
         self.mask, self.size, self.changed = kept.mask, kept.size, kept.changed
+
+    def _note(self, argument: str, value: Any) -> None:
+        self._changes.append(Change(module_of(self.node), operator_name(self.node), argument, value))
 
     def set(self, name: str, value: Any) -> None:
         """Give the argument ``name`` (as in the operator's schema) a new value."""
         schema = self.node.target._schema.arguments  # type: ignore[union-attr]
         at = next(i for i, argument in enumerate(schema) if argument.name == name)
-        if at < len(self.node.args) and not schema[at].kwarg_only:
+        positional = at < len(self.node.args) and not schema[at].kwarg_only
+        old = self.node.args[at] if positional else self.node.kwargs.get(name, schema[at].default_value)
+        if old == value or (isinstance(value, list) and list(old or ()) == value):  # type: ignore[call-overload]
+            return
+        self._note(name, value)
+        if positional:
             self.node.update_arg(at, value)
-        elif getattr(schema[at], "default_value", None) != value or name in self.node.kwargs:
+        else:
             self.node.update_kwarg(name, value)
 
     def resize(self, name: str, dims: Sequence[Dim], sizes: Sequence[int | torch.SymInt]) -> None:
@@ -76,6 +102,7 @@ class Rewriter:
 
     def retarget(self, target: Any, args: tuple[Any, ...]) -> None:
         """Make it another operator; nodes in ``args`` are those of the old graph."""
+        self._note("", None)
         self.node.target = target
         self.node.args = fx.map_arg(args, lambda n: self._mapping[n])
         self.node.kwargs = {}
@@ -87,6 +114,7 @@ class Rewriter:
 
     def gather(self, source: fx.Node, dim: int, positions: np.ndarray) -> None:
         """Make it a gather of ``source`` at constant ``positions`` along ``dim``."""
+        self._note("", None)
         name = f"_index_{self.node.name}"
         self._constants[name] = torch.from_numpy(np.ascontiguousarray(positions))
         with self.node.graph.inserting_before(self.node):
@@ -96,6 +124,7 @@ class Rewriter:
 
     def scale(self, factor: float) -> None:
         """Multiply the node's result by a number."""
+        self._note("", None)
         with self.node.graph.inserting_after(self.node):
             scaled = self.node.graph.call_function(torch.ops.aten.mul.Tensor, (self.node, factor))
         self.node.replace_all_uses_with(scaled, delete_user_cb=lambda user: user is not scaled)

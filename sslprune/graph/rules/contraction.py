@@ -115,7 +115,7 @@ def multiply(g: Inference, node: fx.Node, left: fx.Node, right: fx.Node, bias: f
         g.label(columns[0], "neurons")
         g.produces(right, len(y) - 1)
     free_left = Keeps(left, tuple(x[:-1]))
-    free_right = Keeps(right, tuple([*y[:-2], *columns]))
+    free_right = Keeps(right, (*y[:-2], *columns))
     dims = [*batch, *rows, *columns]
     if bias is not None:
         size = g.shape(bias)

@@ -49,7 +49,8 @@ def size_only(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
 
 
 RULES: dict[str, Rule] = {
-    **dict.fromkeys(("zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty", "rand", "randn"), filled),
+    **dict.fromkeys(("zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty"), filled),
+    **dict.fromkeys(("rand", "randn"), filled),
     **dict.fromkeys(("zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "fill"), like),
     **dict.fromkeys(("arange", "eye", "linspace", "scalar_tensor", "tril_indices", "triu_indices", "one_hot"), counted),
     **dict.fromkeys(("tril", "triu"), triangle),

@@ -31,8 +31,8 @@ RULES: dict[str, Rule] = {
     for n in (1, 2, 3)
     for prefix, suffix in (
         ("max_pool", ""), ("max_pool", "_with_indices"), ("avg_pool", ""), ("adaptive_avg_pool", ""),
-        ("adaptive_max_pool", ""), ("_adaptive_avg_pool", ""), ("upsample_nearest", ""), ("_upsample_nearest_exact", ""),
-        ("lp_pool", ""), ("fractional_max_pool", ""),
+        ("adaptive_max_pool", ""), ("_adaptive_avg_pool", ""), ("upsample_nearest", ""),
+        ("_upsample_nearest_exact", ""), ("lp_pool", ""), ("fractional_max_pool", ""),
     )
 }  # fmt: skip
 RULES |= {

@@ -48,11 +48,13 @@ def view(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
     out = regroup(g, node, g.dims(a.self), g.shape(node))
     g.out(node, out, Keeps(a.self))
     sizes = g.sizes(node)
-    for name in ("size", "shape", "sizes"):
-        if isinstance(getattr(a, name, None), (list, tuple)):
-            at = int(a.dim) % len(g.shape(a.self)) if name == "sizes" else 0
-            count = len(getattr(a, name))
-            g.on_repack(node, lambda r, n=name: r.resize(n, out[at : at + count], sizes[at : at + count]))
+    name = next(
+        (name for name in ("size", "shape", "sizes") if isinstance(getattr(a, name, None), (list, tuple))), None
+    )
+    if name is not None:
+        at = int(a.dim) % len(g.shape(a.self)) if name == "sizes" else 0  # unflatten gives the sizes of one dimension
+        part = slice(at, at + len(getattr(a, name)))
+        g.on_repack(node, lambda r: r.resize(name, out[part], sizes[part]))
 
 
 def permute(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
@@ -75,8 +77,8 @@ def movedim(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
     g.out(node, [x[i] for i in order], Keeps(a.self))
 
 
-def gathered(g: Inference, node: fx.Node, source: fx.Node, dim: int, positions: np.ndarray, what: str) -> None:
-    """The result is ``source`` gathered at constant ``positions`` along ``dim``; repack gathers what is left of them."""
+def gathered(g: Inference, node: fx.Node, source: fx.Node, dim: int, positions: np.ndarray) -> None:
+    """``source`` gathered at constant ``positions`` along ``dim``; repack gathers what is left of them."""
     x = g.dims(source)
     old = x[dim]
     x[dim] = old.take(positions)
@@ -325,7 +327,7 @@ def pixel_unshuffle(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
 
 def channel_shuffle(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
     n = g.shape(node)[1]
-    gathered(g, node, a.self, 1, np.arange(n).reshape(a.groups, n // a.groups).T.reshape(-1), "shuffled")
+    gathered(g, node, a.self, 1, np.arange(n).reshape(a.groups, n // a.groups).T.reshape(-1))
 
 
 def unfold(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
@@ -337,7 +339,8 @@ def unfold(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
 
 
 RULES: dict[str, Rule] = {
-    **dict.fromkeys(("view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze", "_reshape_alias"), view),
+    **dict.fromkeys(("view", "reshape", "_unsafe_view", "_reshape_alias"), view),
+    **dict.fromkeys(("flatten", "unflatten", "squeeze", "unsqueeze"), view),
     **dict.fromkeys(("permute", "transpose", "t", "mT", "numpy_T", "swapaxes"), permute), "movedim": movedim,
     "slice": slice_, "narrow": narrow, "select": select, "unbind": unbind,
     **dict.fromkeys(("split", "chunk", "split_with_sizes", "tensor_split", "unsafe_split", "unsafe_chunk"), split),

@@ -1,0 +1,219 @@
+"""The plan: what a repack took away, so that any instance of the model's own class can be made as small.
+
+``plan.json`` (schema 1) holds, by tensor name, its old and new shape and the kept indices of each dimension that
+shrank; the weights that are zero because their branch was dropped; and the operators whose arguments had to change,
+which a module's own Python code may or may not be able to say.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors.torch import load_file
+from torch import nn
+
+from sslprune.axes import Axis, tensors_of
+from sslprune.errors import RepackError, RunError
+from sslprune.files import write_text
+from sslprune.graph.inference import infer
+from sslprune.graph.program import Program
+from sslprune.graph.repack import changed_operators, dropped_branches, kept_atoms, removed_groups
+
+SCHEMA: Literal[1] = 1
+ATTRIBUTES = ("groups", "num_groups", "normalized_shape")  # arguments that are attributes of the module as well
+RECURRENT = (nn.LSTM, nn.GRU, nn.RNN)
+
+
+class Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class AxisPlan(Frozen):
+    """One axis: how many groups it had, and which stayed."""
+
+    name: str
+    kind: str
+    before: int
+    kept: tuple[int, ...]
+
+
+class TensorPlan(Frozen):
+    """One tensor: old and new shape, and the kept indices of the dimensions that shrank."""
+
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    kept: dict[int, tuple[int, ...]]
+
+
+class OperatorPlan(Frozen):
+    """An operator whose arguments changed: where it stands, what it is, which argument, and its new value."""
+
+    module: str
+    operator: str
+    argument: str
+    value: Any
+
+
+class Plan(Frozen):
+    """What a repack took away."""
+
+    schema_: Literal[1] = SCHEMA
+    axes: tuple[AxisPlan, ...]
+    tensors: dict[str, TensorPlan]
+    zeroed: tuple[str, ...]
+    operators: tuple[OperatorPlan, ...]
+
+
+def make_plan(model: nn.Module, program: Program, axes: Sequence[Axis], *, allow_inexact: bool = False) -> Plan:
+    """The plan of repacking ``model``, whose zero groups name what goes."""
+    removed = removed_groups(model, program, axes, allow_inexact)
+    kept = kept_atoms(program, axes, removed)
+    state = infer(program).state
+    tensors = {}
+    for name, names in program.aliases.items():
+        masks = [kept.mask(dim) for dim in state[name]]
+        shrunk = {d: tuple(np.flatnonzero(m).tolist()) for d, m in enumerate(masks) if not m.all()}
+        if shrunk:
+            before = tuple(program.tensors[name].shape)
+            plan = TensorPlan(before=before, after=tuple(int(m.sum()) for m in masks), kept=shrunk)
+            tensors.update(dict.fromkeys(names, plan))
+    return Plan(
+        axes=tuple(
+            AxisPlan(name=a.name, kind=a.kind, before=a.size, kept=tuple(np.flatnonzero(~gone).tolist()))
+            for a, gone in zip(axes, removed, strict=True)
+            if gone.any()
+        ),
+        tensors=tensors,
+        zeroed=tuple(dict.fromkeys(n for branch in dropped_branches(program, axes, removed) for n in branch.producers)),
+        operators=tuple(OperatorPlan(**vars(change)) for change in changed_operators(program, axes, removed)),
+    )
+
+
+def write_plan(path: str | Path, model: nn.Module, program: Program, axes: Sequence[Axis]) -> Plan:
+    """Write the plan of repacking ``model`` to ``path``, whole or not at all."""
+    plan = make_plan(model, program, axes)
+    write_text(path, plan.model_dump_json(indent=1) + "\n")
+    return plan
+
+
+def read_plan(path: str | Path) -> Plan:
+    """Read ``plan.json``. Raises RunError where it is missing or of another schema."""
+    try:
+        return Plan.model_validate(json.loads(Path(path).read_text(encoding="utf-8")))
+    except OSError as error:
+        raise RunError(f"{path}: no plan there ({error.strerror}); run `sslprune repack` first") from error
+    except (ValidationError, json.JSONDecodeError) as error:
+        raise RunError(f"{path}: not a plan of schema {SCHEMA} ({str(error).splitlines()[0]}); repack again") from error
+
+
+def load(run: str | Path) -> nn.Module:
+    """The repacked module of a run directory (or of a ``.pt2`` file), ready to call; it evaluates, it does not train.
+
+    Raises RunError where there is none.
+    """
+    path = Path(run)
+    path = path / "repacked" / "model.pt2" if path.is_dir() else path
+    if not path.is_file():
+        raise RunError(f"{path}: no repacked model there; run `sslprune repack` first")
+    try:
+        return torch.export.load(path).module()
+    except Exception as error:
+        raise RunError(f"{path}: not a readable .pt2 file ({str(error).splitlines()[0]}); repack again") from error
+
+
+def apply_plan(model: nn.Module, plan: Plan | str | Path, weights: str | Path | None = None) -> nn.Module:
+    """Shrink a fresh instance of the user's own class, in place, to the repacked shapes, and load the weights.
+
+    ``plan`` is a run directory, a ``plan.json``, or a Plan; ``weights`` is ``weights.safetensors`` beside it unless
+    given. A dropped branch stays in place with its last weights at zero. Raises RepackError naming the module whose own
+    code cannot say what the plan needs (a fixed padding, a view with fixed sizes, layers of an ``nn.LSTM`` with
+    different widths): `load` runs those.
+    """
+    if not isinstance(plan, Plan):
+        path = Path(plan)
+        path = path / "repacked" / "plan.json" if path.is_dir() else path
+        weights = weights or path.with_name("weights.safetensors")
+        plan = read_plan(path)
+    fixed = [change for change in plan.operators if change.argument not in ATTRIBUTES]
+    if fixed:
+        raise RepackError(
+            f"{fixed[0].module or 'the model'}: its own code fixes the arguments of `{fixed[0].operator}`, which the "
+            f"plan changes ({len(fixed)} such places); use sslprune.load, which needs no class"
+        )
+    state = tensors_of(model)
+    for name, change in plan.tensors.items():
+        if name not in state or tuple(state[name].shape) not in (change.before, change.after):
+            found = f"shape {tuple(state[name].shape)}" if name in state else "no such tensor"
+            raise RepackError(
+                f"{name}: the plan is for shape {change.before}, the model has {found}; build the same model"
+            )
+    small: dict[int, torch.Tensor] = {}
+    for name, change in plan.tensors.items():
+        _replace(model, name, _shrunk(state[name], change, small))
+    for module in {name.rpartition(".")[0] for name in plan.tensors}:
+        _tell(model.get_submodule(module))
+    for change in plan.operators:
+        setattr(model.get_submodule(change.module), change.argument, change.value)
+    if weights is not None:
+        stored, state = load_file(weights), tensors_of(model)
+        for name in stored.keys() - state.keys():
+            raise RepackError(f"{weights}: tensor {name} is not in the model; build the same model")
+        with torch.no_grad():
+            for name, tensor in stored.items():
+                if state[name].shape != tensor.shape:
+                    raise RepackError(
+                        f"{name}: {tuple(tensor.shape)} in {weights}, {tuple(state[name].shape)} in the model"
+                    )
+                state[name].copy_(tensor)
+    with torch.no_grad():
+        for name in plan.zeroed:
+            tensors_of(model)[name].zero_()
+    return model
+
+
+def _shrunk(tensor: torch.Tensor, change: TensorPlan, done: dict[int, torch.Tensor]) -> torch.Tensor:
+    """The kept slice of ``tensor``; a shared tensor is cut once and stays shared."""
+    if id(tensor) not in done:
+        cut = tensor.detach()
+        if tuple(cut.shape) == change.before:
+            for d, kept in change.kept.items():
+                cut = cut.index_select(d, torch.tensor(kept, device=cut.device))
+        parameter = isinstance(tensor, nn.Parameter)
+        done[id(tensor)] = nn.Parameter(cut, requires_grad=tensor.requires_grad) if parameter else cut
+    return done[id(tensor)]
+
+
+def _replace(model: nn.Module, name: str, tensor: torch.Tensor) -> None:
+    path, _, leaf = name.rpartition(".")
+    module = model.get_submodule(path)
+    if isinstance(module, RECURRENT):
+        raise RepackError(
+            f"{path}: an nn.{type(module).__name__} holds one width for all its layers; use sslprune.load"
+        )
+    (module._parameters if leaf in module._parameters else module._buffers)[leaf] = tensor
+
+
+def _tell(module: nn.Module) -> None:
+    """Bring a module's own record of its sizes in line with its tensors."""
+    weight: Any = getattr(module, "weight", None)
+    match module:
+        case nn.Linear():
+            module.out_features, module.in_features = weight.shape
+        case nn.modules.batchnorm._NormBase():
+            module.num_features = next(t.shape[0] for t in (weight, module.running_mean) if t is not None)
+        case nn.LayerNorm() | nn.RMSNorm():
+            module.normalized_shape = tuple(weight.shape)
+        case nn.GroupNorm():
+            module.num_channels = weight.shape[0]
+        case nn.Embedding():
+            module.num_embeddings, module.embedding_dim = weight.shape
+        case nn.modules.conv._ConvTransposeNd():
+            module.in_channels, module.out_channels = weight.shape[:2]
+        case nn.modules.conv._ConvNd():
+            module.out_channels, module.in_channels = weight.shape[:2]
