@@ -158,8 +158,8 @@ def apply_plan(model: nn.Module, plan: Plan | str | Path, weights: str | Path | 
         _replace(model, name, _shrunk(state[name], change, small))
     for module in {name.rpartition(".")[0] for name in plan.tensors}:
         _tell(model.get_submodule(module))
-    for change in plan.operators:
-        setattr(model.get_submodule(change.module), change.argument, change.value)
+    for operator in plan.operators:
+        setattr(model.get_submodule(operator.module), operator.argument, operator.value)
     if weights is not None:
         stored, state = load_file(weights), tensors_of(model)
         for name in stored.keys() - state.keys():
@@ -196,7 +196,7 @@ def _replace(model: nn.Module, name: str, tensor: torch.Tensor) -> None:
         raise RepackError(
             f"{path}: an nn.{type(module).__name__} holds one width for all its layers; use sslprune.load"
         )
-    (module._parameters if leaf in module._parameters else module._buffers)[leaf] = tensor
+    setattr(module, leaf, tensor)
 
 
 def _tell(module: nn.Module) -> None:

@@ -82,7 +82,7 @@ def exclusive(node: fx.Node) -> set[fx.Node]:
 
 def _is_update(node: fx.Node) -> bool:
     """A buffer's update in a training graph, which needs nothing of its own kept alive."""
-    return node.op == "call_function" and hasattr(node.target, "_schema") and node.target._schema.is_mutable  # type: ignore[union-attr]
+    return node.op == "call_function" and hasattr(node.target, "_schema") and node.target._schema.is_mutable
 
 
 def _producers(g: Inference, node: fx.Node, body: set[fx.Node]) -> set[str] | None:

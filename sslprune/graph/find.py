@@ -50,7 +50,7 @@ def _axes(g: Inference) -> list[Axis]:
     atom, place, position, inverse = atom[order], place[order], position[order], inverse[order]
     by_cluster = cluster[inverse]
     rank_of_producer = {place_: i for i, place_ in enumerate(g.producers)}
-    drafts = []
+    drafts: list[tuple[int, int, Axis]] = []
     for c in np.argsort(first):
         chosen = unique[cluster == c]
         here = by_cluster == c

@@ -286,7 +286,8 @@ def _first_line(error: BaseException) -> str:
 
 def copy_graph(graph: fx.Graph) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
     """A copy that can be rewritten, and where each node went."""
-    new, mapping = fx.Graph(), {}
+    new = fx.Graph()
+    mapping: dict[fx.Node, fx.Node] = {}
     result = new.graph_copy(graph, mapping)
     old_output = next(node for node in reversed(graph.nodes) if node.op == "output")
     mapping[old_output] = new.output(result)

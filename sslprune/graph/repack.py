@@ -89,8 +89,8 @@ def remove(
         difference = max_relative_difference(model, small_model, program.args, program.kwargs)
         if not difference <= TOLERANCE:
             raise RepackError(
-                f"the repacked model differs from the masked one by {difference:.3g} (relative; {TOLERANCE:g} is allowed); "
-                "nothing was written; please report the model"
+                f"the repacked model differs from the masked one by {difference:.3g} (relative; {TOLERANCE:g} is "
+                "allowed); nothing was written; please report the model"
             )
     return small_model
 

@@ -71,8 +71,8 @@ class Rewriter:
         schema = self.node.target._schema.arguments  # type: ignore[union-attr]
         at = next(i for i, argument in enumerate(schema) if argument.name == name)
         positional = at < len(self.node.args) and not schema[at].kwarg_only
-        old = self.node.args[at] if positional else self.node.kwargs.get(name, schema[at].default_value)
-        if old == value or (isinstance(value, list) and list(old or ()) == value):  # type: ignore[call-overload]
+        old: Any = self.node.args[at] if positional else self.node.kwargs.get(name, schema[at].default_value)
+        if old == value or (isinstance(value, list) and list(old or ()) == value):
             return
         self._note(name, value)
         if positional:

@@ -71,10 +71,10 @@ class Vanishing:
             case AnyOf(parts):
                 return reduce(np.union1d, map(self.of, parts))
             case Joined(parts, padding):
-                found = [self.of(Keeps(node)) for node, _ in parts]
-                alive = [np.setdiff1d(self._atoms_of(d), f) for (_, d), f in zip(parts, found, strict=True)]
+                zeros = [self.of(Keeps(node)) for node, _ in parts]
+                alive = [np.setdiff1d(self._atoms_of(d), z) for (_, d), z in zip(parts, zeros, strict=True)]
                 return np.setdiff1d(
-                    reduce(np.union1d, [*found, self._atoms_of(padding)]), reduce(np.union1d, alive, _NONE)
+                    reduce(np.union1d, zeros, self._atoms_of(padding)), reduce(np.union1d, alive, _NONE)
                 )
         return _NONE
 

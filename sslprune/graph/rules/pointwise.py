@@ -106,16 +106,16 @@ def addcmul(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
 
 
 KEEPS = (
-    "relu relu6 gelu silu tanh elu selu celu leaky_relu hardswish mish softsign softshrink hardshrink tanhshrink rrelu "
-    "threshold abs neg negative sin tan sqrt square sign sgn round floor ceil trunc frac erf asin atan sinh asinh "
-    "expm1 log1p deg2rad rad2deg positive nan_to_num div divide true_divide floor_divide remainder fmod dropout dropout_ "
-    "feature_dropout alpha_dropout clone contiguous to _to_copy type_as detach detach_ alias lift_fresh_copy "
-    "lift_fresh bernoulli hardtanh_ real conj view_as_real _conj resolve_conj"
+    "relu relu6 gelu silu tanh elu selu celu leaky_relu hardswish mish softsign softshrink hardshrink "
+    "tanhshrink rrelu threshold abs neg negative sin tan sqrt square sign sgn round floor ceil trunc frac erf "
+    "asin atan sinh asinh expm1 log1p deg2rad rad2deg positive nan_to_num div divide true_divide floor_divide "
+    "remainder fmod dropout dropout_ feature_dropout alpha_dropout clone contiguous to _to_copy type_as detach "
+    "detach_ alias lift_fresh_copy lift_fresh bernoulli hardtanh_ real conj view_as_real _conj resolve_conj"
 )
 LOSES = (
-    "sigmoid exp exp2 cos cosh acos log log2 log10 softplus log_sigmoid logit hardsigmoid rsqrt reciprocal erfc "
-    "lgamma digamma eq ne lt le gt ge logical_and logical_or logical_xor logical_not bitwise_and bitwise_or bitwise_not bitwise_xor "
-    "isnan isinf isfinite atan2 rsub special_expit xlogy __and__ __or__"
+    "sigmoid exp exp2 cos cosh acos log log2 log10 softplus log_sigmoid logit hardsigmoid rsqrt reciprocal "
+    "erfc lgamma digamma eq ne lt le gt ge logical_and logical_or logical_xor logical_not bitwise_and "
+    "bitwise_or bitwise_not bitwise_xor isnan isinf isfinite atan2 rsub special_expit xlogy __and__ __or__"
 )
 
 RULES: dict[str, Rule] = {

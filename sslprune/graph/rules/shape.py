@@ -138,7 +138,12 @@ def narrow(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
     old, low, high = x[dim], a.start, a.start + a.length
     x[dim] = old.take(np.arange(low, high))
     g.out(node, x, Keeps(a.self, tuple(x)))
-    g.on_repack(node, lambda r: (r.set("start", int(r.mask(old)[:low].sum())), r.set("length", r.size(x[dim]))))
+
+    def rewrite(r: Any) -> None:
+        r.set("start", int(r.mask(old)[:low].sum()))
+        r.set("length", r.size(x[dim]))
+
+    g.on_repack(node, rewrite)
 
 
 def select(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
