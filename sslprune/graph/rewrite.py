@@ -70,6 +70,7 @@ class Rewriter:
         """Give the argument ``name`` (as in the operator's schema) a new value."""
         schema = self.node.target._schema.arguments  # type: ignore[union-attr]
         at = next(i for i, argument in enumerate(schema) if argument.name == name)
+        value = fx.map_arg(value, lambda n: self._mapping.get(n, n))  # rules know the old graph's nodes
         positional = at < len(self.node.args) and not schema[at].kwarg_only
         old: Any = self.node.args[at] if positional else self.node.kwargs.get(name, schema[at].default_value)
         if old == value or (isinstance(value, list) and list(old or ()) == value):
@@ -88,13 +89,14 @@ class Rewriter:
         at = next(i for i, argument in enumerate(schema) if argument.name == name)
         old = self.node.args[at] if at < len(self.node.args) else self.node.kwargs[name]
         new: list[Any] = []
+        inferred = 0
         for value, dim, size in zip(old, dims, sizes, strict=True):  # type: ignore[arg-type]
             if isinstance(size, torch.SymInt) and self.changed(dim):
-                value = -1
+                value, inferred = -1, inferred + 1
             elif isinstance(value, int) and value >= 0 and dim.rows.shape[1]:
                 value = self.size(dim)
             new.append(value)
-        if new.count(-1) > 1:
+        if inferred and new.count(-1) > 1:
             raise RepackError(
                 f"{self.node.name}: two of its sizes, {list(sizes)}, depend on the input and on what was removed"
             )
@@ -106,6 +108,18 @@ class Rewriter:
         self.node.target = target
         self.node.args = fx.map_arg(args, lambda n: self._mapping[n])
         self.node.kwargs = {}
+
+    def mapped(self, node: fx.Node) -> fx.Node:
+        """The new graph's node for one of the old graph."""
+        return self._mapping[node]
+
+    def replace(self, node: fx.Node, by: fx.Node) -> None:
+        """Let ``by`` stand wherever ``node`` of the new graph stood."""
+        self._note("", None)
+        node.replace_all_uses_with(by)
+        for old, new in self._mapping.items():
+            if new is node:
+                self._mapping[old] = by
 
     def renumber(self, dim: Dim, positions: np.ndarray) -> np.ndarray:
         """Old positions along ``dim`` as positions among what is left; what is gone is left out."""

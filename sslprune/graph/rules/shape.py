@@ -57,13 +57,16 @@ def view(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
         g.on_repack(node, lambda r: r.resize(name, out[part], sizes[part]))
 
 
+PAIRS = (("dim0", "dim1"), ("axis0", "axis1"))  # what transpose and swapaxes call the two dimensions
+
+
 def permute(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
     x = g.dims(a.self)
     order = list(range(len(x)))
     if hasattr(a, "dims"):
         order = [d % len(x) for d in a.dims]
     elif len(x) > 1:
-        one, other = (a.dim0, a.dim1) if hasattr(a, "dim0") else (-2, -1)
+        one, other = next(((getattr(a, p), getattr(a, q)) for p, q in PAIRS if hasattr(a, p)), (-2, -1))
         order[one], order[other] = order[other], order[one]
     g.out(node, [x[i] for i in order], Keeps(a.self))
 
