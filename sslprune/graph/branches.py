@@ -88,8 +88,9 @@ def _is_update(node: fx.Node) -> bool:
 def _producers(g: Inference, node: fx.Node, body: set[fx.Node]) -> set[str] | None:
     """The trainable weights whose zero makes all of ``node`` zero; None where none do."""
     if node.op == "get_attr":
-        tensor = g.program.tensors[str(node.target)]
-        return {str(node.target)} if tensor.requires_grad and tensor.dim() else None
+        name = str(node.target)
+        usable = g.program.is_trained(name) and g.program.tensors[name].dim() and (name, 0) not in g.unzeroed
+        return {name} if usable else None
     if node not in body or node.op != "call_function" or not g.facts[node].zeros:
         return None
     names = _of(g, g.facts[node].zeros[0], body)

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
-from torch import fx, nn
+from torch import fx
 
 from sslprune.axes import Axis, Member
 from sslprune.graph.atoms import ALWAYS, Dim
@@ -58,8 +58,7 @@ def _axes(g: Inference) -> list[Axis]:
         for p in np.unique(place[here]):
             rows = here & (place == p)
             name, d = places[p]
-            tensor = g.program.tensors[name]
-            zeroed = isinstance(tensor, nn.Parameter) and tensor.requires_grad
+            zeroed = g.program.is_trained(name) and (name, d) not in g.unzeroed
             members.append(Member(name, d, position[rows].reshape(len(chosen), -1), zeroed))
         why = frozen[chosen[0]]
         kind = KINDS[labels[chosen[0]]]
@@ -113,9 +112,10 @@ def _inexact(g: Inference) -> dict[int, int]:
         for node in graph.nodes:
             facts = g.facts[node]
             if node.op == "get_attr":
-                tensor = g.program.tensors[str(node.target)]
-                if isinstance(tensor, nn.Parameter) and tensor.requires_grad:
-                    vanish[node, 0] = atoms_of(tuple(g.state[str(node.target)]))
+                name = str(node.target)
+                if g.program.is_trained(name):
+                    dims = (dim for i, dim in enumerate(g.state[name]) if (name, i) not in g.unzeroed)
+                    vanish[node, 0] = atoms_of(tuple(dims))
             else:
                 for i, zero in enumerate(facts.zeros):
                     vanish[node, i] = np.intersect1d(vanishing.of(zero), atoms_of(tuple(facts.outputs[i])))

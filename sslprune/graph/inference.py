@@ -19,6 +19,7 @@ from torch import fx
 
 from sslprune.errors import TraceError
 from sslprune.graph.atoms import Atoms, Dim, fixed
+from sslprune.graph.folding import folded
 from sslprune.graph.program import Program, module_of, operator_name
 from sslprune.graph.zeros import Keeps, Zero
 
@@ -66,7 +67,11 @@ class Inference:
         self.state: dict[str, list[Dim]] = {}  # of each parameter, buffer and constant, by graph name
         for name, tensor in program.tensors.items():
             self.state[name] = [self.atoms.fresh(n) if n > 1 else fixed(n, "a size of 1") for n in tensor.shape]
+        self.unzeroed: set[tuple[str, int]] = set()  # (tensor, dimension) whose zero would be divided by
+        self.folded: dict[fx.Node, set[fx.Node]] = {}  # computed weights, with the computation behind each
         for graph in program.graphs:
+            self.folded.update(folded(graph, program.is_trained))
+            self._whole = set().union(*self.folded.values())  # evaluated on whole tensors: what it mixes stays exact
             for node in graph.nodes:
                 self._visit(node)
 
@@ -148,12 +153,21 @@ class Inference:
         if weight.op == "get_attr":
             self.producers[str(weight.target), dim] = None
 
+    def never_zero(self, weight: fx.Node, dim: int) -> None:
+        """Something divides by the size of ``weight`` along ``dim``: it is sliced at repack, but not zeroed."""
+        if weight.op == "get_attr":
+            self.unzeroed.add((str(weight.target), dim))
+
     def sums(self, node: fx.Node, dim: Dim, zero: Zero | None) -> None:
         """``node`` sums over ``dim``, exactly where ``zero`` holds."""
+        if node in self._whole:
+            return
         self.facts[node].sums.append((dim, zero))
 
     def normalises(self, node: fx.Node, *dims: Dim) -> None:
         """What is left along ``dims`` changes when part of them goes."""
+        if node in self._whole:
+            return
         self.facts[node].normalised.extend(dims)
 
     def macs(self, node: fx.Node, dims: Sequence[Dim], times: float = 1.0) -> None:

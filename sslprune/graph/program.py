@@ -53,6 +53,11 @@ class Program:
     def graphs(self) -> tuple[fx.Graph, ...]:
         return (self.evaluation,) if self.training is None else (self.evaluation, self.training)
 
+    def is_trained(self, name: str) -> bool:
+        """Whether a tensor of the graphs is a parameter that training changes."""
+        tensor = self.tensors[name]
+        return isinstance(tensor, nn.Parameter) and tensor.requires_grad
+
     def __str__(self) -> str:
         sizes = ", ".join(f"{len(graph.nodes)} nodes" for graph in self.graphs)
         return f"Program({len(self.tensors)} tensors, {sizes}, batch {'dynamic' if self.dynamic_batch else self.batch})"

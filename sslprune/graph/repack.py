@@ -14,9 +14,10 @@ from sslprune.axes import Axis, tensors_of, zero_mask
 from sslprune.errors import RepackError
 from sslprune.graph.branches import Branch
 from sslprune.graph.find import branches_of, siblings
+from sslprune.graph.folding import evaluate
 from sslprune.graph.inference import Inference, infer
 from sslprune.graph.packed import Packed
-from sslprune.graph.program import Program, copy_graph, quiet
+from sslprune.graph.program import Program, copy_graph, module_of, operator_name, quiet
 from sslprune.graph.rewrite import Change, Kept, Rewriter
 
 TOLERANCE = 1e-4  # largest relative difference between the masked and the repacked model
@@ -71,7 +72,9 @@ def remove(
     constants: dict[str, torch.Tensor] = {}
     graphs = []
     for i, graph in enumerate(program.graphs):
-        graphs.append(_rewritten(g, graph, kept, dropped_branches(program, axes, removed, i), constants, []))
+        weights = _computed_weights(g, graph, kept, {**program.tensors, **state}, constants)
+        branches = dropped_branches(program, axes, removed, i)
+        graphs.append(_rewritten(g, graph, kept, branches, constants, [], weights))
     used = {str(node.target) for graph in graphs for node in graph.nodes if node.op == "get_attr"}
     tensors: dict[str, torch.Tensor] = {}
     for name, tensor in {**program.tensors, **constants}.items():
@@ -119,8 +122,33 @@ def changed_operators(program: Program, axes: Sequence[Axis], removed: Sequence[
     Dropped branches are still there: a person's own class goes on computing them.
     """
     changes: list[Change] = []
-    _rewritten(infer(program), program.evaluation, kept_atoms(program, axes, removed), [], {}, changes)
+    g, kept = infer(program), kept_atoms(program, axes, removed)
+    weights = _computed_weights(g, program.evaluation, kept, program.tensors, {})
+    _rewritten(g, program.evaluation, kept, [], {}, changes, weights)
     return changes
+
+
+def _computed_weights(
+    g: Inference, graph: fx.Graph, kept: Kept, state: dict[str, torch.Tensor], constants: dict[str, torch.Tensor]
+) -> dict[fx.Node, str]:
+    """Evaluate and slice each computed weight of which something goes; the names under which ``constants`` has them."""
+    names: dict[fx.Node, str] = {}
+    for node, behind in g.folded.items():
+        if node.graph is not graph:
+            continue
+        sources = [str(n.target) for n in graph.nodes if n in behind and n.op == "get_attr"]
+        if not any(kept.changed(dim) for name in sources for dim in g.state[name]):
+            continue
+        name = (
+            max((s for s in sources if g.program.is_trained(s)), key=lambda s: g.program.tensors[s].dim()) + "_folded"
+        )
+        while name in names.values():
+            name += "_"
+        names[node] = name
+        if name not in constants:
+            whole = evaluate(node, behind, state)
+            constants[name] = nn.Parameter(_sliced(whole, [kept.mask(dim) for dim in g.facts[node].outputs[0]]))
+    return names
 
 
 @torch.no_grad()
@@ -139,8 +167,14 @@ def _rewritten(
     branches: Sequence[Branch],
     constants: dict[str, torch.Tensor],
     changes: list[Change],
+    weights: dict[fx.Node, str],
 ) -> fx.Graph:
     new, mapping = copy_graph(graph)
+    for node, name in weights.items():
+        with new.inserting_before(mapping[node]):
+            weight = new.get_attr(name)
+        mapping[node].replace_all_uses_with(weight)
+        changes.append(Change(module_of(node), operator_name(node), "", None))
     for branch in branches:
         total = mapping[branch.total]
         if mapping[branch.operand] in total.all_input_nodes:

@@ -136,6 +136,20 @@ class Rewriter:
         self.node.target = torch.ops.aten.index_select.default
         self.node.args, self.node.kwargs = (self._mapping[source], dim, index), {}
 
+    def pad_to_old_width(self, dim: Dim, inputs: Sequence[fx.Node]) -> None:
+        """Let the node work on zeros where its last dimension ``dim`` lost something, and cut them off its result."""
+        self._note("", None)
+        aten, graph, left = torch.ops.aten, self.node.graph, self.size(dim)
+        with graph.inserting_before(self.node):
+            for source in inputs:
+                padding = (self._mapping[source], [0, dim.size - left])
+                self.node.replace_input_with(
+                    self._mapping[source], graph.call_function(aten.constant_pad_nd.default, padding)
+                )
+        with graph.inserting_after(self.node):
+            cut = graph.call_function(aten.slice.Tensor, (self.node, -1, 0, left))
+        self.node.replace_all_uses_with(cut, delete_user_cb=lambda user: user is not cut)
+
     def scale(self, factor: float) -> None:
         """Multiply the node's result by a number."""
         self._note("", None)

@@ -12,6 +12,7 @@ from sslprune.graph.rules import (
     attention,
     contraction,
     create,
+    einsum,
     index,
     normalise,
     pointwise,
@@ -44,5 +45,6 @@ RULES: dict[str, Rule] = {
     **index.RULES,
     **create.RULES,
     **attention.RULES,
+    **einsum.RULES,
     **recurrent.RULES,
 }

@@ -9,7 +9,7 @@ from torch import fx
 
 from sslprune.graph.atoms import Dim, fixed
 from sslprune.graph.inference import Inference, Rule
-from sslprune.graph.zeros import AllOf, Keeps, Zero
+from sslprune.graph.zeros import AllOf, AnyOf, Keeps, Zero
 
 
 def _affine(g: Inference, node: fx.Node, dim: Dim, *tensors: Any) -> None:
@@ -30,7 +30,7 @@ def batch_norm(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
     x = g.dims(a.input)
     state = [getattr(a, name, None) for name in ("running_mean", "running_var")]
     _affine(g, node, x[1], a.weight, a.bias, *state)
-    g.freeze(x[2:], node, "normalised over")
+    g.normalises(node, *x[2:])
     g.out(node, x, _zero(a.weight, a.bias))
     for extra in range(1, g.num_outputs(node)):  # the native variants also return statistics, one a channel
         g.out(node, [x[1]] if g.shape(node, extra) == (x[1].size,) else [fixed(n) for n in g.shape(node, extra)])
@@ -50,19 +50,25 @@ def group_norm(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
 
 
 def layer_norm(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
-    """(*, normalized_shape): inexact along what it normalises over."""
+    """(*, normalized_shape): exact along one dimension, because what is left is normalised among the old zeros.
+
+    Mean and variance count the entries that have vanished. So after a removal the rest is padded with zeros to the old
+    width, normalised by the same fused operator, and cut again. Over several dimensions at once it is inexact.
+    """
     x = g.dims(a.input)
     count = len(a.normalized_shape)
+    affine = [tensor for tensor in (a.weight, getattr(a, "bias", None)) if isinstance(tensor, fx.Node)]
     for i in range(1, count + 1):
-        for tensor in (a.weight, getattr(a, "bias", None)):
-            if isinstance(tensor, fx.Node):
-                g.unify(x[-i], g.dims(tensor)[-i], node)
-    over = x[-count:]
-    for dim in over:
+        for tensor in affine:
+            g.unify(x[-i], g.dims(tensor)[-i], node)
+    for dim in x[-count:]:
         g.label(dim, "width")
-    g.normalises(node, *over)
     g.out(node, x, _zero(a.weight, getattr(a, "bias", None)))
-    g.on_repack(node, lambda r: r.set("normalized_shape", [r.size(dim) for dim in over]))
+    if count > 1:
+        g.normalises(node, *x[-count:])
+        return
+    g.sums(node, x[-1], Keeps(a.input))
+    g.on_repack(node, lambda r: r.pad_to_old_width(x[-1], [a.input, *affine]) if r.changed(x[-1]) else None)
 
 
 def rms_norm(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
@@ -101,6 +107,18 @@ def softmax(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
     g.out(node, x)
 
 
+def weight_norm(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
+    """g · v / ‖v‖ (Salimans and Kingma 2016), the norm over all but ``dim``: g at zero makes it zero, v must not be."""
+    v = g.dims(a.v)
+    g.unify(v[a.dim], g.dims(a.g)[a.dim], node)
+    g.never_zero(a.v, a.dim)
+    others = tuple(dim for i, dim in enumerate(v) if i != a.dim)
+    g.normalises(node, *others)
+    g.out(node, v, AnyOf((Keeps(a.g), Keeps(a.v, others))))
+    for extra in range(1, g.num_outputs(node)):
+        g.out(node, [fixed(n) for n in g.shape(node, extra)])
+
+
 RULES: dict[str, Rule] = {
     **dict.fromkeys(
         ("batch_norm", "instance_norm", "_native_batch_norm_legit_no_training", "_native_batch_norm_legit_functional",
@@ -108,5 +126,6 @@ RULES: dict[str, Rule] = {
     "group_norm": group_norm,
     "layer_norm": layer_norm,
     "rms_norm": rms_norm,
+    **dict.fromkeys(("_weight_norm", "_weight_norm_interface"), weight_norm),
     **dict.fromkeys(("softmax", "_softmax", "log_softmax", "_log_softmax", "softmin"), softmax),
 }  # fmt: skip

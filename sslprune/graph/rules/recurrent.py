@@ -43,7 +43,7 @@ def _recurrent(gates: int, states: int) -> Rule:
         directions = 2 if a.bidirectional else 1
         layers = _layers(g, node, a, x[-1], directions, gates)
         started = [s for s in initial if operator_name(s) not in ("zeros", "new_zeros", "zeros_like")]
-        returned = {int(user.args[1]) for user in node.users if user.users and user.target is operator.getitem}
+        returned = {user.args[1] for user in node.users if user.users and user.target is operator.getitem}
         if started or returned & {1, 2}:  # one tensor holds the state of all layers: they keep one width
             for layer in layers[1:]:
                 g.unify(layers[0].hidden, layer.hidden, node)
