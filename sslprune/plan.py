@@ -95,10 +95,12 @@ def make_plan(model: nn.Module, program: Program, axes: Sequence[Axis], *, allow
     )
 
 
-def write_plan(path: str | Path, model: nn.Module, program: Program, axes: Sequence[Axis]) -> Plan:
+def write_plan(
+    path: str | Path, model: nn.Module, program: Program, axes: Sequence[Axis], *, allow_inexact: bool = False
+) -> Plan:
     """Write the plan of repacking ``model`` to ``path``, whole or not at all."""
-    plan = make_plan(model, program, axes)
-    write_text(path, plan.model_dump_json(indent=1) + "\n")
+    plan = make_plan(model, program, axes, allow_inexact=allow_inexact)
+    write_text(path, plan.model_dump_json() + "\n")
     return plan
 
 

@@ -136,6 +136,13 @@ class Rewriter:
         self.node.target = torch.ops.aten.index_select.default
         self.node.args, self.node.kwargs = (self._mapping[source], dim, index), {}
 
+    def _stand_in(self, made: fx.Node) -> None:
+        """Let ``made``, which reads the node, stand for it everywhere else."""
+        self.node.replace_all_uses_with(made, delete_user_cb=lambda user: user is not made)
+        for old, new in self._mapping.items():
+            if new is self.node:
+                self._mapping[old] = made
+
     def pad_to_old_width(self, dim: Dim, inputs: Sequence[fx.Node]) -> None:
         """Let the node work on zeros where its last dimension ``dim`` lost something, and cut them off its result."""
         self._note("", None)
@@ -148,11 +155,11 @@ class Rewriter:
                 )
         with graph.inserting_after(self.node):
             cut = graph.call_function(aten.slice.Tensor, (self.node, -1, 0, left))
-        self.node.replace_all_uses_with(cut, delete_user_cb=lambda user: user is not cut)
+        self._stand_in(cut)
 
     def scale(self, factor: float) -> None:
         """Multiply the node's result by a number."""
         self._note("", None)
         with self.node.graph.inserting_after(self.node):
             scaled = self.node.graph.call_function(torch.ops.aten.mul.Tensor, (self.node, factor))
-        self.node.replace_all_uses_with(scaled, delete_user_cb=lambda user: user is not scaled)
+        self._stand_in(scaled)

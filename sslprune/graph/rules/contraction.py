@@ -127,6 +127,21 @@ def multiply(g: Inference, node: fx.Node, left: fx.Node, right: fx.Node, bias: f
     g.macs(node, [*dims, shared])
 
 
+def grouped(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
+    """Rows of x (T, k) in consecutive runs, each run by its own matrix of (experts, k, m) -> (T, m).
+
+    Which rows an expert gets is decided elsewhere, by its place: experts stay, neurons inside them may go.
+    """
+    left, right, ends = (value for value in node.args[:3] if isinstance(value, fx.Node))
+    x, w = g.dims(left), g.dims(right)
+    g.freeze([w[0], *g.dims(ends)], node, "rows go to experts by place")
+    g.unify(x[-1], w[-2], node)
+    g.label(w[-1], "neurons")
+    g.out(node, [*x[:-1], w[-1]], AnyOf((Keeps(left, tuple(x[:-1])), Keeps(right, (w[-1],)))))
+    g.sums(node, w[-2], AnyOf((Keeps(left), Keeps(right))))
+    g.macs(node, [*x[:-1], w[-2], w[-1]])
+
+
 def _from_input(node: fx.Node) -> bool:
     """Whether a value depends on the model's input (and is not made of parameters alone)."""
     seen, stack = set(), [node]
@@ -147,4 +162,5 @@ RULES: dict[str, Rule] = {
     "linear": linear,
     **dict.fromkeys(("matmul", "mm", "bmm", "mv", "dot"), matmul),
     **dict.fromkeys(("addmm", "baddbmm"), addmm),
+    **dict.fromkeys(("_grouped_mm", "transformers::grouped_mm_fallback"), grouped),
 }
