@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Member:
     """Where the groups of an axis lie in one dimension of one parameter or buffer.
 
@@ -35,7 +35,7 @@ class Member:
         return width == 1 and bool((self.positions[:, 0] == np.arange(count)).all())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Axis:
     """One shared dimension with everything that runs along it.
 

@@ -1,14 +1,19 @@
-"""Residual branches: the one structure that is not an axis.
+"""Branches: the one structure that is not an axis.
 
-In ``x + f(x)`` the branch ``f`` can go when what produces its output is zero: the sum then drops it.
+In ``x + f(x)`` the branch ``f`` can go when what produces its output is zero: the sum then drops it. Of branches side
+by side that are concatenated, one can go when every feature that it adds is zero, with all that reads them: the
+concatenation then drops it. Either way one operand has to stay.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 from torch import fx
 
+from sslprune.graph.atoms import ALWAYS
 from sslprune.graph.inference import Inference
 from sslprune.graph.program import operator_name
 from sslprune.graph.zeros import AllOf, AnyOf, Joined, Keeps, Zero
@@ -16,20 +21,38 @@ from sslprune.graph.zeros import AllOf, AnyOf, Joined, Keeps, Zero
 
 @dataclass(frozen=True)
 class Branch:
-    """One operand of a sum: ``producers`` are the weights whose zero makes it zero, ``body`` what only it needs."""
+    """One operand of a sum or a concatenation (``total``), and ``body``, what only it needs.
+
+    ``producers`` are the weights whose zero makes an operand of a sum zero. An operand of a concatenation has
+    ``atoms``, the features that only it adds; removing them all removes it.
+    """
 
     name: str
     total: fx.Node
     operand: fx.Node
-    other: fx.Node
     producers: tuple[str, ...]
     body: frozenset[fx.Node]
+    atoms: tuple[int, ...] = ()
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """What tells branches apart, in any graph of the program."""
+        return (*self.producers, *map(str, self.atoms), self.name)
+
+
+def operands_of(total: fx.Node) -> list[fx.Node]:
+    """The operands that a sum or a concatenation can drop, all but one."""
+    first: Any = total.args[0]
+    return list(first) if isinstance(first, (list, tuple)) else [a for a in total.args[:2] if isinstance(a, fx.Node)]
 
 
 def find_branches(g: Inference, graph: fx.Graph) -> list[Branch]:
-    """Every operand of a sum that can be dropped."""
+    """Every operand of a sum or a concatenation that can be dropped."""
     found = []
     for node in graph.nodes:
+        if node.op == "call_function" and operator_name(node) == "cat" and len(operands_of(node)) > 1:
+            paths = [_path(g, node, operand) for operand in operands_of(node)]
+            found += [path for path in paths if path is not None]
         if node.op != "call_function" or operator_name(node) not in ("add", "sub"):
             continue
         first, second = node.args[:2]
@@ -60,7 +83,29 @@ def _branch(g: Inference, total: fx.Node, operand: fx.Node, other: fx.Node) -> B
     inside = [str(n.target) for n in body if n.op == "get_attr"]
     name = _shared_path([path.split(".")[:-1] for path in inside])
     order = [n for n in g.program.tensors if n in names]
-    return Branch(".".join(name) or order[0], total, operand, other, tuple(order), frozenset(body))
+    return Branch(".".join(name) or order[0], total, operand, tuple(order), frozenset(body))
+
+
+def _path(g: Inference, total: fx.Node, operand: fx.Node) -> Branch | None:
+    """One of the branches that ``total`` concatenates, where nothing else would be left empty without its features."""
+    if set(operand.users) != {total} or operands_of(total).count(operand) != 1:
+        return None
+    d = int(total.args[1]) if len(total.args) > 1 else 0  # type: ignore[arg-type]
+    rows = g.atoms.rows(g.dims(operand)[d])
+    if not rows.shape[1] or (rows == ALWAYS).all(axis=1).any():
+        return None
+    body = exclusive(operand)
+    if not any(g.facts[node].macs for node in body):
+        return None
+    atoms = np.unique(rows[rows != ALWAYS])
+    for node in total.graph.nodes:
+        if node not in body and node.op != "output":
+            for dim in (dim for dims in g.facts[node].outputs for dim in dims if dim.rows.shape[1]):
+                here = g.atoms.rows(dim)
+                if here.shape[1] and np.isin(here, atoms).any(axis=1).all():
+                    return None
+    paths = [str(n.target).split(".")[:-1] for n in body if n.op == "get_attr"]
+    return Branch(".".join(_shared_path(paths)), total, operand, (), frozenset(body), tuple(atoms.tolist()))
 
 
 def _shared_path(paths: list[list[str]]) -> list[str]:

@@ -10,7 +10,7 @@ from torch import fx, nn
 
 from sslprune.axes import Axis
 from sslprune.graph.atoms import Dim
-from sslprune.graph.find import branches_of, siblings
+from sslprune.graph.find import branches_by_axis, too_many
 from sslprune.graph.inference import infer
 from sslprune.graph.program import Program
 
@@ -37,9 +37,10 @@ class Cost:
         self._axes = list(axes)
         self._dims: list[tuple[np.ndarray, np.ndarray]] = []  # each distinct dimension: (rows of slots, shape (n, k))
         slot = np.zeros(len(g.atoms), np.int64)  # slot 0 is always kept
-        self._starts = np.cumsum([1, *(axis.atoms.size for axis in self._axes)])
+        self._starts = np.cumsum([1, *(0 if axis.kind == "layers" else axis.size for axis in self._axes)])
         for axis, start in zip(self._axes, self._starts, strict=False):
-            slot[axis.atoms] = np.arange(start, start + axis.atoms.size)
+            if axis.kind != "layers":
+                slot[axis.atoms] = np.arange(start, start + axis.size)
         known: dict[tuple[int, ...] | int, int] = {}
         seen: dict[bytes, int] = {}
 
@@ -58,12 +59,11 @@ class Cost:
         self._alive: list[Dim] = []  # keeps ids unique while they are keys
         graph = program.evaluation
         owners: dict[fx.Node, set[int]] = {}  # the layers that a node is gone with
-        self._siblings = siblings(g, self._axes)
-        by_producers = {places[0].producers: places[0] for places in branches_of(g)}
-        for i, axis in enumerate(self._axes):
-            if axis.kind == "layers":
-                for node in by_producers[tuple(member.name for member in axis.members)].body:
-                    owners.setdefault(node, set()).add(i)
+        self._branches = {i: places[0] for i, places in branches_by_axis(g, self._axes).items()}
+        for i, branch in self._branches.items():
+            for node in branch.body:
+                owners.setdefault(node, set()).add(i)
+        self._slots = {i: slot[self._axes[i].atoms] for i in self._branches}  # of the features that only it adds
         self._terms: dict[Measure, list[_Term]] = {"macs": [], "parameters": []}
         counted: dict[str, set[int] | None] = {}
         for node in graph.nodes:
@@ -81,15 +81,21 @@ class Cost:
                 self._terms["parameters"].append(_Term(constant, [index(d) for d in moving], frozenset(dead or ())))
 
     def _kept(self, kept: Masks | None) -> tuple[np.ndarray, set[int]]:
+        """Which slots are kept, and which layers are gone."""
         flags = np.ones(self._starts[-1], bool)
         gone: set[int] = set()
-        if kept is not None:
-            for i, (axis, mask) in enumerate(zip(self._axes, kept, strict=True)):
-                if axis.atoms.size:
-                    flags[self._starts[i] : self._starts[i + 1]] = mask
-                elif not np.asarray(mask).all() and not self._siblings[i] & gone:
-                    gone.add(i)
+        for i, (axis, mask) in enumerate(zip(self._axes, kept if kept is not None else (), strict=kept is not None)):
+            if axis.kind != "layers":
+                flags[self._starts[i] : self._starts[i + 1]] = mask
+            elif not np.asarray(mask).all() and not self._is_last(i, gone):
+                gone.add(i)
+        for i in gone:
+            flags[self._slots[i][self._slots[i] > 0]] = False
         return flags, gone
+
+    def _is_last(self, layer: int, gone: set[int]) -> bool:
+        """Whether a layer is all that its sum or concatenation has left."""
+        return too_many([self._branches[j] for j in gone], self._branches[layer])
 
     def _measure(self, measure: Measure, kept: Masks | None) -> float:
         flags, gone = self._kept(kept)
@@ -110,7 +116,7 @@ class Cost:
         Groups already removed save nothing. First order: an index counts for each group in its row alone.
         """
         flags, gone = self._kept(kept)
-        masks = [flags[rows] for rows in self._rows]
+        masks = [flags[rows] for rows in self._rows]  # each (n, k)
         counts = np.array([mask.all(axis=1).sum() for mask in masks], float)
         slope = np.zeros(len(self._rows))  # of the cost, by the count of each dimension
         layers = np.zeros(len(self._axes))
@@ -131,9 +137,11 @@ class Cost:
                 np.add.at(by_slot, alive.reshape(-1), value)
         result = []
         for i, axis in enumerate(self._axes):
-            if axis.atoms.size:
+            if axis.kind != "layers":
                 start, end = self._starts[i], self._starts[i + 1]
                 result.append(np.where(flags[start:end], by_slot[start:end], 0.0))
             else:
-                result.append(np.array([0.0 if self._siblings[i] & gone else layers[i]]))
+                features = by_slot[self._slots[i]].sum() if self._slots[i].size else 0.0
+                saved = 0.0 if i in gone or self._is_last(i, gone) else layers[i] + features
+                result.append(np.array([saved]))
         return result

@@ -10,7 +10,7 @@ from torch import fx
 
 from sslprune.axes import Axis, Member
 from sslprune.graph.atoms import ALWAYS, Dim
-from sslprune.graph.branches import Branch, find_branches
+from sslprune.graph.branches import Branch, find_branches, operands_of
 from sslprune.graph.inference import KINDS, Inference, describe, infer
 from sslprune.graph.program import Program
 from sslprune.graph.zeros import Vanishing
@@ -131,33 +131,58 @@ def _inexact(g: Inference) -> dict[int, int]:
 def branches_of(g: Inference) -> list[list[Branch]]:
     """For each removable branch, its place in each graph."""
     if "branches" not in g.program._cache:
-        by_graph = [{(b.producers, b.name): b for b in find_branches(g, graph)} for graph in g.program.graphs]
+        inexact = _inexact(g)
+        by_graph = [{b.key: b for b in find_branches(g, graph)} for graph in g.program.graphs]
         g.program._cache["branches"] = [
-            [found[key] for found in by_graph] for key in by_graph[0] if all(key in found for found in by_graph)
+            [found[key] for found in by_graph]
+            for key, branch in by_graph[0].items()
+            if all(key in found for found in by_graph) and not any(atom in inexact for atom in branch.atoms)
         ]
     return g.program._cache["branches"]
 
 
-def siblings(g: Inference, axes: Sequence[Axis]) -> list[set[int]]:
-    """For each axis the other branches of the same sum, which must keep one operand: the first to go goes alone."""
-    totals = {places[0].producers: places[0].total for places in branches_of(g)}
-    mine = [totals.get(tuple(m.name for m in axis.members)) if axis.kind == "layers" else None for axis in axes]
-    return [
-        {j for j, other in enumerate(mine) if total is not None and other is total and j != i}
-        for i, total in enumerate(mine)
-    ]
+def branches_by_axis(g: Inference, axes: Sequence[Axis]) -> dict[int, list[Branch]]:
+    """For each axis of kind ``layers``, by its index, its branch in each graph."""
+    by_members = {_identity(axis): places for axis, places in zip(_layers(g), branches_of(g), strict=True)}
+    return {i: by_members[_identity(axis)] for i, axis in enumerate(axes) if axis.kind == "layers"}
+
+
+def _identity(axis: Axis) -> tuple[tuple[tuple[str, int], ...], bytes]:
+    return tuple((member.name, member.dim) for member in axis.members), axis.atoms.tobytes()
+
+
+def too_many(dropped: Sequence[Branch], branch: Branch) -> bool:
+    """Whether dropping ``branch`` after ``dropped`` would leave its sum or concatenation without an operand."""
+    gone = {other.operand for other in dropped if other.total is branch.total}
+    return len(gone | {branch.operand}) >= len(operands_of(branch.total))
 
 
 def _layers(g: Inference) -> list[Axis]:
+    """An axis of size 1 for each branch; one that is inexact or holds nothing that is zeroed is left out."""
     axes = []
     for places in branches_of(g):
         branch = places[0]
-        members = []
-        for name in branch.producers:
-            size = g.program.tensors[name].shape[0]
-            members.append(Member(name, 0, np.arange(size)[None, :]))
-        axes.append(Axis(branch.name, "layers", 1, True, tuple(members)))
+        atoms = np.array(branch.atoms, np.int64)
+        if atoms.size:
+            members = _members_of(g, atoms)
+        else:
+            sizes = [(name, g.program.tensors[name].shape[0]) for name in branch.producers]
+            members = [Member(name, 0, np.arange(size)[None, :]) for name, size in sizes]
+        axes.append(Axis(branch.name, "layers", 1, True, tuple(members), atoms=atoms))
     return _distinct(axes)
+
+
+def _members_of(g: Inference, atoms: np.ndarray) -> list[Member]:
+    """Everything that goes with any of ``atoms``."""
+    members = []
+    for name, dims in g.state.items():
+        for d, dim in enumerate(dims if name not in g.program.constants else []):
+            rows = g.atoms.rows(dim)
+            position = np.flatnonzero(np.isin(rows, atoms).any(axis=1)) if rows.shape[1] else np.empty(0, np.int64)
+            if position.size:
+                zeroed = g.program.is_trained(name) and (name, d) not in g.unzeroed
+                members.append(Member(name, d, position[None, :], zeroed))
+    return members
 
 
 def _distinct(axes: list[Axis]) -> list[Axis]:

@@ -12,8 +12,8 @@ from torch.utils import _pytree as pytree
 
 from sslprune.axes import Axis, tensors_of, zero_mask
 from sslprune.errors import RepackError
-from sslprune.graph.branches import Branch
-from sslprune.graph.find import branches_of, siblings
+from sslprune.graph.branches import Branch, operands_of
+from sslprune.graph.find import branches_by_axis, too_many
 from sslprune.graph.folding import evaluate
 from sslprune.graph.inference import Inference, infer
 from sslprune.graph.packed import Packed
@@ -31,14 +31,18 @@ def removed_groups(
     Every axis but a layer keeps one group, and every sum one operand.
     """
     masks: list[np.ndarray] = []
-    others = siblings(infer(program), axes)
+    branches = branches_by_axis(infer(program), axes)
+    dropped: list[Branch] = []
     for i, axis in enumerate(axes):
         removable = not axis.frozen and (axis.exact or allow_inexact)
         zero = zero_mask(model, axis) if removable else np.zeros(axis.size, bool)
         if zero.all() and axis.kind != "layers":
             zero[0] = False
-        if any(j < i and masks[j].all() for j in others[i]):
-            zero[:] = False
+        if axis.kind == "layers" and zero.all():
+            if too_many(dropped, branches[i][0]):
+                zero[:] = False
+            else:
+                dropped.append(branches[i][0])
         masks.append(zero)
     return masks
 
@@ -100,7 +104,10 @@ def remove(
 
 def kept_atoms(program: Program, axes: Sequence[Axis], removed: Sequence[np.ndarray]) -> Kept:
     """What stays of each dimension when the groups that ``removed`` names go."""
-    gone = [axis.atoms[mask] for axis, mask in zip(axes, removed, strict=True) if axis.atoms.size]
+    gone = [
+        axis.atoms[mask] if axis.kind != "layers" else axis.atoms[: axis.atoms.size * int(mask.all())]
+        for axis, mask in zip(axes, removed, strict=True)
+    ]
     return Kept(infer(program).atoms, np.concatenate([np.empty(0, np.int64), *gone]))
 
 
@@ -108,12 +115,8 @@ def dropped_branches(
     program: Program, axes: Sequence[Axis], removed: Sequence[np.ndarray], graph: int = 0
 ) -> list[Branch]:
     """The branches that go, as they stand in one of the program's graphs."""
-    dropped = {
-        tuple(m.name for m in axis.members)
-        for axis, mask in zip(axes, removed, strict=True)
-        if axis.kind == "layers" and mask.all()
-    }
-    return [places[graph] for places in branches_of(infer(program)) if places[0].producers in dropped]
+    places = branches_by_axis(infer(program), axes)
+    return [branch[graph] for i, branch in places.items() if removed[i].all()]
 
 
 def changed_operators(program: Program, axes: Sequence[Axis], removed: Sequence[np.ndarray]) -> list[Change]:
@@ -176,14 +179,18 @@ def _rewritten(
         mapping[node].replace_all_uses_with(weight)
         changes.append(Change(module_of(node), operator_name(node), "", None))
     for branch in branches:
-        total = mapping[branch.total]
-        if mapping[branch.operand] in total.all_input_nodes:
-            replacement = mapping[branch.other]
-            total.replace_all_uses_with(replacement)
-            new.erase_node(total)
-            for old, node in mapping.items():  # later branches may name this sum as what stays
-                if node is total:
-                    mapping[old] = replacement
+        total, operand = mapping[branch.total], mapping[branch.operand]
+        rest = [node for node in operands_of(total) if node is not operand] if total.op == "call_function" else []
+        if not rest or len(rest) == len(operands_of(total)):
+            continue
+        if len(rest) > 1:
+            total.update_arg(0, rest)
+            continue
+        total.replace_all_uses_with(rest[0])
+        new.erase_node(total)
+        for old, node in mapping.items():  # later branches may name this sum as what stays
+            if node is total:
+                mapping[old] = rest[0]
     _erase_dead(new)
     alive = set(new.nodes)
     for old, node in mapping.items():
