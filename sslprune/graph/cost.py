@@ -13,6 +13,7 @@ from sslprune.graph.atoms import Dim
 from sslprune.graph.find import branches_by_axis, too_many
 from sslprune.graph.inference import infer
 from sslprune.graph.program import Program
+from sslprune.graph.rewrite import even_kernel
 
 Measure = Literal["macs", "parameters"]
 Masks = Sequence[np.ndarray]  # for each axis, which groups are kept: bool, shape (size,)
@@ -86,7 +87,9 @@ class Cost:
         gone: set[int] = set()
         for i, (axis, mask) in enumerate(zip(self._axes, kept if kept is not None else (), strict=kept is not None)):
             if axis.kind != "layers":
-                flags[self._starts[i] : self._starts[i + 1]] = mask
+                flags[self._starts[i] : self._starts[i + 1]] = (
+                    ~even_kernel(~np.asarray(mask)) if axis.kind == "kernel" and not np.all(mask) else mask
+                )
             elif not np.asarray(mask).all() and not self._is_last(i, gone):
                 gone.add(i)
         for i in gone:
@@ -139,7 +142,11 @@ class Cost:
         for i, axis in enumerate(self._axes):
             if axis.kind != "layers":
                 start, end = self._starts[i], self._starts[i + 1]
-                result.append(np.where(flags[start:end], by_slot[start:end], 0.0))
+                alive = flags[start:end].copy()
+                if axis.kind == "kernel":  # only what lies outermost goes by itself
+                    outer = np.flatnonzero(alive)[[0, -1]]
+                    alive = np.isin(np.arange(axis.size), outer)
+                result.append(np.where(alive, by_slot[start:end], 0.0))
             else:
                 features = by_slot[self._slots[i]].sum() if self._slots[i].size else 0.0
                 saved = 0.0 if i in gone or self._is_last(i, gone) else layers[i] + features

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from torch import fx
@@ -16,11 +17,14 @@ from sslprune.graph.program import Program
 from sslprune.graph.zeros import Vanishing
 
 
+SIDES = ("kernel", "inputs")  # kinds that are not a module's features
+
+
 def find_axes(program: Program) -> list[Axis]:
     """Every axis of ``program``, the frozen and inexact ones with their reason, then its removable branches."""
     if "axes" not in program._cache:
         g = infer(program)
-        program._cache["axes"] = [*_axes(g), *_layers(g)]
+        program._cache["axes"] = _distinct([*_axes(g), *_layers(g)])
     return list(program._cache["axes"])
 
 
@@ -73,7 +77,7 @@ def _axes(g: Inference) -> list[Axis]:
         name, exact = producer.name.rpartition(".")[0] or producer.name, not text
         draft = Axis(name, kind, len(chosen), exact, tuple(members), text, bool(why), chosen)
         drafts.append((at, len(drafts), draft))
-    return _distinct([axis for _, _, axis in sorted(drafts, key=lambda entry: entry[:2])])
+    return [axis for _, _, axis in sorted(drafts, key=lambda entry: entry[:2])]
 
 
 def _occurrences(g: Inference, places: list[tuple[str, int]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -169,7 +173,7 @@ def _layers(g: Inference) -> list[Axis]:
             sizes = [(name, g.program.tensors[name].shape[0]) for name in branch.producers]
             members = [Member(name, 0, np.arange(size)[None, :]) for name, size in sizes]
         axes.append(Axis(branch.name, "layers", 1, True, tuple(members), atoms=atoms))
-    return _distinct(axes)
+    return axes
 
 
 def _members_of(g: Inference, atoms: np.ndarray) -> list[Member]:
@@ -186,16 +190,16 @@ def _members_of(g: Inference, atoms: np.ndarray) -> list[Member]:
 
 
 def _distinct(axes: list[Axis]) -> list[Axis]:
-    """Axes of one name are told apart by kind, then by number."""
-    count = Counter(axis.name for axis in axes)
+    """Axes of one name are told apart by kind, then by number; a module's features keep its name where they can."""
+    features = Counter(axis.name for axis in axes if axis.kind not in SIDES)
     seen: Counter[str] = Counter()
     named = []
     for axis in axes:
         name = axis.name
-        if count[name] > 1:
+        if axis.kind in SIDES or features[name] > 1:
             name = f"{name}/{axis.kind}"
             seen[name] += 1
             if seen[name] > 1:
                 name = f"{name}.{seen[name]}"
-        named.append(Axis(name, axis.kind, axis.size, axis.exact, axis.members, axis.reason, axis.frozen, axis.atoms))
+        named.append(replace(axis, name=name))
     return named

@@ -18,7 +18,7 @@ from sslprune.graph.folding import evaluate
 from sslprune.graph.inference import Inference, infer
 from sslprune.graph.packed import Packed
 from sslprune.graph.program import Program, copy_graph, module_of, operator_name, quiet
-from sslprune.graph.rewrite import Change, Kept, Rewriter
+from sslprune.graph.rewrite import Change, Kept, Rewriter, even_kernel
 
 TOLERANCE = 1e-4  # largest relative difference between the masked and the repacked model
 
@@ -36,7 +36,9 @@ def removed_groups(
     for i, axis in enumerate(axes):
         removable = not axis.frozen and (axis.exact or allow_inexact)
         zero = zero_mask(model, axis) if removable else np.zeros(axis.size, bool)
-        if zero.all() and axis.kind != "layers":
+        if axis.kind == "kernel" and zero.any():
+            zero = even_kernel(zero)
+        elif zero.all() and axis.kind != "layers":
             zero[0] = False
         if axis.kind == "layers" and zero.all():
             if too_many(dropped, branches[i][0]):

@@ -15,6 +15,20 @@ from sslprune.graph.atoms import ALWAYS, Atoms, Dim
 from sslprune.graph.program import module_of, operator_name
 
 
+def even_kernel(zero: np.ndarray) -> np.ndarray:
+    """Which positions along a kernel's side can go when those in ``zero`` are zero: bool, shape (size,).
+
+    A kernel can lose its outer positions, and inner ones where what is left is evenly spaced, as a dilation is.
+    """
+    left = np.flatnonzero(~zero)
+    if not left.size:
+        left = np.array([zero.size // 2])
+    step = max(1, int(np.gcd.reduce(np.diff(left)))) if left.size > 1 else 1
+    gone = np.ones(zero.size, bool)
+    gone[left[0] : left[-1] + 1 : step] = False
+    return gone
+
+
 class Kept:
     """Which atoms stay, and with that which indices of each dimension."""
 
@@ -156,6 +170,13 @@ class Rewriter:
         with graph.inserting_after(self.node):
             cut = graph.call_function(aten.slice.Tensor, (self.node, -1, 0, left))
         self._stand_in(cut)
+
+    def pad_input(self, source: fx.Node, amounts: list[int]) -> None:
+        """Let the node read ``source`` with zeros around it; negative amounts crop."""
+        self._note("", None)
+        with self.node.graph.inserting_before(self.node):
+            padded = self.node.graph.call_function(torch.ops.aten.pad.default, (self._mapping[source], amounts))
+        self.node.update_arg(0, padded)
 
     def scale(self, factor: float) -> None:
         """Multiply the node's result by a number."""

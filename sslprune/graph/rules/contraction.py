@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 from torch import fx
 
 from sslprune.graph.atoms import Dim, fixed, merge
@@ -26,9 +27,16 @@ def convolution(g: Inference, node: fx.Node, a: SimpleNamespace, transposed: boo
     groups, shape = a.groups, g.shape(node)
     spatial = len(w) - 2
     channels = len(x) - 1 - spatial
-    for kernel in w[2:]:
-        g.label(kernel, "kernel")
-    g.freeze([*x[channels + 1 :], *w[2:]], node, "convolved over")
+    for side in w[2:]:
+        g.label(side, "kernel")
+    g.freeze(x[channels + 1 :], node, "convolved over")
+    padding = getattr(a, "padding", None)
+    if transposed or not isinstance(padding, (list, tuple)):
+        g.freeze(w[2:], node, "its shape decides the result's")
+    else:
+        for side in w[2:]:
+            g.sums(node, side, Keeps(a.weight))
+        g.on_repack(node, lambda r: _shrink_kernel(r, a, w[2:]))
     one, other = (w[1], w[0]) if transposed else (w[0], w[1])  # output side, input side
     if groups == 1:
         out, inner, group = one, other, fixed(1)
@@ -55,6 +63,29 @@ def convolution(g: Inference, node: fx.Node, a: SimpleNamespace, transposed: boo
     g.sums(node, inner, AnyOf((Keeps(a.input), Keeps(a.weight))))
     places = x[channels + 1 :] if transposed else dims[channels + 1 :]
     g.macs(node, [*x[:channels], *places, out, inner, *w[2:]])
+
+
+def _shrink_kernel(r: Any, a: SimpleNamespace, sides: list[Dim]) -> None:
+    """A kernel that lost its outer rows reaches less far to that side: its padding shrinks, or becomes a crop.
+
+    What is left of it is evenly spaced (see ``even_kernel``): the step multiplies the dilation.
+    """
+    if not any(r.changed(side) for side in sides):
+        return
+    wide = lambda value: list(value) * (len(sides) if len(value) == 1 else 1)  # noqa: E731
+    padding, dilation = wide(a.padding), wide(a.dilation)
+    amounts: list[int] = []
+    for i, side in enumerate(sides):
+        kept = np.flatnonzero(r.mask(side))
+        low, high = (padding[i] - int(lost) * dilation[i] for lost in (kept[0], side.size - 1 - kept[-1]))
+        amounts = [low, high, *amounts]  # the last dimension first, as aten.pad wants them
+        dilation[i] *= int(kept[1] - kept[0]) if len(kept) > 1 else 1
+    r.set("dilation", dilation)
+    if all(amounts[2 * i] == amounts[2 * i + 1] >= 0 for i in range(len(sides))):
+        r.set("padding", amounts[::2][::-1])
+    else:
+        r.set("padding", [0] * len(sides))
+        r.pad_input(a.input, amounts)
 
 
 def convolution_transposed(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:

@@ -1,0 +1,338 @@
+"""The command line: each command is a thin shell over one function of the Python API.
+
+Exit status: 0 done; 1 a mistake that one line on stderr explains; 2 usage; 3 a gate of the recipe was missed;
+130 interrupted. Everything heavy is imported inside the commands, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import shlex
+import sys
+import warnings
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from sslprune.recipe import Recipe
+    from sslprune.report import Report
+    from sslprune.rundir import RunDirectory
+    from sslprune.show import Show
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Structured pruning for PyTorch: learns what a model can live without, and hands back a smaller dense one.",
+    epilog="Exit status: 0 done, 1 a mistake (one line says which), 2 usage, 3 a gate was missed, 130 interrupted.",
+)
+
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, a TOML file.", show_default=False)]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The run directory.", show_default=False)]
+RunOption = Annotated[
+    Path | None, typer.Option("--run", metavar="DIR", help="The run directory [default: runs/<recipe's name>].")
+]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY.PATH=VALUE", help="Override a field of the recipe; may be repeated."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run stopped; skip finished stages.")]
+
+
+def guarded(command: Callable[..., None]) -> Callable[..., None]:
+    """``command`` with its errors told in one line on stderr (``debug=True``: with the traceback)."""
+
+    @functools.wraps(command)
+    def wrapper(*args: Any, **kwargs: Any) -> None:
+        from sslprune.errors import SslpruneError
+
+        debug = kwargs.get("debug", False)
+        if not debug and not sys.warnoptions:
+            warnings.simplefilter("ignore")  # of torch and the exporters, to programmers
+        try:
+            command(*args, **kwargs)
+            sys.stdout.flush()
+        except (typer.Exit, typer.Abort, typer.BadParameter):
+            raise
+        except KeyboardInterrupt:
+            fail(_interrupted(), 130)
+        except BrokenPipeError:  # `sslprune inspect ... | head` has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except SslpruneError as error:
+            if debug:
+                raise
+            fail(f"error: {error}")
+        except OSError as error:
+            if debug:
+                raise
+            fail(f"error: {error.filename or 'the system'}: {error.strerror or error}")
+        except MemoryError:
+            if debug:
+                raise
+            fail("error: out of memory; try a smaller data.batch_size and data.eval_batch_size")
+        except Exception as error:
+            if debug:
+                raise
+            said = " ".join(str(error).split())
+            fail(f"error: unexpected {type(error).__name__}: {said[:300]}; --debug shows where")
+
+    return wrapper
+
+
+def fail(line: str, status: int = 1) -> NoReturn:
+    """End with ``status`` and one line on stderr."""
+    print(line, file=sys.stderr, flush=True)
+    raise typer.Exit(status)
+
+
+def _interrupted() -> str:
+    words = sys.argv[1:]
+    if not words or words[0] not in ("run", "train"):
+        return "interrupted"
+    return f"interrupted; go on with: sslprune {shlex.join([w for w in words if w != '--resume'])} --resume"
+
+
+def _version(value: bool) -> None:
+    if value:
+        try:
+            print(f"sslprune {metadata.version('sslprune')}")
+        except metadata.PackageNotFoundError:  # run from a checkout
+            print("sslprune, not installed")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+@guarded
+def init(
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", help='What builds the model: "module:callable" or "file.py:callable".'),
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="FILE", help="The recipe [default: <callable>.toml].")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Write a commented starter recipe for a model.
+
+    Example: sslprune init sslprune.zoo:resnet_cifar
+    """
+    from sslprune.starter import write_starter
+
+    path = write_starter(model, out, force=force)
+    if as_json:
+        _print_json({"recipe": str(path)})
+    else:
+        print(f"wrote {path}; fill in [data], then: sslprune inspect {path}")
+
+
+@app.command()
+@guarded
+def inspect(recipe: RecipeFile, sets: Sets = None, as_json: Json = False, debug: Debug = False) -> None:
+    """Show the axes of a model: what can be removed, what one group of it costs, and what stands in the way."""
+    show = _show(as_json)
+    loaded = _load(recipe, sets)
+    from sslprune.pipeline import inspect as inspect_model
+
+    inspection = inspect_model(loaded, show)
+    if as_json:
+        _print_json(inspection.model_dump())
+    else:
+        from sslprune.show import inspection as table
+
+        show.result(table(inspection))
+
+
+@app.command()
+@guarded
+def train(
+    recipe: RecipeFile,
+    run: RunOption = None,
+    sets: Sets = None,
+    resume: Resume = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Train to sparsity, land on the budget, heal: RUN/train/."""
+    show = _show(as_json)
+    loaded = _load(recipe, sets)
+    directory = _directory(loaded, run)
+    from sslprune.pipeline import train as train_model
+
+    train_model(loaded, directory, show, resume=resume)
+    if as_json:
+        _print_json({"run": str(directory), "masked": str(directory.masked), "history": str(directory.history)})
+    else:
+        print(directory.masked)
+        show.say(f"next: sslprune repack {shlex.quote(str(directory))}")
+
+
+@app.command()
+@guarded
+def repack(run: RunFolder, as_json: Json = False, debug: Debug = False) -> None:
+    """Remove the zeros physically, and prove that nothing changed: RUN/repacked/."""
+    show = _show(as_json)
+    from sslprune.pipeline import repack as repack_model
+    from sslprune.rundir import RunDirectory
+
+    directory = RunDirectory(run)
+    result = repack_model(directory, show)
+    if as_json:
+        _print_json(result.model_dump())
+    else:
+        print(directory.program)
+        show.say(f"next: sslprune export {shlex.quote(str(directory))}")
+
+
+@app.command()
+@guarded
+def export(run: RunFolder, as_json: Json = False, debug: Debug = False) -> None:
+    """Write ONNX, verified, time it, and judge the gates: RUN/export/, RUN/report.json."""
+    show = _show(as_json)
+    from sslprune.pipeline import export as export_model
+    from sslprune.rundir import RunDirectory
+
+    directory = RunDirectory(run)
+    _verdict(export_model(directory, show), directory, show, as_json)
+
+
+@app.command("run")
+@guarded
+def run_all(
+    recipe: RecipeFile,
+    run: RunOption = None,
+    sets: Sets = None,
+    resume: Resume = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Train, repack and export in one go; exit status 3 when a gate of the recipe is missed.
+
+    Example: sslprune run recipes/digits.toml --set budget.macs=0.3
+    """
+    show = _show(as_json)
+    loaded = _load(recipe, sets)
+    directory = _directory(loaded, run)
+    from sslprune.pipeline import run as run_pipeline
+
+    _verdict(run_pipeline(loaded, directory, show, resume=resume), directory, show, as_json)
+
+
+@app.command()
+@guarded
+def bench(
+    dense: Annotated[Path, typer.Argument(metavar="A.onnx", help="The model to compare with.", show_default=False)],
+    repacked: Annotated[Path, typer.Argument(metavar="B.onnx", help="The model to judge.", show_default=False)],
+    batch: Annotated[
+        list[int] | None, typer.Option("--batch", min=1, help="A batch size; may be repeated [default: 1].")
+    ] = None,
+    threads: Annotated[
+        list[int] | None,
+        typer.Option("--threads", min=0, help="A number of threads, 0 for all; may be repeated [default: 1, 0]."),
+    ] = None,
+    repetitions: Annotated[int, typer.Option("--repetitions", min=30, help="The least number of pairs.")] = 30,
+    dim: Annotated[
+        list[str] | None, typer.Option("--dim", metavar="NAME=SIZE", help="The size of a symbolic dimension.")
+    ] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Compare the speed of two ONNX files: in turns, in one process, with the interval of the ratio."""
+    dims = _dims(dim or [])
+    show = _show(as_json)
+    from sslprune.bench import compare_onnx
+    from sslprune.show import comparison as table
+
+    batch_sizes, num_threads = batch or [1], threads or [1, 0]
+    with show.progress("timing", len(batch_sizes) * len(num_threads)) as bar:
+        comparison = compare_onnx(
+            dense,
+            repacked,
+            batch_sizes=batch_sizes,
+            threads=num_threads,
+            repetitions=repetitions,
+            dims=dims,
+            progress=bar,
+        )
+    if as_json:
+        keys = ("dense", "repacked", "speedup")
+        _print_json({key: [value.model_dump() for value in getattr(comparison, key)] for key in keys})
+    else:
+        show.result(table(comparison, dense.name, repacked.name))
+
+
+def _load(path: Path, sets: list[str] | None) -> Recipe:
+    from sslprune.recipe import load_recipe
+
+    return load_recipe(path, sets or [])
+
+
+def _directory(recipe: Recipe, run: Path | None) -> RunDirectory:
+    from sslprune.rundir import RunDirectory
+
+    return RunDirectory(run or Path("runs") / recipe.name)
+
+
+def _show(as_json: bool) -> Show:
+    from sslprune.show import Show
+
+    return Show(quiet=as_json)
+
+
+def _verdict(report: Report, directory: RunDirectory, show: Show, as_json: bool) -> None:
+    from sslprune.show import summary
+
+    if as_json:
+        _print_json(report.model_dump())
+    else:
+        show.result(summary(report, directory))
+    if not report.passed:
+        missed = [
+            f"{gate.name} is {'not measured' if gate.value is None else f'{gate.value:.4g}'}, limit {gate.limit:g}"
+            for gate in report.gates
+            if not gate.passed
+        ]
+        fail(f"gate missed: {'; '.join(missed)}", 3)
+
+
+def _dims(dims: list[str]) -> dict[str, int]:
+    sizes = {}
+    for dim in dims:
+        name, _, size = dim.partition("=")
+        if not name or not size.isdecimal() or int(size) < 1:
+            raise typer.BadParameter(f"expected NAME=SIZE, e.g. sequence=128; got {dim!r}", param_hint="--dim")
+        sizes[name] = int(size)
+    return sizes
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2))
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,193 @@
+"""Batches: augmented, normalised, and in an order that the seed and the epoch alone decide."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sslprune.data.images import Images, count_images, read_images
+from sslprune.errors import DataError
+from sslprune.models import device_of, find_callable
+from sslprune.recipe import DataSection, Recipe
+
+Batch = tuple[tuple[Tensor, ...], Tensor]  # the model's arguments, the targets
+
+
+class Batches:
+    """Batches of images, as ``((pixels,), labels)`` on a device; each pass is decided by (seed, epoch).
+
+    ``source`` gives the images on first use: reading and decoding wait until somebody asks.
+    """
+
+    def __init__(
+        self, source: Callable[[], Images], section: DataSection, device: torch.device, train_seed: int | None
+    ):
+        self.source, self.device, self.seed = source, device, train_seed
+        self.batch_size = section.eval_batch_size if train_seed is None else section.batch_size
+        self.mean, self.std = section.mean, section.std
+        self.flip = "flip" in section.augment and train_seed is not None
+        crops = [int(step.partition(":")[2]) for step in section.augment if step.startswith("pad-crop")]
+        self.border = crops[0] if crops and train_seed is not None else 0
+
+    @cached_property
+    def images(self) -> Images:
+        return self.source()
+
+    @cached_property
+    def _pixels(self) -> Tensor:  # padded once, not in every batch
+        return F.pad(self.images.pixels.to(self.device), (self.border,) * 4)
+
+    @cached_property
+    def _labels(self) -> Tensor:
+        return self.images.labels.to(self.device)
+
+    @cached_property
+    def _affine(self) -> tuple[Tensor, Tensor]:
+        """Factor and offset that take a pixel in 0..255 to its normalised value, shape (1, channels, 1, 1)."""
+        channels = self.images.pixels.shape[1]
+        for key, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) not in (1, channels):
+                raise DataError(f"data.{key}: {len(values)} values for {self.images.source} of {channels} channels")
+        mean, std = (torch.tensor(v, device=self.device).view(1, -1, 1, 1) for v in (self.mean, self.std))
+        return 1 / (255 * std), -mean / std
+
+    def __len__(self) -> int:
+        size = len(self.images)
+        return max(1, size // self.batch_size) if self.seed is not None else -(-size // self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.epoch(0)
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """One pass; training data are shuffled, and a last batch that is not full is left out."""
+        if self.seed is None:
+            for rows in torch.arange(len(self.images), device=self.device).split(self.batch_size):
+                yield (self._normalised(self._pixels[rows]),), self._labels[rows]
+            return
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        order = torch.randperm(len(self.images), generator=generator)
+        for rows in order.split(self.batch_size)[: len(self)]:
+            yield (self._augmented(rows, generator),), self._labels[rows.to(self.device)]
+
+    def _augmented(self, rows: Tensor, generator: torch.Generator) -> Tensor:
+        """Random crops and mirror images of the padded pictures ``rows``, all in one gather."""
+        if not self.border and not self.flip:
+            return self._normalised(self._pixels[rows.to(self.device)])
+        channels, height, width = self.images.pixels.shape[1:]
+        shifts = torch.randint(0, 2 * self.border + 1, (2, len(rows), 1), generator=generator)
+        mirrored = torch.randint(0, 2 if self.flip else 1, (len(rows), 1), generator=generator).bool()
+        down, right = torch.arange(height), torch.arange(width)
+        ys = shifts[0] + down  # (batch, height)
+        xs = shifts[1] + torch.where(mirrored, right.flip(0), right)  # (batch, width)
+        index = (
+            rows[:, None, None, None],
+            torch.arange(channels)[None, :, None, None],
+            ys[:, None, :, None],
+            xs[:, None, None, :],
+        )
+        return self._normalised(self._pixels[tuple(part.to(self.device) for part in index)])
+
+    def _normalised(self, pixels: Tensor) -> Tensor:
+        factor, offset = self._affine
+        return torch.addcmul(offset, pixels.float(), factor)
+
+
+class LoaderBatches:
+    """A person's own loader, seen as batches: it must yield (inputs, targets), inputs a tensor or a tuple of them."""
+
+    def __init__(self, loader: Iterable[Any], device: torch.device, train_seed: int | None):
+        if not isinstance(loader, Sized):
+            raise DataError(f"data.factory: {type(loader).__name__} has no length; return loaders with __len__")
+        self.loader, self.device, self.seed = loader, device, train_seed
+
+    def __len__(self) -> int:
+        return len(cast(Sized, self.loader))
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.epoch(0)
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """One pass, with torch's generator seeded by (seed, epoch), which is what a shuffling loader draws from."""
+        with torch.random.fork_rng(devices=[]):
+            if self.seed is not None:
+                torch.manual_seed(self.seed * 1_000_003 + epoch)
+            batches = iter(self.loader)
+            drawn = torch.get_rng_state()
+        while True:
+            # the loader's draws do not disturb the model's own (dropout), nor the other way round
+            outer = torch.get_rng_state()
+            torch.set_rng_state(drawn)
+            item = next(batches, None)
+            drawn = torch.get_rng_state()
+            torch.set_rng_state(outer)
+            if item is None:
+                return
+            yield self._moved(item)
+
+    def _moved(self, item: Any) -> Batch:
+        if not isinstance(item, Sequence) or len(item) != 2 or not isinstance(item[1], Tensor):
+            raise DataError(f"data.factory: a batch is a {type(item).__name__}; expected (inputs, targets)")
+        inputs = item[0] if isinstance(item[0], tuple | list) else (item[0],)
+        return tuple(value.to(self.device) for value in inputs), item[1].to(self.device)
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a run learns from and is judged by. ``test`` is used for reporting only, never for a choice."""
+
+    train: Batches | LoaderBatches
+    test: Batches | LoaderBatches
+    metrics: tuple[str, ...] = ("accuracy",)
+
+    @cached_property
+    def example(self) -> tuple[Tensor, ...]:
+        """The model's arguments for two samples of the test data: what the model is traced with."""
+        inputs, _ = next(iter(self.test))
+        if len(inputs[0]) < 2:
+            raise DataError("the test data hold one sample; expected at least two")
+        return tuple(value[:2].clone() for value in inputs)
+
+
+def build_data(recipe: Recipe, show: Any = None) -> Data:
+    """The recipe's data. A factory returns a pair (train, test) of ``Images`` or of loaders, or a ``Data``.
+
+    ``show`` is told of the reading of large files. Raises DataError for what is missing, empty or of another shape.
+    """
+    section, device = recipe.data, device_of(recipe.run)
+    if section.factory is None:
+        assert section.train is not None and section.test is not None
+        train, test = (_reader(path, show) for path in (section.train, section.test))
+        return Data(Batches(train, section, device, recipe.run.seed), Batches(test, section, device, None))
+    made = find_callable(section.factory, "data.factory")(**section.arguments)
+    if isinstance(made, Data):
+        return made
+    if not isinstance(made, tuple | list) or len(made) != 2:
+        raise DataError(f"data.factory: {section.factory} returned {type(made).__name__}; expected (train, test)")
+    first, second = made
+    if isinstance(first, Images) and isinstance(second, Images):
+        return Data(
+            Batches(lambda: first, section, device, recipe.run.seed),
+            Batches(lambda: second, section, device, None),
+        )
+    return Data(LoaderBatches(first, device, recipe.run.seed), LoaderBatches(second, device, None))
+
+
+def _reader(path: str, show: Any) -> Callable[[], Images]:
+    count = count_images(path)  # a wrong file is an error now, not when training begins
+    if not count:
+        raise DataError(f"{path}: empty; expected at least one image")
+
+    def read() -> Images:
+        if show is None:
+            return read_images(path)
+        with show.progress(f"reading {Path(path).name}", count) as bar:
+            return read_images(path, bar.advance)
+
+    return read

@@ -1,0 +1,125 @@
+"""Images held in memory, and reading them from Parquet files in the Hugging Face layout."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sslprune.errors import DataError
+
+IMAGE_COLUMNS = ("image", "img")
+LABEL_COLUMNS = ("label", "labels", "fine_label")
+
+
+@dataclass(frozen=True)
+class Images:
+    """Pictures and their classes: ``pixels`` (n, channels, height, width) uint8, ``labels`` (n,) int64."""
+
+    pixels: Tensor
+    labels: Tensor
+    num_classes: int
+    source: str = "images"
+
+    def __post_init__(self) -> None:
+        if self.pixels.dim() != 4 or self.pixels.dtype != torch.uint8 or len(self.pixels) != len(self.labels):
+            shapes = f"{self.pixels.dtype} {tuple(self.pixels.shape)} and {tuple(self.labels.shape)}"
+            raise DataError(f"{self.source}: expected uint8 (n, channels, height, width) and (n,) labels; got {shapes}")
+        if not len(self.labels):
+            raise DataError(f"{self.source}: empty; expected at least one image")
+        low, high = int(self.labels.min()), int(self.labels.max())
+        if low < 0 or high >= self.num_classes:
+            wrong = low if low < 0 else high
+            raise DataError(f"{self.source}: label {wrong} is out of range; expected 0 to {self.num_classes - 1}")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def read_images(path: str | Path, advance: Callable[[int], Any] = lambda count: None) -> Images:
+    """Read and decode every row of a Parquet file with an image column ({bytes, path}) and an integer label column.
+
+    The pictures must have one size; grey ones stay of one channel. ``advance`` is told how many rows were decoded.
+    Raises DataError for a file that is missing, empty, of another layout, or damaged.
+    """
+    table, image, label = _open(path)
+    num_classes = _num_classes(table.schema, label)
+    labels = np.array(table.column(label).to_numpy(), dtype=np.int64)
+    if not len(labels):
+        raise DataError(f"{path}: empty; expected at least one image")
+    pixels: np.ndarray | None = None
+    rows = table.column(image).combine_chunks().field("bytes")
+    for row, encoded in enumerate(rows):
+        picture = _decode(encoded.as_py(), path, row)
+        if pixels is None:
+            pixels = np.empty((len(labels), *picture.shape), np.uint8)
+        if picture.shape != pixels.shape[1:]:
+            first, this = (" x ".join(map(str, shape)) for shape in (pixels.shape[1:], picture.shape))
+            raise DataError(f"{path}: row {row} is {this} (height x width x channels), row 0 {first}; use one size")
+        pixels[row] = picture
+        if row % 500 == 499:
+            advance(500)
+    assert pixels is not None
+    planes = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
+    return Images(planes, torch.from_numpy(labels), num_classes or int(labels.max()) + 1, str(path))
+
+
+def count_images(path: str | Path) -> int:
+    """The number of rows of a Parquet file of images, without decoding any; checks the layout."""
+    return len(_open(path)[0])
+
+
+def _open(path: str | Path) -> tuple[Any, str, str]:
+    """The Parquet table with the names of its image and label columns."""
+    try:
+        import PIL  # noqa: F401
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise DataError(f"{path}: reading images needs pyarrow and pillow; pip install 'sslprune[images]'") from error
+    if not Path(path).is_file():
+        raise DataError(f"{path}: no such file; set data.train and data.test to Parquet files")
+    try:
+        table = pyarrow.parquet.read_table(path, memory_map=True)
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        raise DataError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})") from error
+    image = next((name for name in IMAGE_COLUMNS if name in table.column_names), None)
+    label = next((name for name in LABEL_COLUMNS if name in table.column_names), None)
+    kinds = {field.name: field.type for field in table.schema}
+    if image is None or label is None or not pyarrow.types.is_struct(kinds[image]):
+        expected = "expected image: {bytes, path} and label: int64 (the Hugging Face image layout)"
+        raise DataError(f"{path}: columns are {', '.join(f'{k}: {v}' for k, v in kinds.items())}; {expected}")
+    if not pyarrow.types.is_integer(kinds[label]) or table.column(label).null_count:
+        raise DataError(
+            f"{path}: column {label} is {kinds[label]} with {table.column(label).null_count} nulls; use int64"
+        )
+    return table, image, label
+
+
+def _num_classes(schema: Any, label: str) -> int:
+    """How many class names the schema's metadata lists; 0 when it lists none."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        return len(features[label]["names"])
+    except (KeyError, ValueError, TypeError):
+        return 0
+
+
+def _decode(encoded: bytes | None, path: str | Path, row: int) -> np.ndarray:
+    """One picture as (height, width, channels) uint8."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        picture: Image.Image = Image.open(io.BytesIO(encoded or b""))
+        picture = picture if picture.mode in ("L", "RGB") else picture.convert("RGB")
+        array = np.asarray(picture)
+    except (UnidentifiedImageError, OSError, ValueError) as error:
+        raise DataError(f"{path}: row {row} is not an image that can be decoded") from error
+    return array if array.ndim == 3 else array[:, :, None]

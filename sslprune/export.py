@@ -1,0 +1,263 @@
+"""A module to files that need neither its class nor sslprune: ``.pt2`` and ONNX, each verified before it is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram, ShapesCollection
+from torch.utils import _pytree as pytree
+
+from sslprune.errors import ExportError
+from sslprune.files import write_atomic
+from sslprune.graph.program import quiet
+
+ONNX_TOLERANCE = 1e-3  # relative: ONNX Runtime fuses and reorders sums
+PROGRAM_TOLERANCE = 1e-5  # relative: the same operators on the same device
+PROTOBUF_LIMIT = 2**31 - 2**24  # bytes of weights in one ONNX file, with room for the graph
+
+
+def export_onnx(
+    module: nn.Module,
+    args: tuple[Any, ...],
+    path: str | Path,
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    opset: int | None = None,
+    input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None,
+) -> float:
+    """Write ``module`` in eval mode as ONNX with a dynamic batch size, and prove that the file computes the same.
+
+    ``args`` and ``kwargs`` are an example input whose tensors have the batch as dimension 0. Checked by
+    ``onnx.checker``, and by ONNX Runtime against torch on the example and on random inputs of other batch sizes.
+    Returns the largest relative difference seen. Raises ExportError, and writes nothing, when it cannot be exported
+    or differs by more than 1e-3.
+    """
+    path = Path(path)
+    args, kwargs = _paired(args, dict(kwargs or {}))
+    size = sum(t.numel() * t.element_size() for t in module.state_dict().values() if isinstance(t, Tensor))
+    if size > PROTOBUF_LIMIT:
+        raise ExportError(f"{path}: {size / 2**30:.1f} GiB of weights; one ONNX file holds at most 2 GiB")
+    with quiet(), evaluating(module), torch.no_grad():
+        program = export_program(module, args, kwargs)
+        names = list(output_names or _output_names(module(*args, **kwargs)))
+        try:
+            exported = torch.onnx.export(
+                program,
+                dynamo=True,
+                verbose=False,
+                opset_version=opset,
+                input_names=input_names,
+                output_names=names,
+                dynamic_shapes=_dynamic_shapes(module, args, kwargs, "batch"),
+            )
+        except Exception as error:
+            raise ExportError(f"{path.name}: ONNX export failed: {first_line(error)}") from error
+        assert exported is not None
+        largest = 0.0
+
+        def write(temporary: Path) -> None:
+            nonlocal largest
+            exported.save(temporary)
+            largest = _verify_onnx(module, args, kwargs, temporary, path)
+
+        write_atomic(path, write)
+    return largest
+
+
+def save_program(
+    module: nn.Module, args: tuple[Any, ...], path: str | Path, kwargs: Mapping[str, Any] | None = None
+) -> Path:
+    """Write ``module`` in eval mode as ``.pt2``, loadable by ``torch.export.load(path).module()`` and nothing else.
+
+    The file is loaded again and compared with ``module`` before it is kept; raises ExportError if it differs.
+    """
+    path = Path(path)
+    args, kwargs = _paired(args, dict(kwargs or {}))
+    with quiet(), evaluating(module), torch.no_grad():
+        program = export_program(module, args, kwargs)
+
+        def write(temporary: Path) -> None:
+            torch.export.save(program, temporary)
+            again = torch.export.load(temporary).module()
+            _, relative = difference(module(*args, **kwargs), again(*args, **kwargs))
+            if not relative <= PROGRAM_TOLERANCE:
+                raise ExportError(
+                    f"{path.name}: loaded again, its output differs by {relative:.1e} (relative) from the model's"
+                )
+
+        return write_atomic(path, write)
+
+
+def export_program(
+    module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None
+) -> ExportedProgram:
+    """``torch.export`` with dimension 0 of every tensor input dynamic, where the model allows it."""
+    kwargs = dict(kwargs or {})
+    try:
+        return torch.export.export(module, args, kwargs, dynamic_shapes=_dynamic_shapes(module, args, kwargs, Dim.AUTO))
+    except Exception as error:
+        raise ExportError(f"torch.export cannot capture {type(module).__name__}: {first_line(error)}") from error
+
+
+def difference(expected: Any, actual: Any) -> tuple[float, float]:
+    """Largest absolute and relative difference between two (nested) outputs; relative to each tensor's largest value.
+
+    NaN where the two disagree about NaN or shape, so that no comparison ``<= limit`` passes.
+    """
+    worst_abs = worst_relative = 0.0
+    wanted, got = tensors_in(expected), tensors_in(actual)
+    if len(wanted) != len(got):
+        return float("nan"), float("nan")
+    for a, b in zip(wanted, got, strict=True):
+        if a.shape != b.shape:
+            return float("nan"), float("nan")
+        if a.numel() == 0:
+            continue
+        a, b = a.detach().double().cpu(), b.detach().double().cpu()
+        same = (a == b) | (a.isnan() & b.isnan())  # equal infinities and NaNs are no difference
+        distance = torch.where(same, 0.0, (a - b).abs()).max().item()
+        scale = a[a.isfinite()].abs().max().item() if a.isfinite().any() else 0.0
+        if distance != distance:
+            return float("nan"), float("nan")
+        worst_abs = max(worst_abs, distance)
+        worst_relative = max(worst_relative, distance / scale if scale else (0.0 if distance == 0.0 else float("inf")))
+    return worst_abs, worst_relative
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """The tensors of a nested input or output, in order."""
+    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+
+
+def random_like(value: Any, batch_size: int, seed: int = 0) -> Any:
+    """Inputs of another batch size: normal noise where the example is floating, the example's own rows elsewhere."""
+    generator = torch.Generator().manual_seed(seed)
+    leaves = tensors_in(value)
+    rows = next((leaf.shape[0] for leaf in leaves if leaf.dim()), 1)
+    chosen = torch.randint(rows, (batch_size,), generator=generator)
+
+    def draw(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor) or not leaf.dim() or leaf.shape[0] != rows:
+            return leaf
+        if not leaf.is_floating_point():
+            return leaf[chosen.to(leaf.device)]
+        noise = torch.randn((batch_size, *leaf.shape[1:]), generator=generator).to(leaf)
+        spread = leaf.std(correction=0)
+        return noise * (spread if spread > 0 else 1.0) + leaf.mean()
+
+    return pytree.tree_map(draw, value)
+
+
+def open_session(path: str | Path, threads: int = 0) -> onnxruntime.InferenceSession:
+    """An ONNX Runtime session on the CPU with ``threads`` threads (0: as many as it likes).
+
+    Raises ExportError in one line for a file that is missing, no ONNX, or uses an operator that the runtime lacks.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ExportError(f"{path}: no such file")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    # Idle threads of one session must not take the cores from the other while two are compared.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise ExportError(
+            f"{path}: ONNX Runtime {onnxruntime.__version__} cannot open it: {first_line(error)}"
+        ) from error
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Eval mode inside the block; every submodule's own mode comes back after it."""
+    modes = {submodule: submodule.training for submodule in module.modules()}
+    try:
+        module.eval()
+    except NotImplementedError:  # a loaded .pt2 has one mode only, and refuses to be asked
+        modes = {}
+    try:
+        yield
+    finally:
+        for submodule, training in modes.items():
+            submodule.training = training
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says, as one short line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[0] if lines else type(error).__name__
+    return text if len(text) <= 300 else text[:297] + "..."
+
+
+def _dynamic_shapes(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dim: Any) -> Any:
+    """``dynamic_shapes`` for torch.export: ``dim`` for dimension 0 wherever it has the batch's size."""
+    shapes = ShapesCollection()
+    leaves = [leaf for leaf in tensors_in((args, kwargs)) if leaf.dim()]
+    for leaf in leaves:
+        if leaf.shape[0] == leaves[0].shape[0]:
+            shapes[leaf] = {0: Dim.AUTO}
+    tree = shapes.dynamic_shapes(module, args, kwargs)
+    return pytree.tree_map(lambda d: dim if d is Dim.AUTO else d, tree, is_leaf=lambda d: d is Dim.AUTO)
+
+
+def _paired(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The example with two rows where it has one: torch.export takes a dimension of 1 for a constant."""
+    leaves = [leaf for leaf in tensors_in((args, kwargs)) if leaf.dim()]
+    if not leaves or any(leaf.shape[0] != 1 for leaf in leaves):
+        return args, kwargs
+    return pytree.tree_map(
+        lambda leaf: torch.cat([leaf, leaf]) if isinstance(leaf, Tensor) and leaf.dim() else leaf, (args, kwargs)
+    )
+
+
+def _output_names(output: Any) -> list[str]:
+    """``logits`` for the key of a dict, ``output`` for a lone tensor, ``output_0`` and so on for a sequence."""
+    named = [(keys, leaf) for keys, leaf in pytree.tree_flatten_with_path(output)[0] if isinstance(leaf, Tensor)]
+    if len(named) == 1 and not named[0][0]:
+        return ["output"]
+    words = [
+        "_".join(str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", "")))) for key in keys)
+        for keys, _ in named
+    ]
+    return [word if word.isidentifier() else f"output_{word}" for word in words]
+
+
+def _verify_onnx(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], file: Path, path: Path) -> float:
+    """Check ``file`` (it will be called ``path``) against ``module``; returns the largest relative difference."""
+    try:
+        onnx.checker.check_model(str(file), full_check=True)
+    except Exception as error:
+        raise ExportError(f"{path.name}: onnx.checker rejects it: {first_line(error)}") from error
+    session = open_session(file)
+    sizes = [random_like((args, kwargs), n, seed=n) for n in (1, 5)] if _dynamic(session) else []
+    worst = 0.0
+    for inputs in [(args, kwargs), *sizes]:
+        expected = tensors_in(module(*inputs[0], **inputs[1]))
+        feeds = {i.name: t.cpu().numpy() for i, t in zip(session.get_inputs(), tensors_in(inputs), strict=True)}
+        try:
+            outputs = session.run(None, feeds)
+        except Exception as error:
+            raise ExportError(f"{path.name}: ONNX Runtime cannot run it: {first_line(error)}") from error
+        _, relative = difference(expected, [torch.from_numpy(np.asarray(o)) for o in outputs])
+        if not relative <= ONNX_TOLERANCE:
+            raise ExportError(
+                f"{path.name}: ONNX Runtime differs from torch by {relative:.1e} (relative), {ONNX_TOLERANCE} allowed"
+            )
+        worst = max(worst, relative)
+    return worst
+
+
+def _dynamic(session: onnxruntime.InferenceSession) -> bool:
+    return all(isinstance(i.shape[0], str) for i in session.get_inputs() if i.shape)

@@ -1,0 +1,321 @@
+"""The stages in order, each reading and writing one run directory: train, repack, export."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+from torch.export.passes import move_to_device_pass
+
+from sslprune.axes import Axis
+from sslprune.bench import Comparison, compare_modules, compare_onnx
+from sslprune.data import Data, build_data
+from sslprune.errors import RecipeError, RepackError
+from sslprune.export import difference, evaluating, export_onnx, open_session, random_like, save_program
+from sslprune.files import write_atomic
+from sslprune.graph.cost import Cost
+from sslprune.graph.find import find_axes
+from sslprune.graph.program import trace
+from sslprune.graph.repack import removed_groups
+from sslprune.graph.repack import repack as repack_model
+from sslprune.models import build_model, device_of, load_checkpoint, load_weights
+from sslprune.plan import load, write_plan
+from sslprune.recipe import Recipe
+from sslprune.report import (
+    AxisChange,
+    AxisFacts,
+    Budget,
+    Equivalence,
+    Figures,
+    Inspection,
+    RepackResult,
+    Report,
+    Size,
+    environment,
+    judge,
+)
+from sslprune.rundir import RunDirectory
+from sslprune.show import Show
+from sslprune.train.evaluate import evaluate
+from sslprune.train.loop import train as train_model
+from sslprune.train.select import select
+
+EXACT = 1e-4  # relative difference between masked and repacked above which an exact plan has failed
+
+
+def inspect(recipe: Recipe, show: Show) -> Inspection:
+    """Every axis of the recipe's model, with what one group costs and whether the recipe prunes it."""
+    model, notes = build_model(recipe.model)
+    example = on_cpu(build_data(recipe, show).example)
+    with show.progress("finding the axes"):
+        program = trace(model, example)
+        axes = find_axes(program)
+        try:
+            pruned = {axis.name for axis in select(axes, recipe.prune)}
+        except RecipeError as error:  # the axes are what a person needs to see to mend it
+            pruned, notes = set(), [*notes, str(error)]
+        cost = Cost(program, axes)
+        everything = [np.ones(axis.size, bool) for axis in axes]
+        savings = [cost.savings(everything, "parameters"), cost.savings(everything, "macs")]
+    facts = [
+        AxisFacts(
+            name=axis.name,
+            kind=axis.kind,
+            size=axis.size,
+            parameters_per_group=float(np.mean(parameters)) if len(parameters) else 0.0,
+            macs_per_group=float(np.mean(macs)) if len(macs) else 0.0,
+            exact=axis.exact,
+            frozen=axis.frozen,
+            pruned=axis.name in pruned,
+            reason=axis.reason,
+        )
+        for axis, parameters, macs in zip(axes, *savings, strict=True)
+    ]
+    return Inspection(
+        model=recipe.model.factory,
+        parameters=count(model),
+        macs=round(cost.macs()),
+        axes=facts,
+        notes=[*notes, *program.notes],
+    )
+
+
+def run(recipe: Recipe, directory: RunDirectory, show: Show, *, resume: bool = False) -> Report:
+    """Train, repack and export; with ``resume``, stages that are finished already are left as they are."""
+    train(recipe, directory, show, resume=resume)
+    if resume and directory.finished("repack"):
+        show.stage("repack", f"finished already: {directory.program}")
+    else:
+        repack(directory, show)
+    return export(directory, show)
+
+
+def train(recipe: Recipe, directory: RunDirectory, show: Show, *, resume: bool = False) -> None:
+    """Sparse training, then healing, into ``directory``; starts over unless ``resume``."""
+    directory.claim(recipe)
+    if resume and directory.finished("train"):
+        show.stage("train", f"finished already: {directory.masked}")
+        return
+    if not resume:
+        directory.clear("train")
+    spans, device = recipe.schedule, device_of(recipe.run)
+    goal = f"{100 * recipe.budget.fraction:g} % of the {'MACs' if recipe.budget.measure == 'macs' else 'parameters'}"
+    plan = f"{spans.dense} dense, {spans.sparse} sparse, {spans.heal} heal"
+    show.stage("train", f"{recipe.name} to {goal}: {plan}, on {device}")
+    try:
+        train_model(recipe, directory, show)
+    except BaseException:
+        directory.release()
+        raise
+
+
+def repack(directory: RunDirectory, show: Show) -> RepackResult:
+    """Remove what training made zero, prove that nothing changed on the test data, and write the smaller model.
+
+    Raises RepackError, and writes nothing, when masked and repacked model differ by more than 1e-4 (relative).
+    """
+    directory.require("train")
+    directory.clear("repack")
+    recipe = directory.recipe()
+    show.stage("repack", "the zeros go, the function stays")
+    if recipe.run.threads:
+        torch.set_num_threads(recipe.run.threads)
+    data, device = build_data(recipe, show), device_of(recipe.run)
+    dense, masked = trained(recipe, directory.dense), trained(recipe, directory.masked)
+    example = on_cpu(data.example)
+    with show.progress("repacking"):
+        program = trace(masked, example)
+        axes = select(find_axes(program), recipe.prune)
+        exact = all(axis.exact for axis in axes)  # the recipe allowed the others by name
+        small = repack_model(masked, program, axes, allow_inexact=not exact)
+        macs = [Cost(p, []).macs() for p in (program, trace(small, example))]
+    metrics, equivalence = prove(dense, masked, small, data, device, show, exact=exact)
+    sizes = [
+        Size(parameters=count(model), macs=round(cost), metrics=metrics[name])
+        for name, model, cost in (("dense", dense, macs[0]), ("repacked", small, macs[1]))
+    ]
+    result = RepackResult(
+        budget=Budget(
+            measure=recipe.budget.measure,
+            fraction=recipe.budget.fraction,
+            reached=getattr(sizes[1], recipe.budget.measure) / getattr(sizes[0], recipe.budget.measure),
+        ),
+        dense=sizes[0],
+        repacked=sizes[1],
+        equivalence=equivalence,
+        axes=changes(axes, removed_groups(masked, program, axes, not exact), small),
+    )
+    with show.progress("writing the repacked model"):
+        save_program(small, example, directory.program)
+        weights = {name: tensor.detach().clone().contiguous() for name, tensor in small.state_dict().items()}
+        write_atomic(directory.weights, lambda path: path.write_bytes(save(weights)))
+        write_plan(directory.plan, masked, program, axes, allow_inexact=not exact)
+    result.save(directory.result)
+    before, after, proof = sizes[0], sizes[1], result.equivalence
+    show.say(f"{before.parameters:,} parameters -> {after.parameters:,}, {before.macs:,} MACs -> {after.macs:,}")
+    show.say(f"masked = repacked to {proof.max_relative:.1e} (relative) on {proof.samples:,} test samples")
+    return result
+
+
+def export(directory: RunDirectory, show: Show) -> Report:
+    """Write both models as ONNX, time them side by side, judge the gates, and write the report."""
+    directory.require("repack")
+    directory.clear("export")
+    show.stage("export", "ONNX, checked against torch, and timed in turns with the dense model")
+    recipe, result = directory.recipe(), RepackResult.load(directory.result)
+    data = build_data(recipe, show)
+    dense = trained(recipe, directory.dense)
+    small = load(directory.program)
+    example = on_cpu(data.example)
+    with show.progress("exporting ONNX", 2) as bar:
+        export_onnx(dense, example, directory.dense_onnx, opset=recipe.export.opset)
+        bar.advance()
+        session = open_session(directory.dense_onnx)
+        names = [[node.name for node in nodes] for nodes in (session.get_inputs(), session.get_outputs())]
+        export_onnx(
+            small, example, directory.onnx, opset=recipe.export.opset, input_names=names[0], output_names=names[1]
+        )
+    measured = measure(recipe, directory, dense, small, data, show)
+    figures = [
+        Figures(**size.model_dump(), file_bytes=file.stat().st_size, latency=list(latency))
+        for size, file, latency in (
+            (result.dense, directory.dense_onnx, measured.dense),
+            (result.repacked, directory.onnx, measured.repacked),
+        )
+    ]
+    report = Report(
+        recipe=recipe.name,
+        budget=result.budget,
+        dense=figures[0],
+        repacked=figures[1],
+        speedup=list(measured.speedup),
+        equivalence=result.equivalence,
+        axes=result.axes,
+        environment=environment(),
+        gates=judge(recipe.gates, figures[0], figures[1], measured.speedup, result.equivalence, recipe.data.batch_size),
+    )
+    report.save(directory.report)
+    return report
+
+
+def measure(
+    recipe: Recipe, directory: RunDirectory, dense: nn.Module, small: nn.Module, data: Data, show: Show
+) -> Comparison:
+    """The latency of both models: ONNX Runtime on the CPU, torch on a CUDA device where there is one."""
+    batch_sizes = list(dict.fromkeys([*(recipe.bench.batch_sizes or [1]), recipe.data.batch_size]))
+    inputs = on_cpu(next(iter(data.test))[0])
+    names = [node.name for node in open_session(directory.onnx).get_inputs()]
+    rows = {name: tensor.numpy() for name, tensor in zip(names, inputs, strict=True)}
+    threads, repetitions = recipe.bench.threads, recipe.bench.repetitions
+    with show.progress("timing", len(batch_sizes) * len(threads)) as bar:
+        cpu = compare_onnx(
+            directory.dense_onnx,
+            directory.onnx,
+            batch_sizes=batch_sizes,
+            threads=threads,
+            repetitions=repetitions,
+            example=rows,
+            progress=bar,
+        )
+        if torch.cuda.is_available():  # an exported program names the device of each tensor it makes
+            small = move_to_device_pass(torch.export.load(directory.program), "cuda").module()
+        return cpu + compare_modules(dense, small, inputs, batch_sizes=batch_sizes, repetitions=repetitions)
+
+
+def prove(
+    dense: nn.Module, masked: nn.Module, small: nn.Module, data: Data, device: torch.device, show: Show, *, exact: bool
+) -> tuple[dict[str, dict[str, float]], Equivalence]:
+    """The metrics of the three models on the test data, and the largest difference between masked and repacked.
+
+    They are compared on every test batch and on random inputs. Raises RepackError for a difference above 1e-4.
+    """
+    beside = Beside(masked, small)
+    with full_precision(), torch.inference_mode(), show.progress("evaluating", 3 * len(data.test)) as bar:
+        metrics = {}
+        for name, model in (("dense", dense), ("masked", masked), ("repacked", beside)):
+            with evaluating(model.to(device)):
+                metrics[name] = evaluate(model, counted(data.test, bar), data.metrics)
+        samples = beside.samples
+        with evaluating(beside):
+            for size in (1, 7):
+                beside(*random_like(data.example, size, seed=size))
+    for model in (dense, masked, small):
+        model.cpu()
+    if exact and not beside.max_relative <= EXACT:
+        raise RepackError(
+            f"repacked and masked model differ by {beside.max_relative:.1e} (relative) on the test data, at most"
+            f" {EXACT:.0e} is expected; nothing was written: please report this model"
+        )
+    return metrics, Equivalence(
+        max_abs=beside.max_abs, max_relative=beside.max_relative, samples=samples, metrics=metrics["masked"]
+    )
+
+
+class Beside(nn.Module):
+    """The repacked model, watched: every input also goes through the masked one, and the difference is kept."""
+
+    def __init__(self, masked: nn.Module, small: nn.Module) -> None:
+        super().__init__()
+        self.masked, self.small = masked, small
+        self.max_abs = self.max_relative = 0.0
+        self.samples = 0
+
+    def forward(self, *args: Tensor) -> Any:
+        output = self.small(*args)
+        distance, relative = difference(self.masked(*args), output)
+        self.max_abs = float(np.maximum(self.max_abs, distance))  # unlike max, keeps a NaN
+        self.max_relative = float(np.maximum(self.max_relative, relative))
+        self.samples += len(args[0])
+        return output
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """No TF32 inside the block: a proof at 1e-4 is not for numbers of ten bits."""
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def trained(recipe: Recipe, weights: Any) -> nn.Module:
+    """The recipe's model on the CPU with the weights of a file in the run directory."""
+    model, _ = build_model(recipe.model.model_copy(update={"checkpoint": None}))
+    load_weights(model, load_checkpoint(weights), weights)
+    return model.eval()
+
+
+def changes(axes: Sequence[Axis], removed: Sequence[np.ndarray], small: nn.Module) -> list[AxisChange]:
+    """How many groups of each axis remain; none of those inside a branch that is gone."""
+    left = set(small.state_dict())
+    return [
+        AxisChange(
+            name=axis.name,
+            kind=axis.kind,
+            before=axis.size,
+            after=axis.size - int(gone.sum()) if any(member.name in left for member in axis.members) else 0,
+        )
+        for axis, gone in zip(axes, removed, strict=True)
+    ]
+
+
+def count(model: nn.Module) -> int:
+    """The parameters of a model, shared ones once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def counted(batches: Iterable[Any], bar: Any) -> Iterator[Any]:
+    for batch in batches:
+        yield batch
+        bar.advance()
+
+
+def on_cpu(args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(tensor.cpu() for tensor in args)

@@ -1,0 +1,30 @@
+"""Values: a recipe, read from TOML and checked against a schema."""
+
+from sslprune.recipe.reading import load_recipe, parse_recipe
+from sslprune.recipe.schema import (
+    BudgetSection,
+    DataSection,
+    GatesSection,
+    LassoSection,
+    ModelSection,
+    PruneSection,
+    Recipe,
+    RunSection,
+    Span,
+    TrainSection,
+)
+
+__all__ = [
+    "BudgetSection",
+    "DataSection",
+    "GatesSection",
+    "LassoSection",
+    "ModelSection",
+    "PruneSection",
+    "Recipe",
+    "RunSection",
+    "Span",
+    "TrainSection",
+    "load_recipe",
+    "parse_recipe",
+]

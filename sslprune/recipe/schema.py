@@ -1,0 +1,220 @@
+"""The schema of a recipe.
+
+Every section is a frozen pydantic model that refuses unknown keys. Durations and sizes carry their unit ("5ep",
+"200it", points, bytes); fractions are of the dense model.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
+
+from sslprune.recipe.writing import is_section, write_toml
+
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+@dataclass(frozen=True)
+class Span:
+    """A length of training: ``count`` epochs ("ep") or optimizer steps ("it")."""
+
+    count: int
+    unit: str
+
+    @classmethod
+    def parse(cls, value: object) -> Span:
+        if isinstance(value, Span):
+            return value
+        match = re.fullmatch(r"(\d+)\s*(ep|it)", value) if isinstance(value, str) else None
+        if match is None:
+            raise ValueError('write epochs as "5ep" or steps as "200it"')
+        return cls(int(match[1]), match[2])
+
+    def steps(self, epoch_steps: int) -> int:
+        """The number of optimizer steps when one epoch takes ``epoch_steps`` of them."""
+        return self.count * (epoch_steps if self.unit == "ep" else 1)
+
+    def __str__(self) -> str:
+        return f"{self.count}{self.unit}"
+
+
+Duration = Annotated[Span, BeforeValidator(Span.parse), PlainSerializer(str)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, arbitrary_types_allowed=True, allow_inf_nan=False
+    )
+
+
+class RunSection(Section):
+    seed: int = Field(default=0, ge=0)
+    device: str = "auto"  # "auto", "cpu", "cuda", "cuda:1"
+    threads: int = Field(default=0, ge=0)  # of the CPU; 0: all
+
+
+class ModelSection(Section):
+    factory: str  # "module:callable" or "file.py:callable", called with the arguments; returns an nn.Module
+    arguments: dict[str, Any] = {}
+    checkpoint: str | None = None
+
+
+class DataSection(Section):
+    factory: str | None = None  # "module:callable": see sslprune.data.build_data; instead of train and test
+    arguments: dict[str, Any] = {}
+    train: str | None = None  # Parquet in the Hugging Face image layout
+    test: str | None = None
+    mean: list[float] = [0.0]  # of pixels in 0..1, per channel or one for all
+    std: list[Positive] = [1.0]
+    augment: list[str] = []  # "pad-crop:4", "flip"
+    batch_size: Count = 128
+    eval_batch_size: Count = 500
+
+    @model_validator(mode="after")
+    def _one_source(self) -> DataSection:
+        if self.factory is None and (self.train is None or self.test is None):
+            raise ValueError("give either train and test (Parquet files) or a factory")
+        if self.factory is not None and (self.train is not None or self.test is not None):
+            raise ValueError("give either train and test (Parquet files) or a factory, not both")
+        for step in self.augment:
+            if not re.fullmatch(r"flip|pad-crop:[1-9]\d*", step):
+                raise ValueError(f'augment knows "flip" and "pad-crop:<pixels>"; got "{step}"')
+        return self
+
+
+class PruneSection(Section):
+    kind: str
+    include: list[str] = ["*"]  # globs over axis names
+    exclude: list[str] = []
+    strength: Positive = 1.0  # relative to the other sections
+    min_groups: Count = 1  # of each axis; a whole branch (kind "layers") can always go
+    allow_inexact: bool = False
+
+
+class BudgetSection(Section):
+    macs: Fraction | None = None
+    parameters: Fraction | None = None
+    round_to: Literal["auto"] | Count = "auto"  # widths stay multiples of this; auto: what is fast on this machine
+
+    @model_validator(mode="after")
+    def _one_measure(self) -> BudgetSection:
+        if (self.macs is None) == (self.parameters is None):
+            raise ValueError("give exactly one of macs and parameters")
+        return self
+
+    @property
+    def measure(self) -> Literal["macs", "parameters"]:
+        return "macs" if self.macs is not None else "parameters"
+
+    @property
+    def fraction(self) -> float:
+        fraction = self.macs if self.macs is not None else self.parameters
+        assert fraction is not None
+        return fraction
+
+
+class ScheduleSection(Section):
+    dense: Duration = Span(0, "ep")  # ordinary training first, with a learning-rate schedule of its own
+    sparse: Duration
+    heal: Duration
+
+
+class TrainSection(Section):
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: Positive = 0.05
+    momentum: Share = 0.9
+    weight_decay: NotNegative = 1e-4
+    nesterov: bool = False
+    lr_schedule: Literal["cosine", "step", "one-cycle", "constant"] = "cosine"
+    warmup: Duration = Span(0, "it")
+    milestones: list[Fraction] = [0.5, 0.75]  # of a "step" schedule: the shares of training at which lr falls ...
+    gamma: Fraction = 0.1  # ... to this times what it was
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    clip_norm: Positive | None = None
+    amp: Literal["auto", "off"] = "auto"  # bfloat16 where a CUDA device has it
+
+    @model_validator(mode="after")
+    def _nesterov(self) -> TrainSection:
+        if self.nesterov and (self.optimizer != "sgd" or self.momentum == 0):
+            raise ValueError('nesterov needs optimizer = "sgd" and a momentum above 0')
+        return self
+
+
+class LassoSection(Section):
+    ratio: NotNegative = 0.2  # the penalty's share of the loss when sparse training begins (PruneTrain: 0.2 to 0.25)
+    decay: Count = 120  # steps that a chosen group takes to reach zero
+    interval: Count = 20  # steps between choices
+    floor: Annotated[float, Field(ge=0, lt=1)] = 0.1  # the share of each axis that always stays
+
+
+class DistillSection(Section):
+    temperature: Positive = 4.0
+    weight: Share = 0.5
+
+
+class ExportSection(Section):
+    opset: int | None = Field(default=None, ge=17)
+
+
+class BenchSection(Section):
+    batch_sizes: list[Count] = []  # empty: 1 and the recipe's batch
+    repetitions: int = Field(default=30, ge=30)
+    threads: list[Annotated[int, Field(ge=0)]] = [1, 0]  # 0: all
+
+
+class GatesSection(Section):
+    max_metric_drop: float | None = None  # points
+    min_speedup: Positive | None = None  # on the CPU at the recipe's batch
+    max_macs: Positive | None = None  # fraction
+    max_parameters: Count | None = None
+    max_file_bytes: Count | None = None
+    max_output_difference: Positive | None = 1e-4  # relative
+
+
+class Recipe(Section):
+    """One run. ``name`` is the stem of the recipe's file unless the file says otherwise."""
+
+    name: str = "run"
+    run: RunSection = RunSection()
+    model: ModelSection
+    data: DataSection
+    prune: list[PruneSection] = Field(min_length=1)
+    budget: BudgetSection
+    schedule: ScheduleSection
+    train: TrainSection = TrainSection()
+    lasso: LassoSection = LassoSection()
+    distill: DistillSection | None = None
+    export: ExportSection = ExportSection()
+    bench: BenchSection = BenchSection()
+    gates: GatesSection = GatesSection()
+
+    def values(self) -> dict[str, Any]:
+        """Plain values of every field that has one, defaults included."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+    def differences(self, other: Recipe, ignore: Sequence[str] = ("name", "bench", "gates", "export")) -> list[str]:
+        """The dotted keys in which two recipes differ, leaving out what training does not read."""
+        mine, theirs = dict(_flat(self.values())), dict(_flat(other.values()))
+        keys = [key for key in {**mine, **theirs} if mine.get(key) != theirs.get(key)]
+        return [key for key in keys if key.partition(".")[0] not in ignore]
+
+    def to_toml(self) -> str:
+        """The recipe as TOML text that ``load_recipe`` reads back to an equal recipe."""
+        return write_toml(self.values())
+
+
+def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    items = value.items() if isinstance(value, dict) else enumerate(value) if is_section(value) else None
+    if items is None:
+        yield prefix, value
+    else:
+        for key, inner in items:
+            yield from _flat(inner, f"{prefix}.{key}" if prefix else str(key))

@@ -1,0 +1,125 @@
+"""Every path of a run directory, and who may use it.
+
+RUN/recipe.toml                                              the recipe with its overrides, paths made absolute
+RUN/train/     checkpoint.pt  dense.safetensors  masked.safetensors  history.json
+RUN/repacked/  model.pt2  weights.safetensors  plan.json  result.json
+RUN/export/    model.onnx  dense.onnx
+RUN/report.json
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from sslprune.errors import RunError
+from sslprune.files import write_text
+from sslprune.recipe import Recipe, load_recipe
+
+Stage = Literal["train", "repack", "export"]
+
+
+class RunDirectory:
+    """The folder of one run. Nothing is created before something is written."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.recipe_file = self.path / "recipe.toml"
+
+        self.train_dir = self.path / "train"
+        self.checkpoint = self.train_dir / "checkpoint.pt"
+        self.dense = self.train_dir / "dense.safetensors"
+        self.masked = self.train_dir / "masked.safetensors"
+        self.history = self.train_dir / "history.json"
+
+        self.repacked_dir = self.path / "repacked"
+        self.program = self.repacked_dir / "model.pt2"
+        self.weights = self.repacked_dir / "weights.safetensors"
+        self.plan = self.repacked_dir / "plan.json"
+        self.result = self.repacked_dir / "result.json"
+
+        self.export_dir = self.path / "export"
+        self.onnx = self.export_dir / "model.onnx"
+        self.dense_onnx = self.export_dir / "dense.onnx"
+        self.report = self.path / "report.json"
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def files(self, stage: Stage) -> tuple[Path, ...]:
+        """What ``stage`` leaves behind when it is finished; the last of them is written last."""
+        return {
+            "train": (self.dense, self.history, self.masked),
+            "repack": (self.program, self.weights, self.plan, self.result),
+            "export": (self.onnx, self.dense_onnx, self.report),
+        }[stage]
+
+    def finished(self, stage: Stage) -> bool:
+        return all(file.is_file() for file in self.files(stage))
+
+    def require(self, stage: Stage) -> None:
+        """Raise RunError, with the command that mends it, unless ``stage`` is finished."""
+        missing = next((file for file in self.files(stage) if not file.is_file()), None)
+        if missing is None:
+            return
+        if not self.recipe_file.is_file():
+            raise RunError(
+                f"{self.path}: not a run directory (no recipe.toml); `sslprune run RECIPE --run {self.path}` makes one"
+            )
+        command = (
+            f"sslprune train {self.recipe_file} --run {self.path} --resume"
+            if stage == "train"
+            else f"sslprune {stage} {self.path}"
+        )
+        raise RunError(f"{self.path}: {missing.relative_to(self.path)} is missing; first `{command}`")
+
+    def recipe(self) -> Recipe:
+        """The recipe that this run was claimed for."""
+        if not self.recipe_file.is_file():
+            raise RunError(
+                f"{self.path}: not a run directory (no recipe.toml); `sslprune run RECIPE --run {self.path}` makes one"
+            )
+        return load_recipe(self.recipe_file)
+
+    def claim(self, recipe: Recipe) -> None:
+        """Make the folder this recipe's own; raises RunError if it is another recipe's, or not a run's at all.
+
+        Recipes that differ only in what training does not read (``[bench]``, ``[gates]``, ``[export]``) share a run.
+        """
+        if self.recipe_file.is_file():
+            other = self.recipe()
+            keys = other.differences(recipe)
+            if keys and self.started:
+                more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+                raise RunError(
+                    f"{self.path}: holds a run of another recipe ({', '.join(keys[:3])}{more} differ);"
+                    " name another folder with --run, or delete this one"
+                )
+        elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise RunError(f"{self.path}: exists and is not a run directory; name another folder with --run")
+        write_text(self.recipe_file, recipe.to_toml())
+
+    @property
+    def started(self) -> bool:
+        """Whether there is any training that could be lost."""
+        return any(file.is_file() for file in (self.checkpoint, *self.files("train")))
+
+    def release(self) -> None:
+        """Undo a claim that came to nothing: a run that never started leaves no folder behind."""
+        if not self.started:
+            self.recipe_file.unlink(missing_ok=True)
+            for folder in (self.train_dir, self.path):
+                if folder.is_dir() and not any(folder.iterdir()):
+                    folder.rmdir()
+
+    def clear(self, stage: Stage) -> None:
+        """Remove what ``stage`` and the stages after it left, so that nothing stale is ever taken for theirs."""
+        stages: tuple[Stage, ...] = ("train", "repack", "export")
+        for later in stages[stages.index(stage) :]:
+            for file in reversed(self.files(later)):
+                file.unlink(missing_ok=True)
+        if stage == "train":
+            self.checkpoint.unlink(missing_ok=True)

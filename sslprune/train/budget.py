@@ -1,0 +1,266 @@
+"""The budget: which groups go to zero, and when, so that the cost ends where the recipe says.
+
+The cost of what is kept follows a planned curve that falls early and flattens out (the cubic of Zhu and Gupta 2017,
+eq. 1). While the cost is above the plan, the group goes next that carries least for what it costs; it then decays to
+exact zero over some steps, so nothing is ever cut. The last few groups are chosen together, to land on the budget.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+
+from sslprune.axes import Axis
+from sslprune.errors import BudgetError
+from sslprune.recipe import BudgetSection, LassoSection
+from sslprune.train.lasso import GroupLasso
+
+TOLERANCE = 0.01  # the cost ends between (1 - TOLERANCE) x budget and the budget
+NUM_WARM_UP = 8  # steps whose loss decides λ
+LEAST_FACTOR = 0.5  # a group that was not chosen may shrink, but one step never zeroes it
+MEMORY = 100  # steps over which sensitivities are averaged
+RESERVE = 3  # blocks of the usual size that are left for the landing
+MOST_SUMS = 3000  # that the landing looks at
+
+Measure = Literal["macs", "parameters"]
+Kept = list[np.ndarray]  # per axis, bool (size,)
+
+
+class Cost(Protocol):
+    """What a model costs when some groups are gone; ``sslprune.graph.cost.Cost`` is one."""
+
+    def macs(self, kept: Kept | None = None) -> float: ...
+    def parameters(self, kept: Kept | None = None) -> float: ...
+    def savings(self, kept: Kept, measure: Measure) -> list[np.ndarray]: ...
+
+
+@dataclass(frozen=True)
+class Block:
+    """Groups of one axis that go together: one of them, or as many as bring its width to the next multiple."""
+
+    axis: int
+    groups: np.ndarray  # indices within the axis
+    saving: float  # estimated, in the measure of the budget
+    score: float  # what the groups carry for what they cost; the lowest goes first
+
+
+class BudgetController:
+    """Steers a ``GroupLasso`` through ``num_steps`` optimizer steps to a fraction of the dense cost.
+
+    Call ``observe`` before and ``step`` after each optimizer step, in place of ``lasso.step``. Widths stay multiples of
+    ``round_to`` as far as the budget allows. ``floors`` (groups that stay, per axis) and ``strengths`` (relative, per
+    axis) come from the recipe's prune sections. Raises BudgetError, before any training, when the floors leave more
+    than the budget.
+    """
+
+    def __init__(
+        self,
+        lasso: GroupLasso,
+        cost: Cost,
+        budget: BudgetSection,
+        section: LassoSection,
+        num_steps: int,
+        round_to: int = 1,
+        floors: Sequence[int] | None = None,
+        strengths: Sequence[float] | None = None,
+    ) -> None:
+        self.lasso, self.cost, self.budget, self.section = lasso, cost, budget, section
+        self.axes: tuple[Axis, ...] = lasso.axes
+        self.round_to = round_to
+        self.floors = [_floor(axis, section.floor, least) for axis, least in _with(self.axes, floors, 1)]
+        self.strengths = [strength for _, strength in _with(self.axes, strengths, 1.0)]
+        self.num_steps = num_steps
+        self.decay = max(1, min(section.decay, num_steps // 3))
+        self.last_choice = max(0, min(int(0.8 * num_steps), num_steps - self.decay))
+        self.interval = max(1, min(section.interval, self.last_choice // 10))
+        self.kept: Kept = [np.ones(axis.size, bool) for axis in self.axes]
+        self.dense = self._cost(self.kept)
+        self.now = self.dense
+        self.limit = budget.fraction * self.dense
+        self.taken = 0  # steps
+        self.loss_sum = 0.0
+        self.carries = torch.zeros(lasso.num_groups, device=lasso.strength.device)  # running mean of sensitivities
+        self._check_reachable()
+        lasso.set_strength([np.zeros(axis.size) for axis in self.axes])
+        lasso.least[:-1] = LEAST_FACTOR
+
+    @property
+    def fraction(self) -> float:
+        """The cost of what is kept, as a fraction of the dense cost; groups that still decay count as gone."""
+        return self.now / self.dense
+
+    @property
+    def planned(self) -> float:
+        """The fraction that the plan allows at this step."""
+        return self._planned(self.taken)
+
+    def _planned(self, step: int) -> float:
+        left = max(0.0, 1 - step / self.last_choice) if self.last_choice else 0.0
+        return self.budget.fraction + (1 - self.budget.fraction) * left**3
+
+    def observe(self, loss: float | torch.Tensor) -> None:
+        """Take note of a batch's ``loss`` and of its gradients: call between ``backward`` and the optimizer's step."""
+        if self.taken < NUM_WARM_UP:
+            self.loss_sum += float(loss.detach()) if isinstance(loss, torch.Tensor) else loss
+        if self.taken + 1 == NUM_WARM_UP:
+            self._set_strength(self.loss_sum / NUM_WARM_UP)
+        if self.taken <= self.last_choice:
+            self.carries.lerp_(self.lasso.sensitivities(), 1 / min(self.taken + 1, MEMORY))
+
+    def step(self, lr: float) -> None:
+        """One step of the lasso of length ``lr``: call after the optimizer's step."""
+        if self.taken == self.last_choice:
+            self._choose(self.limit)
+            self._land()
+        elif self.taken < self.last_choice and self.taken % self.interval == 0:
+            self._choose(self.planned * self.dense)
+        self.lasso.step(lr)
+        self.taken += 1
+        if self.taken == self.num_steps:
+            self.lasso.set_strength([np.zeros(axis.size) for axis in self.axes])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a resumed run needs: tensors and numbers."""
+        return {
+            "lasso": self.lasso.state_dict(),
+            "kept": torch.from_numpy(np.concatenate(self.kept)),
+            "carries": self.carries.clone(),
+            "round_to": self.round_to,
+            "taken": self.taken,
+            "loss_sum": self.loss_sum,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where ``state_dict`` was taken."""
+        self.lasso.load_state_dict(state["lasso"])
+        self.kept = [part.copy() for part in self.lasso.split(state["kept"].numpy())]
+        self.carries.copy_(state["carries"])
+        self.round_to, self.taken, self.loss_sum = state["round_to"], state["taken"], state["loss_sum"]
+        self.now = self._cost(self.kept)
+
+    def _cost(self, kept: Kept) -> float:
+        return float(self.cost.macs(kept) if self.budget.measure == "macs" else self.cost.parameters(kept))
+
+    def _check_reachable(self) -> None:
+        smallest = [np.arange(axis.size) < floor for axis, floor in zip(self.axes, self.floors, strict=True)]
+        least = self._cost(smallest)
+        if least > self.limit:
+            measure = self.budget.measure
+            raise BudgetError(
+                f"budget.{measure}: {self.budget.fraction:g} of the dense model cannot be reached; the least reachable "
+                f"is {np.ceil(1000 * least / self.dense) / 1000:.3f}; raise it, prune more kinds, or lower lasso.floor"
+            )
+
+    def _set_strength(self, loss: float) -> None:
+        """λ_g = λ √(size of g) √(its share of the saved cost), λ so that the penalty is ``ratio`` of the loss."""
+        savings = np.concatenate([np.asarray(s, float) for s in self.cost.savings(self.kept, self.budget.measure)])
+        share = np.sqrt(np.maximum(savings, 0) / max(savings.mean(), 1e-12))
+        relative = np.concatenate([np.full(a.size, s) for a, s in zip(self.axes, self.strengths, strict=True)])
+        weights = np.sqrt(self.lasso.sizes) * share * relative
+        penalty = float((weights * np.concatenate(self.lasso.norms())).sum())
+        scale = self.section.ratio * loss / penalty if penalty > 0 else 0.0
+        self.lasso.set_strength(self.lasso.split(scale * weights))
+
+    def _choose(self, allowed: float) -> None:
+        """Take the lowest blocks until the cost is at ``allowed``, leaving enough to choose from for the landing.
+
+        What costs much, such as a whole branch, waits until the plan has room for it: half-way through its decay.
+        """
+        if self.now <= allowed:
+            return
+        room = self._planned(self.taken + self.decay // 2) * self.dense
+        while self.now > allowed:
+            blocks = self._next_blocks()
+            reserve = RESERVE * float(np.median([block.saving for block in blocks])) if blocks else 0.0
+            blocks = [block for block in blocks if self.now - block.saving >= max(room, self.limit + reserve)]
+            if not blocks:
+                return
+            self._take([min(blocks, key=lambda block: block.score)])
+
+    def _land(self) -> None:
+        """From a little above the budget, choose the last blocks together so that the cost ends just below it.
+
+        Where no sum of blocks comes within the tolerance, half-size blocks are tried, and so on down to single groups:
+        a width or two off the grain are better than a missed budget. Failing that too: the highest cost below it.
+        """
+        while self.now > self.limit:
+            best: tuple[float, list[Block]] = (0.0, [])
+            for step in _halved(self.round_to):
+                if best[0] < (1 - TOLERANCE) * self.limit:
+                    best = max(best, self._best_sum(step), key=lambda found: found[0])
+            # none at all: still far away, so go nearer
+            self._take(best[1] or [min(self._next_blocks(), key=lambda block: block.score)])
+
+    def _best_sum(self, step: int) -> tuple[float, list[Block]]:
+        """The highest cost within the budget, and the blocks that lead there: best-first, the lowest scores first."""
+        paths: list[tuple[float, list[int], list[Block]]] = [(0.0, [], [])]
+        seen: set[tuple[int, ...]] = set()
+        best: tuple[float, list[Block]] = (0.0, [])
+        while paths and len(seen) < MOST_SUMS and best[0] < (1 - TOLERANCE) * self.limit:
+            score, _, chosen = heapq.heappop(paths)
+            for block in self._blocks(self._without(chosen), step):
+                more = [*chosen, block]
+                key = sorted(b.axis for b in more)  # the order within an axis is fixed
+                if tuple(key) not in seen:
+                    seen.add(tuple(key))
+                    cost = self._cost(self._without(more))
+                    if cost > self.limit:
+                        heapq.heappush(paths, (score + block.score, key, more))
+                    elif cost > best[0]:
+                        best = cost, more
+        return best
+
+    def _next_blocks(self) -> list[Block]:
+        """What could go next: whole blocks, or parts of them where no axis has a whole one left."""
+        return next((blocks for step in _halved(self.round_to) if (blocks := self._blocks(self.kept, step))), [])
+
+    def _blocks(self, kept: Kept, step: int) -> list[Block]:
+        """The next block of each axis that still has one to give and saves something, down to a multiple of step."""
+        savings = self.cost.savings(kept, self.budget.measure)
+        carries = self.lasso.split(self.carries.double().cpu().numpy())
+        blocks = []
+        for i, axis in enumerate(self.axes):
+            alive = np.flatnonzero(kept[i])
+            count = (len(alive) - 1) % step + 1 if axis.kind != "layers" else len(alive)
+            if count and len(alive) - count >= self.floors[i]:
+                groups = alive[np.argsort(carries[i][alive], kind="stable")[:count]]
+                saving = float(savings[i][groups].sum())
+                if saving > 0:
+                    score = float(carries[i][groups].sum()) / (saving / self.dense) / self.strengths[i]
+                    blocks.append(Block(i, groups, saving, score))
+        return blocks
+
+    def _without(self, blocks: Sequence[Block]) -> Kept:
+        kept = list(self.kept)
+        for block in blocks:
+            kept[block.axis] = kept[block.axis].copy()
+            kept[block.axis][block.groups] = False
+        return kept
+
+    def _take(self, blocks: Sequence[Block]) -> None:
+        self.kept = self._without(blocks)
+        for block in blocks:
+            self.lasso.decay(self.lasso.starts[block.axis] + block.groups, self.decay)
+        self.now = self._cost(self.kept)
+
+
+def _floor(axis: Axis, share: float, least: int) -> int:
+    """How many groups of ``axis`` stay; a branch can always go."""
+    return 0 if axis.kind == "layers" else min(axis.size, max(least, math.ceil(share * axis.size)))
+
+
+def _halved(step: int) -> Iterator[int]:
+    """``step``, half of it, and so on down to 1."""
+    while step:
+        yield step
+        step //= 2
+
+
+def _with(axes: Sequence[Axis], values: Sequence[Any] | None, default: Any) -> list[tuple[Axis, Any]]:
+    return list(zip(axes, values if values is not None else [default] * len(axes), strict=True))

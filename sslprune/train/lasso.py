@@ -1,0 +1,211 @@
+"""The group lasso over axes, as a proximal step that follows the optimizer's step.
+
+Penalty: Σ_g λ_g ‖w_g‖, where w_g is everything that disappears with group g (Yuan and Lin 2006; SSL: Wen et al. 2016,
+eq. 1 and 3). Its proximal step w_g ← w_g · max(0, 1 − η λ_g / ‖w_g‖) gives exact zeros (Parikh and Boyd 2014, §6.5.1).
+A weight that lies on two axes, as those of a convolution do, is scaled by the factors of both of its groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sslprune.axes import Axis, tensors_of
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """Which group each index of dimension ``dim`` belongs to, for tensors of one shape: (tensors, size) int64."""
+
+    dim: int
+    groups: Tensor
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """Tensors of one shape, that are handled together: a network has hundreds of tensors, but few shapes."""
+
+    tensors: list[Tensor]
+    sheets: list[Sheet]
+
+
+class GroupLasso:
+    """Group lasso over the groups of ``axes`` in the parameters of ``model``: call ``step(lr)`` after the optimizer's.
+
+    λ_g = strength x weight_g; ``weights`` has one array (size,) per axis, by default √(numbers in the group). A group
+    that has reached zero is held there, whatever gradients and momentum do. Frozen axes raise ValueError.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        axes: Sequence[Axis],
+        strength: float = 1.0,
+        weights: Sequence[np.ndarray] | None = None,
+    ) -> None:
+        frozen = [axis.name for axis in axes if axis.frozen]
+        if frozen:
+            raise ValueError(f"axis {frozen[0]} is frozen; give GroupLasso the axes that are prunable")
+        if not axes:
+            raise ValueError("GroupLasso needs at least one axis")
+        self.axes = tuple(axes)
+        self.starts = np.cumsum([0, *(axis.size for axis in axes)])
+        self.bundles = _bundles(model, self.axes, self.starts)
+        self.num_groups = int(self.starts[-1])
+        device = self.bundles[0].tensors[0].device
+        sizes = self._reduce(lambda tensors: torch.ones(len(tensors), *tensors[0].shape, device=device))
+        self.sizes = sizes[:-1].cpu().numpy()  # numbers in each group
+        if weights is None:
+            weights = self.split(np.sqrt(self.sizes))
+        self.strength = torch.zeros(self.num_groups + 1, device=device)  # λ; the last entry stands for "no group"
+        self.set_strength([strength * np.asarray(weight) for weight in weights])
+        self.alive = torch.ones(self.num_groups + 1, device=device)  # 0: at zero, and held there
+        self.least = torch.zeros(self.num_groups + 1, device=device)  # the least factor that one step may apply
+        self.remaining = torch.zeros(self.num_groups + 1, device=device)  # steps to zero of groups that decay
+
+    def split(self, values: np.ndarray) -> list[np.ndarray]:
+        """An array over all groups as one array (size,) per axis."""
+        return np.split(values, self.starts[1:-1])
+
+    def set_strength(self, strength: Sequence[np.ndarray]) -> None:
+        """Set λ: one array (size,) per axis; zeros and above."""
+        values = np.concatenate([np.asarray(value, np.float64).reshape(-1) for value in strength])
+        if values.shape != (self.num_groups,) or not (values >= 0).all():
+            raise ValueError(f"strength: expected {self.num_groups} values of 0 and above, one per group")
+        self.strength[:-1] = torch.from_numpy(values)
+
+    def norms(self) -> list[np.ndarray]:
+        """‖w_g‖ per axis, each of shape (size,)."""
+        return self.split(self._norms()[:-1].double().cpu().numpy())
+
+    @torch.no_grad()
+    def sensitivities(self) -> Tensor:
+        """(Σ w · ∂loss/∂w)² per group over this batch's gradients, shape (groups,): what the loss owes to the group.
+
+        The first-order Taylor criterion of Molchanov et al. 2019, eq. 8, over everything that goes with the group. It
+        is blind to scales that a norm would undo, and compares filters of any layer, and whole branches.
+        """
+
+        def products(tensors: list[Tensor]) -> Tensor:
+            gradients = [torch.zeros_like(t) if t.grad is None else t.grad for t in tensors]
+            return torch.stack(tensors) * torch.stack(gradients)
+
+        return self._reduce(products)[:-1].square_()
+
+    def penalty(self) -> Tensor:
+        """Σ_g λ_g ‖w_g‖, a scalar without a gradient."""
+        return (self.strength * self._norms()).sum()
+
+    def decay(self, groups: np.ndarray, steps: int) -> None:
+        """Take ``groups`` (indices over all axes in turn) to exact zero in ``steps`` calls of ``step``, steadily."""
+        self.remaining[torch.from_numpy(np.asarray(groups, np.int64))] = float(steps)
+
+    @torch.no_grad()
+    def step(self, lr: float) -> None:
+        """The proximal step of length ``lr``, in place, with the groups that decay and those that are held."""
+        factor = self.alive.clone()
+        decays = bool((self.remaining > 0).any())
+        if bool((self.strength > 0).any()):
+            shrunk = 1 - lr * self.strength / self._norms().clamp_min(torch.finfo(torch.float32).tiny)
+            factor *= torch.maximum(shrunk, self.least).clamp_(0, 1)
+        if decays:
+            # λ_g = ‖w_g‖ / (η · steps left): a factor of 1 − 1 / (steps left), whose last one is 0
+            falling = self.remaining > 0
+            factor = torch.where(falling, factor * (1 - 1 / self.remaining.clamp_min(1)), factor)
+            self.remaining -= falling.float()
+        factor[-1] = 1
+        self.alive = (factor > 0).float()
+        if bool((factor < 1).any()):
+            self._scale(factor)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything that a resumed run needs, as tensors."""
+        return {name: getattr(self, name).clone() for name in ("strength", "alive", "least", "remaining")}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where ``state_dict`` was taken; raises ValueError for a state of other axes."""
+        for name, value in state.items():
+            if value.shape != (self.num_groups + 1,):
+                raise ValueError(f"lasso state '{name}' has {len(value) - 1} groups; the axes have {self.num_groups}")
+            getattr(self, name).copy_(value)
+
+    @torch.no_grad()
+    def _norms(self) -> Tensor:
+        return self._reduce(lambda tensors: torch.stack(tensors).square_()).sqrt_()
+
+    def _reduce(self, squares: Any) -> Tensor:
+        """Sum ``squares(tensors)``, shape (tensors, *shape), into the groups: shape (groups + 1,), float32."""
+        total: Tensor | None = None
+        for bundle in self.bundles:
+            values = squares(bundle.tensors).float()
+            if total is None:
+                total = torch.zeros(int(self.starts[-1]) + 1, device=values.device)
+            if values.dim() > 3 and all(sheet.dim < 2 for sheet in bundle.sheets):
+                values = values.flatten(3).sum(3)  # a kernel's positions are never apart: sum them once for both sides
+            for sheet in bundle.sheets:
+                others = [dim for dim in range(1, values.dim()) if dim != sheet.dim + 1]
+                sums = values.sum(others) if others else values
+                total.index_add_(0, sheet.groups.view(-1), sums.reshape(-1))
+        assert total is not None
+        return total
+
+    def _scale(self, factor: Tensor) -> None:
+        """Multiply each group's weights by its factor, in place."""
+        for bundle in self.bundles:
+            scaled: Tensor | None = None
+            for sheet in bundle.sheets:
+                shape = [1] * (bundle.tensors[0].dim() + 1)
+                shape[0], shape[sheet.dim + 1] = sheet.groups.shape
+                factors = factor[sheet.groups].view(shape).to(bundle.tensors[0].dtype)
+                scaled = factors if scaled is None else scaled * factors
+            assert scaled is not None
+            for tensor, by in zip(bundle.tensors, scaled.unbind(), strict=True):
+                tensor.mul_(by)
+
+
+def _bundles(model: nn.Module, axes: Sequence[Axis], starts: np.ndarray) -> list[Bundle]:
+    """Every tensor that the axes zero, bundled by shape, with the group of each index of each of its dimensions."""
+    tensors = tensors_of(model)
+    outside = int(starts[-1])  # the number of "no group"
+    maps: dict[int, list[tuple[int, np.ndarray]]] = {}  # tensor's id -> (dim, group of each index)
+    found: dict[int, Tensor] = {}
+    for axis, start in zip(axes, starts, strict=False):
+        for member in axis.members:
+            if not member.zeroed:
+                continue
+            tensor = tensors[member.name]
+            key = id(tensor)
+            found[key] = tensor
+            new = np.full(tensor.shape[member.dim], outside)
+            new[member.positions] = start + np.arange(axis.size)[:, None]
+            _lay(maps.setdefault(key, []), member.dim, new, outside)
+    by_kind: dict[tuple[Any, ...], list[int]] = {}
+    for key, tensor in found.items():
+        dims = tuple(dim for dim, _ in sorted(maps[key], key=lambda entry: entry[0]))
+        by_kind.setdefault((tensor.shape, tensor.dtype, tensor.device, dims), []).append(key)
+    bundles = []
+    for (_, _, device, dims), keys in by_kind.items():
+        layers = [sorted(maps[key], key=lambda entry: entry[0]) for key in keys]
+        sheets = [
+            Sheet(dim, torch.from_numpy(np.stack([layer[i][1] for layer in layers])).to(device))
+            for i, dim in enumerate(dims)
+        ]
+        bundles.append(Bundle([found[key] for key in keys], sheets))
+    return bundles
+
+
+def _lay(sheets: list[tuple[int, np.ndarray]], dim: int, new: np.ndarray, outside: int) -> None:
+    """Write ``new`` over a sheet of the same dimension that has room for it; where none has, it is a sheet of its own.
+
+    A tensor that goes by two names brings the same groups twice, and they are written once.
+    """
+    for other, groups in sheets:
+        if other == dim and ((groups == new) | (new == outside) | (groups == outside)).all():
+            groups[:] = np.where(new == outside, groups, new)
+            return
+    sheets.append((dim, new))
