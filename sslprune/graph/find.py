@@ -16,7 +16,6 @@ from sslprune.graph.inference import KINDS, Inference, describe, infer
 from sslprune.graph.program import Program
 from sslprune.graph.zeros import Vanishing
 
-
 SIDES = ("kernel", "inputs")  # kinds that are not a module's features
 
 

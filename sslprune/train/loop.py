@@ -8,7 +8,7 @@ import json
 import math
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -254,18 +254,28 @@ def train(recipe: Recipe, run: TrainFiles, show: Any) -> None:
     masked.safetensors. Raises the errors of the recipe, its data, its model and its budget before any training, and
     TrainingError for a loss that is not finite.
     """
-    if recipe.run.threads:
-        torch.set_num_threads(recipe.run.threads)
-    torch.manual_seed(recipe.run.seed)
-    data = build_data(recipe, show)
-    model, notes = build_model(recipe.model)
-    for note in notes:
-        show.say(note)
-    trainer = Trainer(recipe, run, data, model, show)
-    if run.checkpoint.is_file():
-        trainer.load_state_dict(load_checkpoint(run.checkpoint))
-        show.say(f"resuming after epoch {len(trainer.history)} of {len(trainer.schedule.epochs)}")
-    trainer.fit()
+    with _threads(recipe.run.threads):
+        torch.manual_seed(recipe.run.seed)
+        data = build_data(recipe, show)
+        model, notes = build_model(recipe.model)
+        for note in notes:
+            show.say(note)
+        trainer = Trainer(recipe, run, data, model, show)
+        if run.checkpoint.is_file():
+            trainer.load_state_dict(load_checkpoint(run.checkpoint))
+            show.say(f"resuming after epoch {len(trainer.history)} of {len(trainer.schedule.epochs)}")
+        trainer.fit()
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """``count`` threads of the CPU inside the block, 0 for as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def write_weights(path: Path, model: nn.Module) -> None:

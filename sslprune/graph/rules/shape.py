@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import fx
 
+from sslprune.errors import RepackError
 from sslprune.graph.atoms import Dim, concatenate, fixed, merge
 from sslprune.graph.inference import Inference, Rule, describe
 from sslprune.graph.zeros import AllOf, Joined, Keeps, Zero
@@ -55,6 +56,16 @@ def view(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
         at = int(a.dim) % len(g.shape(a.self)) if name == "sizes" else 0  # unflatten gives the sizes of one dimension
         part = slice(at, at + len(getattr(a, name)))
         g.on_repack(node, lambda r: r.resize(name, out[part], sizes[part]))
+    elif isinstance(getattr(a, "other", None), fx.Node):  # view_as: the sizes of another tensor, written out
+
+        def rewrite(r: Any) -> None:
+            if any(r.changed(dim) for dim in out):
+                new = [-1 if isinstance(n, torch.SymInt) else r.size(dim) for dim, n in zip(out, sizes, strict=True)]
+                if new.count(-1) > 1:
+                    raise RepackError(f"{describe(node)}: two of its sizes, {sizes}, depend on the input")
+                r.retarget(torch.ops.aten.reshape.default, (a.self, new))
+
+        g.on_repack(node, rewrite)
 
 
 PAIRS = (("dim0", "dim1"), ("axis0", "axis1"))  # what transpose and swapaxes call the two dimensions
@@ -348,6 +359,7 @@ def unfold(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
 
 RULES: dict[str, Rule] = {
     **dict.fromkeys(("view", "reshape", "_unsafe_view", "_reshape_alias"), view),
+    **dict.fromkeys(("view_as", "reshape_as"), view),
     **dict.fromkeys(("flatten", "unflatten", "squeeze", "unsqueeze"), view),
     **dict.fromkeys(("permute", "transpose", "t", "mT", "numpy_T", "swapaxes"), permute), "movedim": movedim,
     "slice": slice_, "narrow": narrow, "select": select, "unbind": unbind,

@@ -1,0 +1,163 @@
+"""The budget is reached within 1 %, from above and never past it, whatever the axes look like."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from sslprune.axes import Axis, Member, zero_mask
+from sslprune.errors import BudgetError
+from sslprune.recipe import BudgetSection, LassoSection
+from sslprune.train.budget import BudgetController
+from sslprune.train.lasso import GroupLasso
+
+
+class ChainCost:
+    """The cost of linear layers in a row, with ``pixels`` positions each: in x out x pixels."""
+
+    def __init__(self, widths: list[int], pixels: list[int]) -> None:
+        self.widths, self.pixels = widths, pixels
+
+    def _kept(self, kept):
+        inner = self.widths[1:-1] if kept is None else [int(mask.sum()) for mask in kept]
+        return [self.widths[0], *inner, self.widths[-1]]
+
+    def macs(self, kept=None) -> float:
+        widths = self._kept(kept)
+        return float(sum(a * b * p for a, b, p in zip(widths[:-1], widths[1:], self.pixels, strict=True)))
+
+    def parameters(self, kept=None) -> float:
+        widths = self._kept(kept)
+        return float(sum(a * b for a, b in pairwise(widths)))
+
+    def savings(self, kept, measure):
+        cost = self.macs if measure == "macs" else self.parameters
+        result = []
+        for i, mask in enumerate(kept):
+            fewer = [m.copy() for m in kept]
+            fewer[i][np.flatnonzero(mask)[:1]] = False
+            result.append(np.full(len(mask), cost(kept) - cost(fewer)))
+        return result
+
+
+def chain(widths: list[int]) -> tuple[nn.Sequential, list[Axis]]:
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Linear(a, b, bias=False) for a, b in pairwise(widths)))
+    axes = []
+    for i, size in enumerate(widths[1:-1]):
+        positions = np.arange(size)[:, None]
+        members = (Member(f"{i}.weight", 0, positions), Member(f"{i + 1}.weight", 1, positions))
+        axes.append(Axis(f"{i}", "neurons", size, True, members))
+    return model, axes
+
+
+def controller(widths, pixels, num_steps=200, section=None, lasso=None, **keywords):
+    model, axes = chain(widths)
+    budget = BudgetSection(**{"macs": 0.4} | keywords.pop("budget", {}))
+    made = BudgetController(
+        GroupLasso(model, axes),
+        ChainCost(widths, pixels),
+        budget,
+        section or LassoSection(decay=40),
+        num_steps,
+        **keywords,
+    )
+    return model, axes, made
+
+
+def run(model, made, num_steps, widths):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    torch.manual_seed(1)
+    costs = []
+    for _ in range(num_steps):
+        optimizer.zero_grad()
+        loss = (model(torch.randn(8, widths[0])) - 1).square().mean()
+        loss.backward()
+        made.observe(loss)
+        optimizer.step()
+        made.step(0.01)
+        costs.append(made.fraction)
+    return costs
+
+
+@pytest.mark.parametrize("fraction", [0.7, 0.39, 0.2])
+@pytest.mark.parametrize(
+    ("widths", "pixels"),
+    [([3, 16, 24, 32, 10], [64, 64, 16, 1]), ([3, 40, 10], [4, 1]), ([8, 9, 11, 7, 13, 4], [1, 50, 3, 20, 9])],
+)
+def test_lands_on_the_budget(widths, pixels, fraction):
+    num_steps = 150
+    model, axes, made = controller(widths, pixels, num_steps, budget={"macs": fraction})
+    costs = run(model, made, num_steps, widths)
+    zeros = [zero_mask(model, axis) for axis in axes]
+    reached = ChainCost(widths, pixels).macs([~zero for zero in zeros]) / ChainCost(widths, pixels).macs()
+    assert reached == pytest.approx(made.fraction)  # what was chosen is exactly zero, and nothing else is
+    assert reached <= fraction
+    if len(axes) > 1:
+        assert reached >= 0.99 * fraction
+    else:  # one axis has few sums to offer: the largest that fits
+        assert reached == int(fraction * axes[0].size) / axes[0].size
+    assert all(later <= sooner for sooner, later in pairwise(costs))
+    assert len(set(costs)) > 3  # gradually
+    assert not made.lasso.strength.any()  # the sparse phase is over
+
+
+def test_parameters_and_rounding():
+    widths = [16, 64, 64, 10]
+    model, axes, made = controller(widths, [1, 1, 1], 100, budget={"macs": None, "parameters": 0.5}, round_to=8)
+    run(model, made, 100, widths)
+    kept = [int((~zero_mask(model, axis)).sum()) for axis in axes]
+    assert 0.99 * 0.5 <= made.fraction <= 0.5
+    assert sum(count % 8 != 0 for count in kept) <= 1
+
+
+def test_floors_stay():
+    model, _, made = controller([4, 20, 20, 2], [1, 1, 1], 60, floors=[15, 1])
+    run(model, made, 60, [4])
+    assert made.kept[0].sum() >= 15 and made.kept[1].sum() >= 2
+
+
+def test_impossible_budgets_say_the_least_reachable():
+    with pytest.raises(BudgetError, match=r"budget.macs: 0.05 .* the least reachable is 0\.\d+"):
+        controller([4, 20, 20, 2], [1, 1, 1], floors=[10, 10], budget={"macs": 0.05})
+
+
+def test_strength_is_a_share_of_the_loss():
+    _, _, made = controller([4, 20, 20, 2], [1, 1, 1], section=LassoSection(ratio=0.25))
+    for _ in range(8):
+        made.observe(2.0)
+        made.taken += 1
+    assert float(made.lasso.penalty()) == pytest.approx(0.25 * 2.0, rel=1e-4)
+
+
+def test_stronger_axes_go_first():
+    kept = []
+    for strengths in ([1.0, 100.0], [100.0, 1.0]):
+        model, _, made = controller([4, 20, 20, 2], [1, 1, 1], 60, strengths=strengths)
+        run(model, made, 60, [4])
+        kept.append(int(made.kept[0].sum()))
+    assert kept[1] < kept[0]
+
+
+def test_resumed_state_chooses_the_same():
+    widths, pixels = [3, 16, 24, 32, 10], [64, 64, 16, 1]
+    model, _, made = controller(widths, pixels, 60)
+    run(model, made, 30, widths)
+    other_model, _, other = controller(widths, pixels, 60)
+    other_model.load_state_dict(model.state_dict())
+    other.load_state_dict(made.state_dict())
+    for one, same in ((model, made), (other_model, other)):
+        run(one, same, 30, widths)
+    assert all((a == b).all() for a, b in zip(made.kept, other.kept, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other_model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 5])
+def test_very_short_phases(num_steps):
+    widths = [3, 16, 24, 32, 10]
+    model, axes, made = controller(widths, [64, 64, 16, 1], num_steps)
+    run(model, made, num_steps, widths)
+    assert 0.99 * 0.4 <= made.fraction <= 0.4
+    assert all((zero_mask(model, axis) == ~kept).all() for axis, kept in zip(axes, made.kept, strict=True))

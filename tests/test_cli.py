@@ -1,0 +1,247 @@
+"""The commands: the whole road on the shipped digits, and every mistake in one line."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from typer.testing import CliRunner, Result
+
+from sslprune.cli import app
+from sslprune.export import open_session
+from sslprune.graph.repack import repack
+from sslprune.recipe import load_recipe
+from sslprune.report import Report
+from sslprune.rundir import RunDirectory
+
+RECIPE = """
+[model]
+factory = "sslprune.zoo:digits_cnn"
+[data]
+factory = "sslprune.data:digits"
+batch_size = 32
+[[prune]]
+kind = "filters"
+[budget]
+macs = 0.5
+[schedule]
+sparse = "40it"
+heal = "10it"
+[lasso]
+decay = 8
+[bench]
+threads = [1]
+[gates]
+max_metric_drop = 100.0
+"""
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sslprune.bench.WARM_UP", 0.005)
+    monkeypatch.setattr("sslprune.bench.ENOUGH", 0.01)
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "tiny.toml"
+    path.write_text(RECIPE)
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that went the whole road, by way of --json."""
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "tiny.toml").write_text(RECIPE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sslprune.bench.WARM_UP", 0.005)
+        patch.setattr("sslprune.bench.ENOUGH", 0.01)
+        result = invoke("run", folder / "tiny.toml", "--run", folder / "run", "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout) == json.loads((folder / "run/report.json").read_text())
+    assert result.stderr == ""
+    return folder
+
+
+def invoke(*words: object) -> Result:
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def mistake(*words: object) -> str:
+    """The one line that a command fails with."""
+    result = invoke(*words)
+    assert result.exit_code == 1, result.output
+    lines = result.stderr.splitlines()
+    assert lines[-1].startswith("error: ") and "Traceback" not in result.output
+    return lines[-1]
+
+
+def test_run_writes_everything_and_tells_the_truth(finished: Path) -> None:
+    run = RunDirectory(finished / "run")
+    report = Report.load(run.report)
+    for stage in ("train", "repack", "export"):
+        assert run.finished(stage)
+    assert not list(run.path.rglob(".*"))
+    assert 0.48 < report.budget.reached <= 0.5
+    assert report.repacked.macs == round(report.budget.reached * report.dense.macs)
+    assert report.equivalence.samples == 360 and report.equivalence.max_relative < 1e-4
+    assert report.equivalence.metrics == report.repacked.metrics
+    assert report.dense.file_bytes == run.dense_onnx.stat().st_size > report.repacked.file_bytes
+    assert {(x.device, getattr(x, "batch_size", None)) for x in report.speedup} >= {("cpu", 1), ("cpu", 32)}
+    assert any(x.device == "cuda" for x in report.speedup)
+    filters = {axis.name: axis.after for axis in report.axes if axis.kind == "filters"}
+    small = torch.export.load(run.program).module()
+    assert (
+        small.state_dict()["stem.weight"].shape[0] == filters["stem"] if "stem.weight" in small.state_dict() else True
+    )
+    assert sum(p.numel() for p in small.parameters()) == report.repacked.parameters
+    shapes = [[(i.name, i.shape) for i in open_session(file).get_inputs()] for file in (run.onnx, run.dense_onnx)]
+    assert shapes[0] == shapes[1]
+
+
+def test_the_stages_alone_give_the_same(finished: Path, tmp_path: Path) -> None:
+    run = tmp_path / "stages"
+    trained = invoke("train", finished / "tiny.toml", "--run", run)
+    assert trained.exit_code == 0 and trained.stdout.strip() == str(run / "train/masked.safetensors")
+    repacked = invoke("repack", run)
+    assert repacked.exit_code == 0 and repacked.stdout.strip() == str(run / "repacked/model.pt2")
+    exported = invoke("export", run)
+    assert exported.exit_code == 0 and "fewer MACs" in exported.stdout
+    one, other = (Report.load(folder / "report.json") for folder in (finished / "run", run))
+    same = ("equivalence", "axes", "budget")
+    assert one.model_dump(include=set(same)) == other.model_dump(include=set(same))
+    assert one.repacked.metrics == other.repacked.metrics
+
+
+def test_resume_skips_and_a_missed_gate_is_status_3(finished: Path) -> None:
+    before = (finished / "run/repacked/model.pt2").stat().st_mtime_ns
+    words = ("run", finished / "tiny.toml", "--run", finished / "run", "--resume", "--set", "gates.min_speedup=1000")
+    result = invoke(*words)
+    assert result.exit_code == 3
+    assert re.fullmatch(r"gate missed: min_speedup is [\d.]+, limit 1000", result.stderr.splitlines()[-1])
+    assert "finished already" in result.stderr and "\u2717 min_speedup" in result.stdout
+    assert (finished / "run/repacked/model.pt2").stat().st_mtime_ns == before
+    assert not Report.load(finished / "run/report.json").passed
+
+
+def test_inspect(recipe: Path) -> None:
+    text = invoke("inspect", recipe).stdout
+    assert re.search(r"stem +filters +32 +[\d,]+ +[\d,]+ +yes", text)
+    assert "no: it reaches the model's output" in text
+    axes = {axis["name"]: axis for axis in json.loads(invoke("inspect", recipe, "--json").stdout)["axes"]}
+    assert axes["stem"]["pruned"] and not axes["block1"]["pruned"] and axes["linear"]["frozen"]
+    assert axes["stem"]["macs_per_group"] > 0 and axes["stem"]["parameters_per_group"] > 0
+
+
+def test_inspect_shows_the_axes_where_a_pattern_matches_nothing(recipe: Path) -> None:
+    result = invoke("inspect", recipe, "--set", "prune.0.kind=heads")
+    assert result.exit_code == 0 and "stem" in result.stdout and 'no axis is of kind "heads"' in result.stdout
+
+
+def test_init_writes_a_recipe_that_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert invoke("init", "sslprune.zoo:resnet_cifar").exit_code == 0
+    recipe = load_recipe("resnet_cifar.toml")
+    assert recipe.model.factory == "sslprune.zoo:resnet_cifar"
+    assert "depth" in Path("resnet_cifar.toml").read_text()
+    assert "exists already" in mistake("init", "sslprune.zoo:resnet_cifar")
+    assert invoke("init", "sslprune.zoo:resnet_cifar", "--force").exit_code == 0
+    assert json.loads(invoke("init", "sslprune.zoo:digits_cnn", "--json").stdout) == {"recipe": "digits_cnn.toml"}
+    assert "has no callable nets" in mistake("init", "sslprune.zoo:nets")
+    assert "module:callable" in mistake("init", "resnet")
+
+
+def test_bench(finished: Path) -> None:
+    files = (finished / "run/export/dense.onnx", finished / "run/export/model.onnx")
+    result = invoke("bench", *files, "--batch", "1", "--batch", "4", "--threads", "1")
+    assert result.exit_code == 0 and "batch 4, 1 thread" in result.stdout
+    found = json.loads(invoke("bench", *files, "--threads", "1", "--json").stdout)
+    assert found["speedup"][0]["ratio"] > 0 and found["dense"][0]["repetitions"] >= 30
+    assert "no such file" in mistake("bench", files[0], finished / "gone.onnx")
+    assert invoke("bench", *files, "--dim", "x").exit_code == 2
+
+
+def test_mistakes_are_one_line(recipe: Path, tmp_path: Path, finished: Path) -> None:
+    assert "no such recipe" in mistake("run", "gone.toml")
+    assert "did you mean macs?" in mistake("run", recipe, "--set", "budget.mac=0.5")
+    assert "budget.macs" in mistake("run", recipe, "--set", "budget.macs=2")
+    assert 'kind "heads"' in mistake("run", recipe, "--set", "prune.0.kind=heads", "--run", "a")
+    assert "least reachable" in mistake("run", recipe, "--set", "budget.macs=0.0001", "--run", "b")
+    assert "no such checkpoint" in mistake("run", recipe, "--set", "model.checkpoint=x.pt", "--run", "c")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny.toml"]
+    assert "not a run directory" in mistake("repack", tmp_path / "nowhere")
+    assert "another recipe (budget.macs differ)" in mistake(
+        "run", finished / "tiny.toml", "--run", finished / "run", "--set", "budget.macs=0.6"
+    )
+    assert invoke("run").exit_code == 2 and invoke("run", recipe, "--nonsense").exit_code == 2
+
+
+def test_an_unexpected_error_is_one_line_unless_debug(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("first\nsecond")
+
+    monkeypatch.setattr("sslprune.pipeline.build_data", broken)
+    assert mistake("inspect", recipe) == "error: unexpected RuntimeError: first second; --debug shows where"
+    assert isinstance(invoke("inspect", recipe, "--debug").exception, RuntimeError)
+
+
+def test_a_repack_that_changes_the_function_writes_nothing(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished / "run", run)
+
+    def wrong(*args: Any, **kwargs: Any) -> nn.Module:
+        small = repack(*args, **kwargs)
+        with torch.no_grad():
+            next(iter(small.parameters())).mul_(1.01)
+        return small
+
+    monkeypatch.setattr("sslprune.pipeline.repack_model", wrong)
+    assert "repacked and masked model differ by" in mistake("repack", run)
+    assert not list((run / "repacked").iterdir()) and not (run / "report.json").exists()
+
+
+def test_damaged_files_of_a_run(finished: Path, tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    shutil.copytree(finished / "run", run.path)
+    run.program.write_bytes(b"half")
+    assert "model.pt2: not a readable .pt2 file" in mistake("export", run)
+    run.masked.write_bytes(b"half")
+    assert "masked.safetensors: truncated or damaged" in mistake("repack", run)
+    run.masked.unlink()
+    assert "first `sslprune train" in mistake("repack", run)
+
+
+def test_interrupted(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sslprune.pipeline.train_model", interrupted)
+    monkeypatch.setattr(sys, "argv", ["sslprune", "run", "tiny.toml"])
+    result = invoke("run", recipe)
+    assert result.exit_code == 130
+    assert result.stderr.splitlines()[-1] == "interrupted; go on with: sslprune run tiny.toml --resume"
+
+
+def test_help_and_version_answer_at_once() -> None:
+    started = time.perf_counter()
+    done = subprocess.run([sys.executable, "-m", "sslprune.cli", "--help"], capture_output=True, text=True, check=True)
+    assert time.perf_counter() - started < 2.0  # a second is the aim; import of torch alone takes one
+    assert "inspect" in done.stdout
+    heavy = "import sys, sslprune.cli; assert not {'torch', 'onnx', 'pydantic'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", heavy], check=True)
+    assert re.match(r"sslprune( \d|, not installed)", invoke("--version").stdout)
+    for command in ("init", "inspect", "train", "repack", "export", "run", "bench"):
+        assert invoke(command, "--help").exit_code == 0

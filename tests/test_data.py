@@ -1,0 +1,136 @@
+"""Batches are decided by seed and epoch; bad data are named."""
+
+import io
+import json
+
+import pytest
+import torch
+
+from sslprune.data import Batches, Data, Images, build_data, digits, read_images
+from sslprune.errors import DataError
+from sslprune.recipe import Recipe, parse_recipe
+
+pyarrow = pytest.importorskip("pyarrow")
+parquet = pytest.importorskip("pyarrow.parquet")
+Image = pytest.importorskip("PIL.Image")
+
+
+def recipe(**data) -> Recipe:
+    return parse_recipe(
+        {
+            "model": {"factory": "sslprune.zoo:digits_cnn"},
+            "data": data,
+            "prune": [{"kind": "filters"}],
+            "budget": {"macs": 0.5},
+            "schedule": {"sparse": "1ep", "heal": "1ep"},
+        }
+    )
+
+
+def png(width: int = 6, height: int = 4, mode: str = "RGB", value: int = 0) -> bytes:
+    file = io.BytesIO()
+    Image.new(mode, (width, height), value if mode == "L" else (value, 0, 255)).save(file, "png")
+    return file.getvalue()
+
+
+def write(path, pictures, labels, names=(), image="image", label="label"):
+    rows = pyarrow.array(
+        [{"bytes": b, "path": None} for b in pictures], pyarrow.struct([("bytes", "binary"), ("path", "string")])
+    )
+    features = {label: {"names": list(names), "_type": "ClassLabel"}}
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})} if names else None
+    table = pyarrow.table({image: rows, label: pyarrow.array(labels)})
+    parquet.write_table(table.replace_schema_metadata(metadata), path)
+    return str(path)
+
+
+def test_digits():
+    train, test = digits()
+    assert train.pixels.shape == (1437, 1, 8, 8) and test.pixels.shape == (360, 1, 8, 8)
+    assert int(train.pixels.max()) == 255 and set(test.labels.tolist()) == set(range(10))
+
+
+def test_passes_are_decided_by_seed_and_epoch():
+    data = build_data(recipe(factory="sslprune.data:digits", augment=["pad-crop:1", "flip"], batch_size=500))
+    first, again, later = (list(data.train.epoch(i)) for i in (3, 3, 4))
+    assert len(first) == len(data.train) == 2  # the last, smaller batch is left out
+    assert all(torch.equal(a[0][0], b[0][0]) and torch.equal(a[1], b[1]) for a, b in zip(first, again, strict=True))
+    assert not torch.equal(first[0][1], later[0][1])
+    assert sum(len(labels) for _, labels in data.test) == 360
+    assert data.example[0].shape == (2, 1, 8, 8)
+
+
+def test_augmentation_moves_and_mirrors():
+    picture = torch.zeros(1, 1, 3, 3, dtype=torch.uint8)
+    picture[0, 0, 1, 0] = 255
+    images = Images(picture.repeat(400, 1, 1, 1), torch.zeros(400, dtype=torch.int64), 1)
+    batches = build_data(recipe(factory="sslprune.data:digits", augment=["pad-crop:1", "flip"], batch_size=400)).train
+    assert isinstance(batches, Batches)
+    batches.images = images
+    ((pixels,), _) = next(batches.epoch(0))
+    seen = pixels.mean(0)[0]
+    assert ((pixels == 0) | (pixels == 1)).all() and pixels.flatten(1).sum(1).max() == 1
+    assert (seen > 0).all()  # up and down by one; left by one or mirrored: every pixel is reached
+    assert seen[1, 0] == pytest.approx(1 / 3 * 1 / 3 * 1 / 2, abs=0.05)  # centred on both sides, not mirrored
+
+
+def test_normalisation(tmp_path):
+    path = write(tmp_path / "a.parquet", [png(value=51)] * 3, [0, 1, 1])
+    data = build_data(recipe(train=path, test=path, mean=[0.2, 0.5, 0.5], std=[0.1, 1.0, 0.25]))
+    pixels = data.example[0]
+    assert pixels.shape == (2, 3, 4, 6)
+    torch.testing.assert_close(pixels[0, :, 0, 0], torch.tensor([0.0, -0.5, 2.0]))
+
+
+def test_layouts(tmp_path):
+    grey = read_images(write(tmp_path / "g.parquet", [png(mode="L")] * 2, [0, 4], image="img", label="labels"))
+    assert grey.pixels.shape == (2, 1, 4, 6) and grey.num_classes == 5
+    named = read_images(write(tmp_path / "n.parquet", [png()] * 2, [0, 1], names=["cat", "dog", "owl"]))
+    assert named.num_classes == 3
+
+
+def test_bad_files(tmp_path):
+    good = write(tmp_path / "good.parquet", [png()] * 2, [0, 1])
+
+    def failure(path) -> str:
+        with pytest.raises(DataError) as error:
+            data = build_data(recipe(train=good, test=str(path)))
+            len(data.test)
+        assert "\n" not in str(error.value)
+        return str(error.value)
+
+    assert "no such file" in failure(tmp_path / "absent.parquet")
+    (tmp_path / "text.parquet").write_text("not parquet")
+    assert "not a readable Parquet file" in failure(tmp_path / "text.parquet")
+    assert "empty" in failure(write(tmp_path / "empty.parquet", [], pyarrow.array([], "int64")))
+    assert "columns are picture: struct" in failure(write(tmp_path / "c.parquet", [png()], [0], image="picture"))
+    assert "column label is string" in failure(write(tmp_path / "s.parquet", [png()], ["cat"]))
+    assert "row 1 is 4 x 7 x 3" in failure(write(tmp_path / "size.parquet", [png(), png(7)], [0, 1]))
+    assert "row 1 is not an image" in failure(write(tmp_path / "damaged.parquet", [png(), png()[:40]], [0, 1]))
+    assert "label 3 is out of range" in failure(write(tmp_path / "l.parquet", [png()], [3], names=["cat", "dog"]))
+    assert "label -1 is out of range" in failure(write(tmp_path / "m.parquet", [png(), png()], [-1, 0]))
+
+
+def test_wrong_channels():
+    data = build_data(recipe(factory="sslprune.data:digits", mean=[0.1, 0.2, 0.3]))
+    with pytest.raises(DataError, match=r"data\.mean: 3 values for digits, test of 1 channels"):
+        _ = data.example
+
+
+def loaders(size: int = 10):
+    rows = torch.utils.data.TensorDataset(torch.randn(size, 4), torch.arange(size))
+    return torch.utils.data.DataLoader(rows, 5, shuffle=True), torch.utils.data.DataLoader(rows, 5)
+
+
+def test_loaders_of_a_person(tmp_path):
+    data = build_data(recipe(factory=f"{__file__}:loaders"))
+    assert isinstance(data, Data) and len(data.train) == 2
+    torch.manual_seed(5)
+    first = [targets.tolist() for _, targets in data.train.epoch(1)]
+    drawn = torch.rand(3)
+    torch.manual_seed(5)
+    assert torch.equal(drawn, torch.rand(3))  # the loader's draws are not the model's
+    assert [targets.tolist() for _, targets in data.train.epoch(1)] == first
+    assert [targets.tolist() for _, targets in data.train.epoch(2)] != first
+    (inputs, targets) = next(iter(data.test))
+    assert isinstance(inputs, tuple) and inputs[0].shape == (5, 4) and targets.tolist() == [0, 1, 2, 3, 4]

@@ -1,0 +1,68 @@
+"""Imports go one way (values <- graph <- stages <- pipeline <- cli), and the public names are the ones written down."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import sslprune
+
+PACKAGE = Path(sslprune.__file__).parent
+LAYERS = [
+    {"errors", "axes", "files", "grain", "recipe"},
+    {"graph"},
+    {"data", "models", "zoo", "train", "plan", "export", "bench", "grain", "report", "rundir", "show", "starter"},
+    {"pipeline"},
+    {"cli"},
+]
+RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
+MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
+
+
+def imports(path: str) -> set[str]:
+    """The dotted names of everything that the module imports, wherever in it."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse((PACKAGE / path).read_text())):
+        if isinstance(node, ast.Import):
+            found |= {name.name for name in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: a relative import"
+            found |= {f"{node.module}.{name.name}" for name in node.names}
+    return found
+
+
+@pytest.mark.parametrize("path", [path for path in MODULES if path not in ("__init__.py", "__main__.py")])
+def test_imports_go_one_way(path: str) -> None:
+    name = path.split("/")[0].removesuffix(".py")
+    assert name in RANK, f"{path}: which layer is it? add it to LAYERS"
+    for imported in imports(path):
+        top, _, rest = imported.partition(".")
+        if top == "sslprune":
+            other = rest.split(".")[0]
+            assert other in RANK, f"{path} imports {imported}: import from the module that defines it"
+            assert RANK[other] <= RANK[name], f"{path} imports {imported}, which stands above it"
+
+
+@pytest.mark.parametrize(("library", "owner"), [("typer", "cli.py"), ("rich", "show.py")])
+def test_terminal_libraries_stay_in_one_file(library: str, owner: str) -> None:
+    users = {path for path in MODULES if any(name.split(".")[0] == library for name in imports(path))}
+    assert users == {owner}
+
+
+def test_public_names() -> None:
+    contract = {"trace", "find_axes", "zero_groups", "repack", "GroupLasso", "export_onnx", "load", "apply_plan"}
+    assert contract <= set(sslprune.__all__)
+    assert len(set(sslprune.__all__)) == len(sslprune.__all__)
+    for name in sslprune.__all__:
+        assert getattr(sslprune, name, None) is not None, f"{name} is in __all__ and is not there"
+
+
+def test_no_vague_names() -> None:
+    vague = {"utils", "helpers", "manager", "common"}
+    assert not [path for path in MODULES if vague & set(path.removesuffix(".py").split("/"))]
+
+
+def test_files_stay_readable() -> None:
+    assert not {path: n for path in MODULES if (n := len((PACKAGE / path).read_text().splitlines())) > 400}

@@ -1,0 +1,199 @@
+"""The report keeps its schema, judges its gates, and is shown as it is."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from sslprune.errors import RunError
+from sslprune.recipe import GatesSection
+from sslprune.report import (
+    Absent,
+    AxisChange,
+    Budget,
+    Equivalence,
+    Figures,
+    Gate,
+    Latency,
+    Report,
+    Speedup,
+    environment,
+    judge,
+)
+from sslprune.rundir import RunDirectory
+from sslprune.show import Show, grouped, summary
+
+PROOF = Equivalence(max_abs=1e-6, max_relative=2e-7, samples=360, metrics={"accuracy": 97.5})
+
+
+def latency(median: float, threads: int = 1) -> Latency:
+    setting: dict[str, Any] = {"device": "cpu", "runtime": "onnxruntime", "batch_size": 64, "threads": threads}
+    return Latency(**setting, median_ms=median, p95_ms=2 * median, repetitions=30)
+
+
+def speedup(ratio: float, batch_size: int = 64, device: str = "cpu", spread: float = 0.1) -> Speedup:
+    setting: dict[str, Any] = {"device": device, "runtime": "onnxruntime", "batch_size": batch_size, "threads": 1}
+    return Speedup(**setting, ratio=ratio, low=ratio - spread, high=ratio + spread)
+
+
+def figures(scale: int, accuracy: float, median: float) -> Figures:
+    return Figures(
+        parameters=1000 * scale,
+        macs=5_000_000 * scale,
+        file_bytes=4000 * scale,
+        metrics={"accuracy": accuracy},
+        latency=[latency(median), Absent(device="cuda")],
+    )
+
+
+def report(**changes: Any) -> Report:
+    values: dict[str, Any] = {
+        "recipe": "digits",
+        "budget": Budget(measure="macs", fraction=0.4, reached=0.4),
+        "dense": figures(5, 98.0, 2.0),
+        "repacked": figures(2, 97.5, 1.0),
+        "speedup": [speedup(2.0), Absent(device="cuda")],
+        "equivalence": PROOF,
+        "axes": [AxisChange(name="conv1", kind="filters", before=16, after=9)],
+        "environment": environment(),
+        "gates": [Gate(name="min_speedup", limit=1.3, value=2.0, passed=True)],
+    }
+    return Report(**{**values, **changes})
+
+
+def shown(value: Report, width: int = 80) -> str:
+    out = Console(file=io.StringIO(), width=width)
+    Show(out=out).result(summary(value, RunDirectory("runs/digits")))
+    return out.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_the_file_has_the_documented_keys(tmp_path: Path) -> None:
+    written = json.loads(report().save(tmp_path / "report.json").read_text())
+    assert written["schema"] == 1
+    documented = {"dense", "repacked", "speedup", "equivalence", "axes", "environment", "gates"}
+    assert documented <= set(written)
+    for model in ("dense", "repacked"):
+        assert set(written[model]) == {"parameters", "macs", "file_bytes", "metrics", "latency"}
+        assert written[model]["latency"][1] == {"device": "cuda", "absent": True}
+    keys = {"device", "runtime", "batch_size", "threads"}
+    assert set(written["dense"]["latency"][0]) == keys | {"median_ms", "p95_ms", "repetitions"}
+    assert keys | {"ratio"} <= set(written["speedup"][0])
+    assert {"max_abs", "max_relative", "samples"} <= set(written["equivalence"])
+    assert set(written["axes"][0]) == {"name", "kind", "before", "after"}
+    assert set(written["gates"][0]) == {"name", "limit", "value", "passed"}
+    assert Report.load(tmp_path / "report.json") == report()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("{}", "recipe: "), ('{"schema": 2}', "schema: "), ("no", "the file: "), (None, "cannot be read")],
+)
+def test_a_file_that_is_no_report(tmp_path: Path, text: str | None, said: str) -> None:
+    if text is not None:
+        (tmp_path / "r.json").write_text(text)
+    with pytest.raises(RunError, match=said) as caught:
+        Report.load(tmp_path / "r.json")
+    assert "\n" not in str(caught.value)
+
+
+def test_gates() -> None:
+    gates = GatesSection(
+        max_metric_drop=0.5, min_speedup=1.5, max_macs=0.4, max_parameters=1999, max_file_bytes=8000,
+        max_output_difference=1e-7,
+    )  # fmt: skip
+    ratios: list[Speedup | Absent] = [
+        speedup(1.6),
+        speedup(1.4),
+        speedup(1.0, batch_size=1),
+        speedup(1.0, device="cuda"),
+        Absent(device="cuda"),
+    ]
+    judged = judge(gates, figures(5, 98.0, 2.0), figures(2, 97.5, 1.0), ratios, PROOF, 64)
+    assert {gate.name: (gate.value, gate.passed) for gate in judged} == {
+        "max_metric_drop": (0.5, True),
+        "min_speedup": (1.4, False),
+        "max_macs": (0.4, True),
+        "max_parameters": (2000, False),
+        "max_file_bytes": (8000, True),
+        "max_output_difference": (2e-7, False),
+    }
+    assert not report(gates=judged).passed and report().passed
+
+
+def test_what_was_not_measured_fails() -> None:
+    gates = GatesSection(min_speedup=1.5, max_output_difference=None)
+    judged = judge(gates, figures(5, 98.0, 2.0), figures(2, 97.5, 1.0), [Absent(device="cuda")], PROOF, 64)
+    assert [(gate.value, gate.passed) for gate in judged] == [(None, False)]
+
+
+def test_the_summary_fits_and_tells_all() -> None:
+    text = shown(report())
+    assert max(len(line) for line in text.splitlines()) <= 80
+    for expected in (
+        "2.50x fewer MACs", "accuracy -0.50 points", "25.00 M", "40.0 % left, budget 40 %", "98.00 %",
+        "0.50 points lower",
+        "2.00x faster (1.90\u20132.10)", "no such device here", "conv1", "16", "9", "2.0e-07", "360 test samples",
+        "both score accuracy 97.50 %", "runs/digits/", "export/model.onnx", "min_speedup",
+    ):  # fmt: skip
+        assert expected in text, expected
+
+
+def test_the_summary_does_not_flatter() -> None:
+    slower = report(speedup=[speedup(0.8), Absent(device="cuda")], repacked=figures(2, 90.0, 2.5))
+    assert "0.80x as fast: slower" in shown(slower)
+    assert "masked scores accuracy 97.50 %" in shown(slower)
+    assert "no measurable difference (0.95\u20131.15)" in shown(report(speedup=[speedup(1.05), Absent(device="cuda")]))
+
+
+def test_many_axes_stand_together() -> None:
+    axes = [AxisChange(name="stem", kind="filters", before=16, after=16)]
+    for stage in (1, 2):
+        for block in range(20):
+            axes.append(AxisChange(name=f"layer{stage}.{block}.conv1", kind="filters", before=8, after=stage))
+            axes.append(AxisChange(name=f"layer{stage}.{block}", kind="layers", before=1, after=block % 2))
+    assert grouped(axes) == [
+        ("stem", "filters", 1, 16, 16),
+        ("layer1.*.conv1", "filters", 20, 160, 20),
+        ("layer1.*", "layers", 20, 20, 10),
+        ("layer2.*.conv1", "filters", 20, 160, 40),
+        ("layer2.*", "layers", 20, 20, 10),
+    ]
+    assert len(grouped(axes[:25])) == 25
+
+
+def test_quiet_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    show = Show(quiet=True)
+    show.say("a")
+    show.stage("b", "c")
+    show.result("d")
+    with show.progress("e", 3) as bar:
+        bar.advance(loss=0.1)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_plain_lines_when_not_on_a_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sslprune.show.PLAIN_EVERY", 0.0)
+    show = Show()
+    with show.progress("sparse [1/2]", 2) as bar:
+        bar.advance(loss=0.12345, cost=0.5)
+    assert capsys.readouterr().err == "  sparse [1/2]  1/2  loss 0.1235  cost 0.5\n"
+
+
+def test_bars_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sslprune.show.FIRST_SEEN", 0.0)
+    console = Console(file=io.StringIO(), force_terminal=True, width=80)
+    show = Show(console=console)
+    with show.progress("outer", 2) as bar, show.progress("inner"):
+        bar.advance(1, loss=0.5)
+        assert show._progress is not None
+        show._progress.refresh()
+        show.say("a line above")
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "outer" in text and "1/2" in text and "a line above" in text

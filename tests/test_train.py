@@ -1,0 +1,274 @@
+"""The loop: phases, files, a resume that changes nothing, and losses that are refused."""
+
+import json
+import math
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from sslprune.axes import Axis, zero_mask
+from sslprune.errors import BudgetError, DataError, RecipeError, SslpruneError, TrainingError
+from sslprune.graph.cost import Cost
+from sslprune.graph.find import find_axes
+from sslprune.graph.program import trace
+from sslprune.models import build_model
+from sslprune.recipe import PruneSection, Recipe, TrainSection, parse_recipe
+from sslprune.train.evaluate import evaluate
+from sslprune.train.loop import Schedule, train
+from sslprune.train.optimizer import learning_rate
+from sslprune.train.select import select
+from sslprune.zoo.digits_cnn import DigitsCNN
+
+
+class Silent:
+    """What a person would see, kept."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, line: str = "") -> None:
+        self.lines.append(line)
+
+    @contextmanager
+    def progress(self, description, total=None):
+        yield self
+
+    def advance(self, n=1, **fields) -> None:
+        pass
+
+
+class StopsAfter(Silent):
+    """Somebody presses Ctrl-C in the middle of an epoch."""
+
+    def __init__(self, epochs: int) -> None:
+        super().__init__()
+        self.epochs = epochs
+
+    def advance(self, n=1, **fields) -> None:
+        if len(self.lines) == self.epochs:
+            raise KeyboardInterrupt
+
+
+def recipe(**changes) -> Recipe:
+    values: dict[str, Any] = {
+        "run": {"device": "cpu", "seed": 3},
+        "model": {"factory": f"{__file__}:net"},
+        "data": {
+            "factory": "sslprune.data:digits",
+            "augment": ["pad-crop:1"],
+            "batch_size": 64,
+            "eval_batch_size": 180,
+        },
+        "prune": [{"kind": "filters"}, {"kind": "layers"}],
+        "budget": {"macs": 0.5, "round_to": 1},
+        "schedule": {"dense": "9it", "sparse": "30it", "heal": "5it"},
+        "train": {"lr": 0.02},
+    }
+    for key, value in changes.items():
+        values[key] = values.get(key, {}) | value if isinstance(value, dict) else value
+    return parse_recipe(values)
+
+
+def net(width: int = 8, poison: bool = False) -> nn.Module:
+    """The digits' CNN with a dropout, which draws random numbers, and on demand a weight that spoils everything."""
+    model = DigitsCNN(width, 10)
+    model.linear = nn.Sequential(nn.Dropout(0.1), model.linear)
+    if poison:
+        nn.init.constant_(model.stem.weight, math.nan)
+    return model
+
+
+def files(folder: Path) -> SimpleNamespace:
+    return SimpleNamespace(
+        train_dir=folder,
+        checkpoint=folder / "checkpoint.pt",
+        dense=folder / "dense.safetensors",
+        masked=folder / "masked.safetensors",
+        history=folder / "history.json",
+    )
+
+
+def trained(folder: Path, show=None, **changes) -> SimpleNamespace:
+    run = files(folder)
+    train(recipe(**changes), run, show or Silent())
+    return run
+
+
+def same(one: Path, other: Path) -> bool:
+    a, b = load_file(one), load_file(other)
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run from beginning to end."""
+    return trained(tmp_path_factory.mktemp("whole"))
+
+
+def test_reaches_its_budget_with_exact_zeros(whole):
+    made = recipe()
+    model, _ = build_model(made.model)
+    model.load_state_dict(load_file(whole.masked))
+    program = trace(model.eval(), (torch.randn(2, 1, 8, 8),))
+    axes = select(find_axes(program), made.prune)
+    cost = Cost(program, axes)
+    assert 0.99 * 0.5 <= cost.macs([~zero_mask(model, axis) for axis in axes]) / cost.macs() <= 0.5
+
+
+def test_history_and_files(whole):
+    history = json.loads(whole.history.read_text())
+    assert [record["phase"] for record in history] == ["dense", "sparse", "sparse", "heal"]
+    assert history[0]["cost"] == 1 and history[-1]["cost"] <= 0.5
+    assert {"epoch", "loss", "lr", "plan", "test", "seconds"} <= history[0].keys()
+    assert {path.name for path in whole.train_dir.iterdir()} == {
+        "checkpoint.pt",
+        "dense.safetensors",
+        "masked.safetensors",
+        "history.json",
+    }
+    assert not same(whole.dense, whole.masked)
+    state = torch.load(whole.checkpoint, weights_only=True)
+    assert {"model", "optimizer", "controller", "random"} <= state.keys()
+
+
+@pytest.mark.parametrize("epochs", [0, 1, 2, 3])
+def test_resume_is_bit_equal(whole, tmp_path, epochs):
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path, StopsAfter(epochs))
+    assert not (tmp_path / "masked.safetensors").exists()
+    torch.manual_seed(99)
+    again = trained(tmp_path)
+    assert same(whole.dense, again.dense) and same(whole.masked, again.masked)
+    history, other = (json.loads(run.history.read_text()) for run in (whole, again))
+    for record in history + other:
+        del record["seconds"]
+    assert history == other
+
+
+def test_a_changed_recipe_is_refused(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path, StopsAfter(1))
+    with pytest.raises(TrainingError, match=r"the recipe has changed since \(train\.lr\)"):
+        trained(tmp_path, train={"lr": 0.03})
+
+
+def test_dense_control_needs_no_pruning(tmp_path):
+    run = trained(tmp_path, schedule={"dense": "0ep", "sparse": "0ep", "heal": "6it"})
+    history = json.loads(run.history.read_text())
+    assert [record["phase"] for record in history] == ["heal"] and history[0]["cost"] == 1
+    assert not same(run.dense, run.masked)
+
+
+def test_distillation_adamw_and_the_rest(tmp_path):
+    settings = {"optimizer": "adamw", "lr": 1e-3, "lr_schedule": "one-cycle", "clip_norm": 1.0, "label_smoothing": 0.1}
+    parts = {
+        "distill": {"weight": 0.5},
+        "train": settings,
+        "schedule": {"dense": "2it", "sparse": "12it", "heal": "2it"},
+    }
+    once = trained(tmp_path / "once", **parts)
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path / "twice", StopsAfter(2), **parts)
+    assert same(once.masked, trained(tmp_path / "twice", **parts).masked)
+
+
+def test_a_loss_that_is_not_finite_keeps_the_last_checkpoint(tmp_path):
+    with pytest.raises(TrainingError, match=r"the loss is nan by step 9; nothing was kept: lower train\.lr"):
+        trained(tmp_path, model={"arguments": {"poison": True}})
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(TrainingError, match=r"sparse 1/2: the loss is .*; the checkpoint of epoch 1 is kept"):
+        trained(tmp_path, train={"lr": 1e30}, schedule={"dense": "1it"})
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["model"]["stem.weight"].isfinite().all()
+    assert not (tmp_path / "masked.safetensors").exists()
+
+
+def test_mistakes_stop_before_training(tmp_path):
+    for changes, error, message in (
+        ({"budget": {"macs": 0.001}}, BudgetError, "the least reachable is"),
+        (
+            {"prune": [{"kind": "heads"}]},
+            RecipeError,
+            'prune.0.kind: no axis is of kind "heads"; the model has filters',
+        ),
+        ({"prune": [{"kind": "filters", "include": ["encoder*"]}]}, RecipeError, "matches none of stem"),
+        (
+            {"model": {"factory": "sslprune.zoo:digits_cnn", "arguments": {"num_classes": 4}}},
+            DataError,
+            "has 4 classes",
+        ),
+    ):
+        with pytest.raises(error, match=message) as caught:
+            trained(tmp_path, **changes)
+        assert "\n" not in str(caught.value) and isinstance(caught.value, SslpruneError)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_select():
+    axes = [
+        Axis("a", "filters", 4, True, ()),
+        Axis("b", "filters", 4, False, (), reason="softmax"),
+        Axis("c", "filters", 4, False, (), reason="input", frozen=True),
+        Axis("d", "layers", 1, True, ()),
+    ]
+
+    def names(*sections: PruneSection) -> list[str]:
+        return [axis.name for axis in select(axes, sections)]
+
+    assert names(PruneSection(kind="filters")) == ["a"]
+    assert names(PruneSection(kind="layers"), PruneSection(kind="filters", allow_inexact=True)) == ["a", "b", "d"]
+    assert names(PruneSection(kind="filters", exclude=["b"]), PruneSection(kind="filters", allow_inexact=True)) == [
+        "a",
+        "b",
+    ]
+    with pytest.raises(RecipeError, match=r"none of the 1 axes can be removed \(c is frozen: input\)"):
+        names(PruneSection(kind="filters", include=["c"]))
+
+
+def test_phases_are_cut_into_epochs():
+    schedule = Schedule.of(recipe(schedule={"dense": "0ep", "sparse": "25it", "heal": "2ep"}), 10)
+    assert [(epoch.phase, epoch.num_steps) for epoch in schedule.epochs] == [
+        ("sparse", 10),
+        ("sparse", 10),
+        ("sparse", 5),
+        ("heal", 10),
+        ("heal", 10),
+    ]
+
+
+def rates(num_steps: int = 100, **settings) -> list[float]:
+    section = parse_recipe(recipe().values() | {"train": {"lr": 1.0, **settings}}).train
+    assert isinstance(section, TrainSection)
+    return [learning_rate(section, step, num_steps, 10) for step in range(num_steps)]
+
+
+def test_learning_rates():
+    cosine = rates(lr_schedule="cosine")
+    assert cosine[0] == 1 and cosine[50] == pytest.approx(0.5) and 0 < cosine[-1] < 0.001
+    warm = rates(lr_schedule="constant", warmup="1ep")
+    assert warm[:3] == pytest.approx([1 / 11, 2 / 11, 3 / 11]) and set(warm[10:]) == {1.0}
+    cycle = rates(lr_schedule="one-cycle")
+    assert cycle[0] == pytest.approx(1 / 25) and max(cycle) == pytest.approx(1) == cycle[30] and cycle[-1] < 0.001
+    steps = rates(lr_schedule="step", milestones=[0.5, 0.8], gamma=0.1)
+    assert (steps[49], steps[50], steps[80]) == pytest.approx((1, 0.1, 0.01))
+    assert min(rates(2, warmup="9ep")) > 0
+
+
+def test_evaluate_counts_samples_not_batches():
+    model = nn.Linear(2, 2, bias=False)
+    model.weight.data = torch.eye(2)
+    right, wrong = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
+    zeros = torch.zeros(3, dtype=torch.int64)
+    batches = [((right.repeat(3, 1),), zeros), ((wrong,), zeros[:1])]
+    model.train()
+    assert evaluate(model, batches, ["accuracy"]) == {"accuracy": 75.0}
+    assert model.training
+    with pytest.raises(DataError, match="label 2 is out of range"):
+        evaluate(model, [((right,), torch.tensor([2]))])
+    with pytest.raises(DataError, match="empty"):
+        evaluate(model, [])
