@@ -26,7 +26,22 @@ _PLACES = {
     "SslpruneError": "errors",
 }
 
-__all__ = sorted([*_PLACES, "__version__"])
+__all__ = [
+    "Axis",
+    "Cost",
+    "GroupLasso",
+    "Member",
+    "Program",
+    "SslpruneError",
+    "__version__",
+    "apply_plan",
+    "export_onnx",
+    "find_axes",
+    "load",
+    "repack",
+    "trace",
+    "zero_groups",
+]
 
 if TYPE_CHECKING:
     from sslprune.axes import Axis, Member, zero_groups

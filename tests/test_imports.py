@@ -13,7 +13,7 @@ PACKAGE = Path(sslprune.__file__).parent
 LAYERS = [
     {"errors", "axes", "files", "grain", "recipe"},
     {"graph"},
-    {"data", "models", "zoo", "train", "plan", "export", "bench", "grain", "report", "rundir", "show", "starter"},
+    {"data", "models", "zoo", "train", "plan", "export", "bench", "report", "rundir", "show", "starter"},
     {"pipeline"},
     {"cli"},
 ]
