@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from scripts.architectures import BUILDERS
-from scripts.coverage import TOLERANCE, Result, count, relative
+from scripts.coverage import TOLERANCE, Result, relative
 from tests.laws import lively_, settle_
 
 QUERY_KEY_VALUE = {
@@ -47,7 +47,7 @@ def check_peer(name: str, seed: int = 0) -> dict[str, Any]:
         numbered_(small)
         pruner.step()
         result.seconds = time.perf_counter() - started
-        result.left = count(small) / count(model)
+        result.left = size(small) / size(model)
         masked = masked_(model, small, args, seed)
         mend_heads_(small)
         result.masked = relative(masked, small, args)
@@ -57,6 +57,10 @@ def check_peer(name: str, seed: int = 0) -> dict[str, Any]:
     result.failure = "nothing removed" if result.left == 1 else "" if result.masked <= TOLERANCE else "masked differs"
     result.passed = not result.failure
     return asdict(result)
+
+
+def size(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def tensors(model: nn.Module) -> dict[str, Tensor]:

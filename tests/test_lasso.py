@@ -171,8 +171,10 @@ def test_state_goes_on():
 
 def test_mistakes():
     model, axes = chain()
+    frozen = Axis("x", "filters", 1, False, (), "input", frozen=True)
     with pytest.raises(ValueError, match="frozen"):
-        GroupLasso(model, [Axis("x", "filters", 1, False, (), "input", frozen=True)])
+        GroupLasso(model, [frozen])
+    assert GroupLasso(model, [frozen, *axes]).axes == tuple(axes)
     with pytest.raises(ValueError, match="at least one axis"):
         GroupLasso(model, [])
     with pytest.raises(ValueError, match="strength"):

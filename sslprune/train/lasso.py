@@ -38,7 +38,8 @@ class GroupLasso:
     """Group lasso over the groups of ``axes`` in the parameters of ``model``: call ``step(lr)`` after the optimizer's.
 
     λ_g = strength x weight_g; ``weights`` has one array (size,) per axis, by default √(numbers in the group). A group
-    that has reached zero is held there, whatever gradients and momentum do. Frozen axes raise ValueError.
+    that has reached zero is held there, whatever gradients and momentum do. Frozen axes are left out:
+    ``self.axes`` are those that it acts on, and what it returns per axis follows them.
     """
 
     def __init__(
@@ -48,11 +49,11 @@ class GroupLasso:
         strength: float = 1.0,
         weights: Sequence[np.ndarray] | None = None,
     ) -> None:
-        frozen = [axis.name for axis in axes if axis.frozen]
-        if frozen:
-            raise ValueError(f"axis {frozen[0]} is frozen; give GroupLasso the axes that are prunable")
-        if not axes:
-            raise ValueError("GroupLasso needs at least one axis")
+        usable = [i for i, axis in enumerate(axes) if not axis.frozen]
+        if not usable:
+            raise ValueError("GroupLasso needs at least one axis that is not frozen")
+        axes = [axes[i] for i in usable]
+        weights = None if weights is None else [weights[i] for i in usable]
         self.axes = tuple(axes)
         self.starts = np.cumsum([0, *(axis.size for axis in axes)])
         self.bundles = _bundles(model, self.axes, self.starts)
