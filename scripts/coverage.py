@@ -126,11 +126,11 @@ def count_evaluated(model: nn.Module, args: tuple[Any, ...]) -> int:
 
 
 def shares(model: nn.Module, axes: list[Axis]) -> tuple[float, list[str]]:
-    """The share of the weights on exact axes other than layers and kernels, and what holds most of the rest."""
+    """The share of the weights on exact axes other than layers, kernels, columns, and what holds most of the rest."""
     parameters = dict(model.named_parameters())
     outside = {name: [np.ones(size, bool) for size in parameter.shape] for name, parameter in parameters.items()}
     for axis in axes:
-        if axis.exact and axis.kind not in ("kernel", "layers"):
+        if axis.exact and axis.kind not in ("kernel", "layers", "columns"):
             for member in axis.members:
                 if member.name in outside:
                     outside[member.name][member.dim][member.positions.reshape(-1)] = False

@@ -20,13 +20,18 @@ class Member:
 
     ``positions[i]`` are the indices along ``dim`` that belong to group ``i``: shape (axis size, n), int64.
     ``zeroed`` is False for what is sliced at repack but not driven to zero: buffers, parameters that do not train, and
-    parameters whose zero would be divided by.
+    parameters whose zero would be divided by. ``flat``: they are indices of ``tensor.flatten(dim)``.
     """
 
     name: str
     dim: int
     positions: np.ndarray
     zeroed: bool = True
+    flat: bool = False
+
+    def shape(self, tensor: torch.Tensor) -> torch.Size:
+        """The shape of what ``positions`` are indices of: one dimension, or all from ``dim`` on."""
+        return tensor.shape[self.dim :] if self.flat else tensor.shape[self.dim : self.dim + 1]
 
     @property
     def is_identity(self) -> bool:
@@ -86,8 +91,11 @@ def zero_groups(
     for member in axis.members:
         if member.zeroed:
             tensor = tensors[member.name]
-            positions = torch.from_numpy(member.positions[chosen].reshape(-1)).to(tensor.device)
-            tensor.index_fill_(member.dim, positions, 0)
+            shape = member.shape(tensor)
+            gone = torch.zeros(shape.numel(), dtype=torch.bool)
+            gone[torch.from_numpy(member.positions[chosen].reshape(-1))] = True
+            behind = [1] * (tensor.dim() - member.dim - len(shape))
+            tensor.masked_fill_(gone.view(*shape, *behind).to(tensor.device), 0)
 
 
 @torch.no_grad()
@@ -99,7 +107,7 @@ def zero_mask(model: nn.Module, axis: Axis) -> np.ndarray:
     for member in axis.members:
         if member.zeroed:
             counted = True
-            tensor = tensors[member.name]
+            tensor = tensors[member.name].flatten(member.dim) if member.flat else tensors[member.name]
             others = [d for d in range(tensor.dim()) if d != member.dim]
             nonzero = (tensor != 0).any(dim=others) if others else tensor != 0
             zero &= ~nonzero.cpu().numpy()[member.positions].any(axis=1)

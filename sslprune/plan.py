@@ -44,7 +44,10 @@ class AxisPlan(Frozen):
 
 
 class TensorPlan(Frozen):
-    """One tensor: old and new shape, and the kept indices of the dimensions that shrank."""
+    """One tensor: old and new shape, and the kept indices of the dimensions that shrank.
+
+    Where a convolution lost columns, those of dimension 1 are indices of the old weight flattened from there on.
+    """
 
     before: tuple[int, ...]
     after: tuple[int, ...]
@@ -74,14 +77,19 @@ def make_plan(model: nn.Module, program: Program, axes: Sequence[Axis], *, allow
     """The plan of repacking ``model``, whose zero groups name what goes."""
     removed = removed_groups(model, program, axes, allow_inexact)
     kept = kept_atoms(program, axes, removed)
-    state = infer(program).state
+    g = infer(program)
     tensors = {}
     for name, names in program.aliases.items():
-        masks = [kept.mask(dim) for dim in state[name]]
+        before = tuple(program.tensors[name].shape)
+        masks = [kept.mask(dim) for dim in g.state[name]]
         shrunk = {d: tuple(np.flatnonzero(m).tolist()) for d, m in enumerate(masks) if not m.all()}
+        after = tuple(int(m.sum()) for m in masks)
+        if name in g.columns and kept.changed(g.columns[name].own):
+            order = g.columns[name].order(kept.mask(g.columns[name].dim))
+            shrunk = {d: index for d, index in shrunk.items() if d == 0} | {1: tuple(order.tolist())}
+            after = (after[0], len(order), *(1 for _ in before[2:]))
         if shrunk:
-            before = tuple(program.tensors[name].shape)
-            plan = TensorPlan(before=before, after=tuple(int(m.sum()) for m in masks), kept=shrunk)
+            plan = TensorPlan(before=before, after=after, kept=shrunk)
             tensors.update(dict.fromkeys(names, plan))
     return Plan(
         axes=tuple(

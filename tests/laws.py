@@ -87,7 +87,7 @@ def kept_indices(model: nn.Module, axes: Sequence[Axis], name: str) -> list[np.n
     shape = tensors_of(model)[name].shape
     kept = [np.ones(size, bool) for size in shape]
     for axis in axes:
-        members = [member for member in axis.members if member.name == name]
+        members = [member for member in axis.members if member.name == name and not member.flat]
         if members:
             zero = zero_mask(model, axis)
             for member in members:
@@ -125,7 +125,9 @@ def wrong_slices(
         zero = zero_mask(model, axis)
         if axis.kind == "layers" or not limit or not zero.any() or zero.all():
             continue
-        candidates = [m for m in axis.members if m.zeroed and m.name in repacked and originals[m.name].dim() > 1]
+        candidates = [
+            m for m in axis.members if m.zeroed and not m.flat and m.name in repacked and originals[m.name].dim() > 1
+        ]
         for member in sorted(candidates, key=lambda m: -originals[m.name].numel()):
             target = repacked[member.name]
             indices = kept_indices(model, axes, member.name)

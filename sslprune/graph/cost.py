@@ -10,6 +10,7 @@ from torch import fx, nn
 
 from sslprune.axes import Axis
 from sslprune.graph.atoms import Dim
+from sslprune.graph.columns import columns_gone
 from sslprune.graph.find import branches_by_axis, too_many
 from sslprune.graph.inference import infer
 from sslprune.graph.program import Program
@@ -65,18 +66,31 @@ class Cost:
             for node in branch.body:
                 owners.setdefault(node, set()).add(i)
         self._slots = {i: slot[self._axes[i].atoms] for i in self._branches}  # of the features that only it adds
+        weights = {i: axis.members[0].name for i, axis in enumerate(self._axes) if axis.kind == "columns"}
+        columns = {name: g.columns[name].dim for name in weights.values()}
+        self._columns = {i: index(columns[name]) for i, name in weights.items()}
+
+        def by_column(name: str, dims: Sequence[Dim]) -> list[Dim]:
+            """``dims`` with a weight's columns in place of its (C, *kernel), where columns are among the axes."""
+            if name not in columns:
+                return list(dims)
+            whole = set(map(id, g.columns[name].whole))
+            return [*(dim for dim in dims if id(dim) not in whole), columns[name]]
+
         self._terms: dict[Measure, list[_Term]] = {"macs": [], "parameters": []}
         counted: dict[str, set[int] | None] = {}
         for node in graph.nodes:
             dead_with = frozenset(owners.get(node, ()))
             for constant, dims in g.facts[node].macs:
+                for source in node.all_input_nodes:
+                    dims = by_column(str(source.target), dims)
                 self._terms["macs"].append(_Term(constant / program.batch, [index(d) for d in dims], dead_with))
             if node.op == "get_attr" and node.users:
                 name = str(node.target)
                 counted[name] = set(dead_with) if name not in counted else counted[name] & dead_with  # type: ignore[operator]
         for name, dead in counted.items():
             if name in program.aliases and isinstance(program.tensors[name], nn.Parameter):
-                dims = g.state[name]
+                dims = by_column(name, g.state[name])
                 moving = [d for d in dims if d.rows.shape[1]]
                 constant = float(np.prod([d.size for d in dims if not d.rows.shape[1]]))
                 self._terms["parameters"].append(_Term(constant, [index(d) for d in moving], frozenset(dead or ())))
@@ -86,14 +100,18 @@ class Cost:
         flags = np.ones(self._starts[-1], bool)
         gone: set[int] = set()
         for i, (axis, mask) in enumerate(zip(self._axes, kept if kept is not None else (), strict=kept is not None)):
-            if axis.kind != "layers":
+            if axis.kind not in ("layers", "columns"):
                 flags[self._starts[i] : self._starts[i + 1]] = (
                     ~even_kernel(~np.asarray(mask)) if axis.kind == "kernel" and not np.all(mask) else mask
                 )
-            elif not np.asarray(mask).all() and not self._is_last(i, gone):
+            elif axis.kind == "layers" and not np.asarray(mask).all() and not self._is_last(i, gone):
                 gone.add(i)
         for i in gone:
             flags[self._slots[i][self._slots[i] > 0]] = False
+        if kept is not None:
+            for i, rows in self._columns.items():
+                left = flags[self._rows[rows]].all(axis=1)
+                flags[self._starts[i] : self._starts[i + 1]] = ~columns_gone(~np.asarray(kept[i]), left)
         return flags, gone
 
     def _is_last(self, layer: int, gone: set[int]) -> bool:
@@ -116,7 +134,8 @@ class Cost:
     def savings(self, kept: Masks | None, measure: Measure) -> list[np.ndarray]:
         """How much ``measure`` falls when one more group goes, for each group of each axis: shape (size,) each.
 
-        Groups already removed save nothing. First order: an index counts for each group in its row alone.
+        Groups already removed save nothing. First order: an index counts for each group in its row alone, and a column
+        for its share of the convolution, which it saves once enough of them are gone.
         """
         flags, gone = self._kept(kept)
         masks = [flags[rows] for rows in self._rows]  # each (n, k)
@@ -146,6 +165,8 @@ class Cost:
                 if axis.kind == "kernel":  # only what lies outermost goes by itself
                     outer = np.flatnonzero(alive)[[0, -1]]
                     alive = np.isin(np.arange(axis.size), outer)
+                elif axis.kind == "columns" and kept is not None:  # zero, but still there where it does not pay
+                    alive &= np.asarray(kept[i])
                 result.append(np.where(alive, by_slot[start:end], 0.0))
             else:
                 features = by_slot[self._slots[i]].sum() if self._slots[i].size else 0.0

@@ -16,14 +16,14 @@ from sslprune.graph.inference import KINDS, Inference, describe, infer
 from sslprune.graph.program import Program
 from sslprune.graph.zeros import Vanishing
 
-SIDES = ("kernel", "inputs")  # kinds that are not a module's features
+SIDES = ("kernel", "inputs", "columns")  # kinds that are not a module's features
 
 
 def find_axes(program: Program) -> list[Axis]:
-    """Every axis of ``program``, the frozen and inexact ones with their reason, then its removable branches."""
+    """Every axis of ``program``, the frozen and inexact ones with their reason, then branches and columns."""
     if "axes" not in program._cache:
         g = infer(program)
-        program._cache["axes"] = _distinct([*_axes(g), *_layers(g)])
+        program._cache["axes"] = _distinct([*_axes(g), *_layers(g), *_columns(g)])
     return list(program._cache["axes"])
 
 
@@ -172,6 +172,23 @@ def _layers(g: Inference) -> list[Axis]:
             sizes = [(name, g.program.tensors[name].shape[0]) for name in branch.producers]
             members = [Member(name, 0, np.arange(size)[None, :]) for name, size in sizes]
         axes.append(Axis(branch.name, "layers", 1, True, tuple(members), atoms=atoms))
+    return axes
+
+
+def _columns(g: Inference) -> list[Axis]:
+    """The columns of each weight that one convolution has to itself."""
+    num_users = [Counter[str]() for _ in g.program.graphs]
+    for counted, graph in zip(num_users, g.program.graphs, strict=True):
+        for node in graph.nodes:
+            if node.op == "get_attr":
+                counted[str(node.target)] += len(node.users)
+    axes = []
+    for name, columns in g.columns.items():
+        alone = all(counted[name] == 1 for counted in num_users) and len(g.program.aliases[name]) == 1
+        if alone:
+            atoms = columns.own.rows[:, 0]
+            member = Member(name, 1, np.arange(atoms.size)[:, None], flat=True)
+            axes.append(Axis(name.rpartition(".")[0] or name, "columns", atoms.size, True, (member,), atoms=atoms))
     return axes
 
 

@@ -19,6 +19,7 @@ from torch import fx
 
 from sslprune.errors import TraceError
 from sslprune.graph.atoms import Atoms, Dim, fixed
+from sslprune.graph.columns import Columns
 from sslprune.graph.folding import folded
 from sslprune.graph.program import Program, module_of, operator_name
 from sslprune.graph.zeros import Keeps, Zero
@@ -68,6 +69,7 @@ class Inference:
         for name, tensor in program.tensors.items():
             self.state[name] = [self.atoms.fresh(n) if n > 1 else fixed(n, "a size of 1") for n in tensor.shape]
         self.unzeroed: set[tuple[str, int]] = set()  # (tensor, dimension) whose zero would be divided by
+        self.columns: dict[str, Columns] = {}  # of the weights of plain convolutions
         self.folded: dict[fx.Node, set[fx.Node]] = {}  # computed weights, with the computation behind each
         for graph in program.graphs:
             self.folded.update(folded(graph, program.is_trained))
@@ -152,6 +154,15 @@ class Inference:
         """Dimension ``dim`` of a weight makes new features: it gives an axis its name."""
         if weight.op == "get_attr":
             self.producers[str(weight.target), dim] = None
+
+    def has_columns(self, weight: fx.Node) -> Columns | None:
+        """Single columns of a weight (out, C, *kernel) can go; None where it is computed, or does not train."""
+        name, dims = str(weight.target), self.dims(weight)
+        if weight.op != "get_attr" or not self.program.is_trained(name) or prod(dim.size for dim in dims[2:]) == 1:
+            return None
+        if name not in self.columns:
+            self.columns[name] = Columns(self.atoms.fresh(prod(dim.size for dim in dims[1:])), tuple(dims[1:]))
+        return self.columns[name]
 
     def never_zero(self, weight: fx.Node, dim: int) -> None:
         """Something divides by the size of ``weight`` along ``dim``: it is sliced at repack, but not zeroed."""

@@ -6,11 +6,17 @@ import contextlib
 import copy
 import inspect
 import io
+import linecache
 import logging
 import operator
+import re
+import sysconfig
 import warnings
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -20,11 +26,12 @@ from torch.utils import _pytree as pytree
 from sslprune.axes import tensors_of
 from sslprune.errors import TraceError
 
-VIEWS = {
-    "alias", "as_strided", "chunk", "detach", "diagonal", "expand", "expand_as", "flatten", "narrow", "permute",
-    "reshape", "select", "slice", "split", "split_with_sizes", "squeeze", "t", "transpose", "unbind", "unflatten",
-    "unfold", "unsqueeze", "view", "view_as",
-}  # fmt: skip
+PASSES = {"dropout", "feature_dropout", "alpha_dropout", "type_as"}  # may return the input itself, and do not say so
+NOT_THEIRS = tuple(  # source files that a person looks for no mistake in
+    str(Path(place).resolve()) + "/" for place in (Path(torch.__file__).parent, Path(__file__).parent)
+)
+PRODUCTS = {"linear", "matmul", "mm", "bmm", "addmm", "einsum", *(f"conv{n}d" for n in (1, 2, 3))}
+REASON, LINE = 300, 100  # characters of torch's reason and of a line of source that are quoted
 
 
 @dataclass(frozen=True)
@@ -67,20 +74,15 @@ class Program:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Silence the exporter's warnings and log lines: they are about its insides, not about the person's model."""
-    loggers = [
-        logging.getLogger(name) for name in ("torch.export", "torch._export", "torch.fx", "torch._dynamo", "torch.onnx")
-    ]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
     try:
         # where an export fails, torch prints the unfinished graph to standard error
         with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        logging.disable(disabled)
 
 
 def batch_size(args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
@@ -114,34 +116,83 @@ def export(
             return {0: torch.export.Dim.AUTO} if open_ else {}
         return None
 
-    shapes: Any = pytree.tree_map(spec, args), pytree.tree_map(spec, kwargs)
-    names = list(inspect.signature(model.forward).parameters.values())
-    by_name: dict[str, Any] = {}
-    positional = [p.name for p in names if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    for name, value in zip(positional, shapes[0], strict=False):
-        by_name[name] = value
-    if len(shapes[0]) > len(positional):
-        variable = next(p.name for p in names if p.kind is p.VAR_POSITIONAL)
-        by_name[variable] = tuple(shapes[0][len(positional) :])
-    for name, value in shapes[1].items():
-        if any(p.name == name for p in names):
-            by_name[name] = value
+    with _keywords_named(model, kwargs), quiet(), torch.no_grad():
+        given = inspect.signature(model.forward).bind(*args, **kwargs).arguments
+        shapes = pytree.tree_map(spec, dict(given))
+        return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+
+
+@contextlib.contextmanager
+def _keywords_named(model: nn.Module, kwargs: Mapping[str, Any]) -> Iterator[None]:
+    """Inside the block what ``**kwargs`` would take has names: with ``**kwargs``, torch.export loses count of sizes."""
+    signature = inspect.signature(model.forward)
+    parameters = list(signature.parameters.values())
+    extra = [name for name in kwargs if name not in signature.parameters]
+    if not extra or all(p.kind is not p.VAR_KEYWORD for p in parameters):
+        yield
+        return
+    forward, own = model.forward, "forward" in vars(model)
+
+    def named(*args: Any, **kwargs: Any) -> Any:
+        return forward(*args, **kwargs)
+
+    kept = [p for p in parameters if p.kind is not p.VAR_KEYWORD]
+    kept += [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in extra]
+    vars(named)["__signature__"] = signature.replace(parameters=kept)
+    vars(model)["forward"] = named
+    try:
+        yield
+    finally:
+        if own:
+            vars(model)["forward"] = forward
         else:
-            by_name.setdefault(next(p.name for p in names if p.kind is p.VAR_KEYWORD), {})[name] = value
-    with quiet(), torch.no_grad():
-        return torch.export.export(model, args, kwargs, dynamic_shapes=by_name, strict=False)
+            del vars(model)["forward"]
 
 
 def _graph(exported: torch.export.ExportedProgram) -> tuple[fx.Graph, nn.Module]:
     """The exported program's graph without guards or in-place operators, its state as ``get_attr`` nodes."""
     with quiet():
         module = exported.module(check_guards=False)
-        if not _functionalize(module.graph):
+        if _sub_graphs(module) or not _functionalize(module.graph):
             module = exported.run_decompositions({}).module(check_guards=False)
             if not _functionalize(module.graph):
                 raise TraceError("the model changes a view of a tensor in place in a way that cannot be undone")
+    for node in _sub_graphs(module):
+        raise TraceError(
+            f"{_place(next(iter(node.users), node))} decides by the data what is computed: such a model has no one "
+            "graph; trace a model without it"
+        )
     module.graph.eliminate_dead_code(is_impure_node=_writes_state)
+    for node in module.graph.nodes:
+        for value in pytree.tree_leaves(node.meta.get("val")):
+            if isinstance(value, torch.Tensor) and any(
+                isinstance(n, torch.SymInt) and n.node.hint is None for n in value.shape
+            ):
+                raise TraceError(f"{_place(node)}: its size depends on the data; such a model has no fixed axes")
     return module.graph, module
+
+
+def _sub_graphs(module: nn.Module) -> list[fx.Node]:
+    """The graphs within the graph: control flow, and regions of another autocast or gradient mode."""
+    graph: fx.Graph = module.graph  # type: ignore[assignment]
+    return [
+        n
+        for n in graph.nodes
+        if n.op == "get_attr" and hasattr(module, n.target) and isinstance(getattr(module, n.target), nn.Module)
+    ]
+
+
+def _place(node: fx.Node) -> str:
+    """A node's operator, module and line of the person's source, for people."""
+    path = module_of(node)
+    lines = re.findall(r'File "(.+?)", line (\d+), in .*\n\s*(.*)', node.meta.get("stack_trace") or "")
+    theirs = [f" ({_source(file, line, code)})" for file, line, code in lines if _is_theirs(file)]
+    return f"{operator_name(node)}{f' in {path}' if path else ''}{theirs[-1] if theirs else ''}"
+
+
+def _source(file: str, line: int | str, code: str) -> str:
+    code = code.strip()
+    return f"{file}:{line}" + (f": {code if len(code) <= LINE else code[: LINE - 3] + '...'}" if code else "")
 
 
 def operator_name(node: fx.Node) -> str:
@@ -157,9 +208,21 @@ def module_of(node: fx.Node) -> str:
     return str(stack[-1][0]) if stack else ""
 
 
+def _is_view(node: fx.Node) -> bool:
+    """Whether the node's result may share memory with its first argument."""
+    if node.op != "call_function" or not node.args or not isinstance(node.args[0], fx.Node):
+        return False
+    if node.target is operator.getitem:
+        return _is_view(node.args[0])
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return False
+    first = node.target._schema.arguments[0]
+    return (first.alias_info is not None and not first.alias_info.is_write) or operator_name(node) in PASSES
+
+
 def _root(node: fx.Node) -> fx.Node:
-    while node.op == "call_function" and operator_name(node) in VIEWS and isinstance(node.args[0], fx.Node):
-        node = node.args[0]
+    while _is_view(node):
+        node = node.args[0]  # type: ignore[assignment]
     return node
 
 
@@ -179,31 +242,39 @@ def _writes_state(node: fx.Node) -> bool:
 def _functionalize(graph: fx.Graph) -> bool:
     """Replace ``op_`` by ``op``; False where another view of the changed tensor is read afterwards."""
     order = {node: i for i, node in enumerate(graph.nodes)}
+    roots: dict[fx.Node, fx.Node] = {}  # of the nodes so far
+    families: dict[fx.Node, list[fx.Node]] = {}  # of each root: what shares its memory so far
     for node in list(graph.nodes):
+        if _is_view(node):
+            roots[node] = roots[node.args[0]]
+        else:
+            roots[node] = node
+        families.setdefault(roots[node], []).append(node)
         if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
             continue
         if not node.target._schema.is_mutable or not isinstance(node.args[0], fx.Node):
             continue
-        changed, root = node.args[0], _root(node.args[0])
+        changed = node.args[0]
+        root = roots[changed]
         if root.op == "get_attr":
             if changed is not root and operator_name(node) != "copy_":
                 return False
-            continue  # a buffer's update
-        family = [
-            other for other in order if other is not changed and other.op == "call_function" and _root(other) is root
-        ]
-        if changed is not root:
-            family.append(root)
-        late = [
-            user for other in family for user in other.users if order.get(user, -1) > order[node] and other is not node
-        ]
+            if changed is root:  # a buffer's update stays, and what reads its result reads the buffer
+                node.replace_all_uses_with(root)
+            continue
+        late = any(
+            order.get(user, -1) > order[node]
+            for other in families[root]
+            if other is not changed
+            for user in other.users
+        )
         name, overload = operator_name(node)[:-1], node.target._overloadname
         packet = getattr(torch.ops.aten, name, None)
         if late or not operator_name(node).endswith("_") or packet is None or not hasattr(packet, overload):
             return False
         node.target = getattr(packet, overload)
         for user in list(changed.users):
-            if order.get(user, -1) > order[node]:
+            if order[user] > order[node]:
                 user.replace_input_with(changed, node)
     graph.lint()
     return True
@@ -219,28 +290,31 @@ def trace(
     ``args`` and ``kwargs`` are example inputs, any batch size. The model is left in the mode that it was in.
     Raises TraceError, quoting ``torch.export``'s reason, where the model cannot be exported.
     """
+    if not isinstance(model, nn.Module):
+        raise TraceError(f"model must be an nn.Module, got {type(model).__name__}")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TraceError("a scripted model (torch.jit) cannot be exported; trace the model before it is scripted")
     if not isinstance(args, tuple):
         raise TraceError(f"args must be a tuple of example inputs, got {type(args).__name__}; write (x,) for one input")
+    if kwargs is not None and not isinstance(kwargs, Mapping):
+        raise TraceError(f"kwargs must map names to example inputs, got {type(kwargs).__name__}")
     kwargs = dict(kwargs or {})
-    batch = batch_size(args, kwargs)
-    args, kwargs = _doubled(args, batch), _doubled(kwargs, batch)
-    modes = {module: module.training for module in model.modules()}
     notes: list[str] = []
-    try:
-        model.eval()
-        exported, dynamic = _try_export(model, args, kwargs)
+    with _unchanged(model):
+        _set_mode(model, False)
+        given = args, kwargs
+        exported, args, kwargs, dynamic = _try_export(model, args, kwargs)
+        _check_types(exported.graph, model, *given)
         if not dynamic:
             notes.append("the batch size is fixed: the model does not export with an open one")
         evaluation, module = _graph(exported)
         training = None
         try:
-            model.train()
+            if not _set_mode(model, True):
+                raise TraceError("the model has no training mode")
             training, training_module = _graph(export(model, args, kwargs, dynamic))
         except Exception as error:
-            notes.append(f"no training graph: {_first_line(error)}")
-    finally:
-        for part, mode in modes.items():
-            part.training = mode
+            notes.append(f"no training graph: {_reason(error)}{_where(error, model)}")
     own = tensors_of(model)
     tensors: dict[str, torch.Tensor] = {}
     constants: dict[str, torch.Tensor] = {}
@@ -249,9 +323,7 @@ def trace(
             if node.op == "get_attr":
                 tensor = operator.attrgetter(str(node.target))(holder)
                 if not isinstance(tensor, torch.Tensor):
-                    raise TraceError(
-                        f"{node.target}: a sub-graph (control flow) cannot be pruned; trace a model without it"
-                    )
+                    raise TraceError(f"{node.target} is a {type(tensor).__name__}; only tensors can be pruned")
                 if str(node.target) not in own:
                     if str(node.target) in constants and not torch.equal(constants[str(node.target)], tensor):
                         node.target = f"{node.target}_training"
@@ -269,26 +341,177 @@ def trace(
     )  # fmt: skip
 
 
+@contextlib.contextmanager
+def _unchanged(model: nn.Module) -> Iterator[None]:
+    """Every module leaves the block as it came: its mode, and what its attributes, lists and dicts hold.
+
+    A model's forward may keep what it computed, and must not be left with what an export computes with.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    parameters = [(p, p.requires_grad) for p in model.parameters() if not nn.parameter.is_lazy(p)]
+    held: list[tuple[Any, Any]] = []
+    for module, _ in modes:
+        if not isinstance(module, torch.jit.ScriptModule):
+            held.append((vars(module), dict(vars(module))))
+            held += [(value, copy.copy(value)) for value in vars(module).values() if type(value) in CONTAINERS]
+    try:
+        yield
+    finally:
+        _set_mode(model, modes[0][1])
+        for value, old in held:
+            if len(value) != len(old) or any(a is not b for a, b in zip(_contents(value), _contents(old), strict=True)):
+                value.clear()
+                value.extend(old) if isinstance(value, list) else value.update(old)
+        for module, mode in modes:
+            module.training = mode
+        for parameter, trained in parameters:
+            parameter.requires_grad_(trained)
+
+
+CONTAINERS = (dict, OrderedDict, list, set)
+
+
+def _contents(value: Any) -> list[Any]:
+    return [*value.keys(), *value.values()] if isinstance(value, dict) else list(value)
+
+
+def _set_mode(model: nn.Module, training: bool) -> bool:
+    """Training or evaluation mode; False where the model has but one, as one that was loaded from a .pt2 does."""
+    try:
+        model.train(training)
+    except NotImplementedError:
+        return False
+    return True
+
+
 def _try_export(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[torch.export.ExportedProgram, bool]:
+) -> tuple[torch.export.ExportedProgram, tuple[Any, ...], dict[str, Any], bool]:
+    """The exported model, the example inputs that it was exported with, and whether the batch is open.
+
+    An example of batch 1 is tried as one of batch 2; what does not export so has its batch size fixed.
+    """
+    batch = batch_size(args, kwargs)
+    wide_args, wide_kwargs = _doubled(args, batch), _doubled(kwargs, batch)
     try:
-        exported = export(model, args, kwargs)
+        exported = export(model, wide_args, wide_kwargs)
         inputs = {spec.arg.name for spec in exported.graph_signature.input_specs if spec.kind.name == "USER_INPUT"}
         sizes = [node.meta["val"].shape for node in exported.graph.nodes if node.name in inputs and "val" in node.meta
                  and isinstance(node.meta["val"], torch.Tensor) and node.meta["val"].dim()]  # fmt: skip
-        return exported, any(isinstance(shape[0], torch.SymInt) for shape in sizes)
+        return exported, wide_args, wide_kwargs, any(_is_open(shape[0]) for shape in sizes)
     except Exception:
         try:
-            return export(model, args, kwargs, dynamic_batch=False), False
+            return export(model, args, kwargs, dynamic_batch=False), args, kwargs, False
         except Exception as error:
-            raise TraceError(f"{type(model).__name__} cannot be exported: {_first_line(error)}") from error
+            raise TraceError(f"{type(model).__name__} {_why_not(model, args, kwargs, error)}") from error
 
 
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    where = next((line for line in lines if line.startswith("File ") and "/torch/" not in line), "")
-    return " ".join(part for part in (type(error).__name__ + ":", lines[0] if lines else "", where) if part)
+def _check_types(graph: fx.Graph, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Refuse a product of tensors of two types that the model itself refuses: torch.export lets it pass."""
+    for node in graph.nodes:
+        if node.op == "call_function" and operator_name(node) in PRODUCTS:
+            types = {n.meta["val"].dtype for n in node.all_input_nodes if isinstance(n.meta.get("val"), torch.Tensor)}
+            failure = _own_failure(model, args, kwargs) if len(types) > 1 else None
+            if failure is not None:
+                text = _own_failure_text(args, kwargs, failure, model)
+                raise TraceError(f"{type(model).__name__} {text}") from failure
+
+
+def _is_open(size: int | torch.SymInt) -> bool:
+    """Whether a size of an exported graph may change; one that the model turned out to need is a SymInt still."""
+    return isinstance(size, torch.SymInt) and size.node.maybe_as_int() is None
+
+
+def _why_not(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], error: Exception) -> str:
+    """What keeps ``model`` from being exported: its state, the example inputs, or what ``torch.export`` says."""
+    parts = list(model.named_modules())
+    for path, part in parts:
+        for name, tensor in (*part._parameters.items(), *part._buffers.items()):
+            if nn.parameter.is_lazy(tensor):
+                name = f"{path}.{name}" if path else name
+                return f"cannot be exported: {name} is not initialised yet; run the model once on an example before"
+    failure = _own_failure(model, args, kwargs)
+    if failure is not None:
+        return _own_failure_text(args, kwargs, failure, model)
+    for path, part in parts:
+        state = "scripted" if isinstance(part, torch.jit.ScriptModule) else "quantized" if _is_quantized(part) else ""
+        if state:
+            name = f"{path} is" if path else "it is"
+            return f"cannot be exported: {name} {state} ({type(part).__name__}); trace the model before that is done"
+    return f"cannot be exported: {_reason(error)}{_where(error, model)}"
+
+
+def _own_failure(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Exception | None:
+    """What the model's forward raises on the inputs, run as it is; buffers and random numbers are left as they were."""
+    saved = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        with quiet(), torch.no_grad(), torch.random.fork_rng():
+            model(*copy.deepcopy(args), **copy.deepcopy(kwargs))
+    except Exception as error:
+        return error
+    finally:
+        with torch.no_grad():
+            for buffer, old in saved:
+                if not torch.equal(buffer, old):
+                    buffer.copy_(old)
+    return None
+
+
+def _own_failure_text(args: tuple[Any, ...], kwargs: dict[str, Any], failure: Exception, model: nn.Module) -> str:
+    given = ", ".join([*map(_shown, args), *(f"{name}={_shown(value)}" for name, value in kwargs.items())])
+    return f"fails by itself on the example inputs ({given}): {_reason(failure)}{_where(failure, model)}"
+
+
+def _is_quantized(part: nn.Module) -> bool:
+    own = (*part._parameters.values(), *part._buffers.values(), *vars(part).values())
+    return any(isinstance(v, torch.ScriptObject) or (isinstance(v, torch.Tensor) and v.is_quantized) for v in own)
+
+
+def _shown(value: Any) -> str:
+    """An input as people name it: ``float32 (2, 3)`` for a tensor."""
+    if isinstance(value, torch.Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(_shown, value))}]"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{key}: {_shown(entry)}' for key, entry in value.items())}}}"
+    return repr(value) if isinstance(value, (bool, int, float, str, type(None))) else type(value).__name__
+
+
+def _reason(error: BaseException) -> str:
+    """What an exception says, in one line."""
+    text = " ".join(line.strip() for line in str(error).split("\n\n")[0].splitlines())
+    if isinstance(error, TraceError):
+        return text
+    if "data-dependent" in text or "DataDependent" in type(error).__name__:
+        text = f"what it computes depends on the data: {text}"
+    text = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return text if len(text) <= REASON else text[: REASON - 3] + "..."
+
+
+def _where(error: BaseException, model: nn.Module) -> str:
+    """The module and the line of the person's own source in which an exception was raised."""
+    paths = {id(module): path for path, module in model.named_modules()}
+    path, source = "", ""
+    trail = error.__traceback__
+    while trail is not None:
+        frame: FrameType = trail.tb_frame
+        path = paths.get(id(frame.f_locals.get("self")), path)
+        file = frame.f_code.co_filename
+        if _is_theirs(file):
+            source = _source(file, trail.tb_lineno, linecache.getline(file, trail.tb_lineno, frame.f_globals))
+        trail = trail.tb_next
+    found = [f"in {path}" if path else "", f"({source})" if source else ""]
+    return "".join(f" {part}" for part in found if part)
+
+
+def _is_theirs(file: str) -> bool:
+    """Whether a source file is neither torch's, Python's nor this package's: there a person can mend something."""
+    if not Path(file).is_file():
+        return False
+    file = str(Path(file).resolve())
+    library = str(Path(sysconfig.get_paths()["stdlib"]).resolve()) + "/"
+    return not file.startswith(NOT_THEIRS) and (not file.startswith(library) or "site-packages" in file)
 
 
 def copy_graph(graph: fx.Graph) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:

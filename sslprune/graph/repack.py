@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from sslprune.axes import Axis, tensors_of, zero_mask
 from sslprune.errors import RepackError
 from sslprune.graph.branches import Branch, operands_of
+from sslprune.graph.columns import columns_gone, gathered
 from sslprune.graph.find import branches_by_axis, too_many
 from sslprune.graph.folding import evaluate
 from sslprune.graph.inference import Inference, infer
@@ -30,7 +31,7 @@ def removed_groups(
 ) -> list[np.ndarray]:
     """Which groups of each axis repack takes away: bool, shape (size,).
 
-    Every axis but a layer keeps one group, and every sum one operand.
+    Every axis but a layer keeps one group, and every sum one operand. Columns go where what is left of them pays.
     """
     masks: list[np.ndarray] = []
     branches = branches_by_axis(infer(program), axes)
@@ -38,7 +39,9 @@ def removed_groups(
     for i, axis in enumerate(axes):
         removable = not axis.frozen and (axis.exact or allow_inexact)
         zero = zero_mask(model, axis) if removable else np.zeros(axis.size, bool)
-        if axis.kind == "kernel" and zero.any():
+        if axis.kind == "columns":
+            zero = np.zeros(axis.size, bool)  # only once it is known what the others leave
+        elif axis.kind == "kernel" and zero.any():
             zero = even_kernel(zero)
         elif zero.all() and axis.kind != "layers":
             zero[0] = False
@@ -48,6 +51,12 @@ def removed_groups(
             else:
                 dropped.append(branches[i][0])
         masks.append(zero)
+    columns = [i for i, axis in enumerate(axes) if axis.kind == "columns"]
+    if columns:
+        kept = kept_atoms(program, axes, masks)
+        for i in columns:
+            left = kept.mask(infer(program).columns[axes[i].members[0].name].dim)
+            masks[i] = columns_gone(zero_mask(model, axes[i]), left)
     return masks
 
 
@@ -89,7 +98,11 @@ def remove(
         if name not in used:
             continue
         source = state[name] if name in own else tensor
-        small = _sliced(source, [kept.mask(d) for d in g.state[name]]) if name in g.state else source
+        if name in g.columns and kept.changed(g.columns[name].own):
+            order = g.columns[name].order(kept.mask(g.columns[name].dim))
+            small = gathered(source, kept.mask(g.state[name][0]), order)
+        else:
+            small = _sliced(source, [kept.mask(d) for d in g.state[name]]) if name in g.state else source
         if isinstance(source, nn.Parameter):
             small = nn.Parameter(small, requires_grad=source.requires_grad)
         for alias in program.aliases.get(name, (name,)):

@@ -140,13 +140,26 @@ class Rewriter:
         mask = self.mask(dim)
         return (np.cumsum(mask) - 1)[positions[mask[positions]]]
 
+    def constant(self, name: str, values: np.ndarray) -> fx.Node:
+        """A constant that the node can read."""
+        self._constants[name] = torch.from_numpy(np.ascontiguousarray(values))
+        with self.node.graph.inserting_before(self.node):
+            return self.node.graph.get_attr(name)
+
+    def insert(self, target: Any, *args: Any) -> fx.Node:
+        """A new operator before the node; nodes in ``args`` are those of the new graph."""
+        with self.node.graph.inserting_before(self.node):
+            return self.node.graph.call_function(target, args)
+
+    def read(self, made: fx.Node) -> None:
+        """Let the node read ``made`` of the new graph as its first argument."""
+        self._note("", None)
+        self.node.update_arg(0, made)
+
     def gather(self, source: fx.Node, dim: int, positions: np.ndarray) -> None:
         """Make it a gather of ``source`` at constant ``positions`` along ``dim``."""
         self._note("", None)
-        name = f"_index_{self.node.name}"
-        self._constants[name] = torch.from_numpy(np.ascontiguousarray(positions))
-        with self.node.graph.inserting_before(self.node):
-            index = self.node.graph.get_attr(name)
+        index = self.constant(f"_index_{self.node.name}", positions)
         self.node.target = torch.ops.aten.index_select.default
         self.node.args, self.node.kwargs = (self._mapping[source], dim, index), {}
 
@@ -173,10 +186,7 @@ class Rewriter:
 
     def pad_input(self, source: fx.Node, amounts: list[int]) -> None:
         """Let the node read ``source`` with zeros around it; negative amounts crop."""
-        self._note("", None)
-        with self.node.graph.inserting_before(self.node):
-            padded = self.node.graph.call_function(torch.ops.aten.pad.default, (self._mapping[source], amounts))
-        self.node.update_arg(0, padded)
+        self.read(self.insert(torch.ops.aten.pad.default, self._mapping[source], amounts))
 
     def scale(self, factor: float) -> None:
         """Multiply the node's result by a number."""

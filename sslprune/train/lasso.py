@@ -20,10 +20,18 @@ from sslprune.axes import Axis, tensors_of
 
 @dataclass(frozen=True)
 class Sheet:
-    """Which group each index of dimension ``dim`` belongs to, for tensors of one shape: (tensors, size) int64."""
+    """Which group each index of dimension ``dim`` belongs to, for tensors of one shape: (tensors, size) int64.
+
+    The groups of a flat member lie in all dimensions from ``dim`` on: (tensors, *sizes).
+    """
 
     dim: int
     groups: Tensor
+
+    @property
+    def end(self) -> int:
+        """The first dimension behind those that the groups lie in."""
+        return self.dim + self.groups.dim() - 1
 
 
 @dataclass(frozen=True)
@@ -146,10 +154,10 @@ class GroupLasso:
             values = squares(bundle.tensors).float()
             if total is None:
                 total = torch.zeros(int(self.starts[-1]) + 1, device=values.device)
-            if values.dim() > 3 and all(sheet.dim < 2 for sheet in bundle.sheets):
+            if values.dim() > 3 and all(sheet.end <= 2 for sheet in bundle.sheets):
                 values = values.flatten(3).sum(3)  # a kernel's positions are never apart: sum them once for both sides
             for sheet in bundle.sheets:
-                others = [dim for dim in range(1, values.dim()) if dim != sheet.dim + 1]
+                others = [dim for dim in range(1, values.dim()) if not sheet.dim < dim <= sheet.end]
                 sums = values.sum(others) if others else values
                 total.index_add_(0, sheet.groups.view(-1), sums.reshape(-1))
         assert total is not None
@@ -161,7 +169,7 @@ class GroupLasso:
             scaled: Tensor | None = None
             for sheet in bundle.sheets:
                 shape = [1] * (bundle.tensors[0].dim() + 1)
-                shape[0], shape[sheet.dim + 1] = sheet.groups.shape
+                shape[0], shape[sheet.dim + 1 : sheet.end + 1] = sheet.groups.shape[0], sheet.groups.shape[1:]
                 factors = factor[sheet.groups].view(shape).to(bundle.tensors[0].dtype)
                 scaled = factors if scaled is None else scaled * factors
             assert scaled is not None
@@ -182,22 +190,27 @@ def _bundles(model: nn.Module, axes: Sequence[Axis], starts: np.ndarray) -> list
             tensor = tensors[member.name]
             key = id(tensor)
             found[key] = tensor
-            new = np.full(tensor.shape[member.dim], outside)
+            shape = member.shape(tensor)
+            new = np.full(shape.numel(), outside)
             new[member.positions] = start + np.arange(axis.size)[:, None]
-            _lay(maps.setdefault(key, []), member.dim, new, outside)
+            _lay(maps.setdefault(key, []), member.dim, new.reshape(shape), outside)
     by_kind: dict[tuple[Any, ...], list[int]] = {}
     for key, tensor in found.items():
-        dims = tuple(dim for dim, _ in sorted(maps[key], key=lambda entry: entry[0]))
+        dims = tuple((dim, groups.ndim) for dim, groups in sorted(maps[key], key=_place))
         by_kind.setdefault((tensor.shape, tensor.dtype, tensor.device, dims), []).append(key)
     bundles = []
     for (_, _, device, dims), keys in by_kind.items():
-        layers = [sorted(maps[key], key=lambda entry: entry[0]) for key in keys]
+        layers = [sorted(maps[key], key=_place) for key in keys]
         sheets = [
             Sheet(dim, torch.from_numpy(np.stack([layer[i][1] for layer in layers])).to(device))
-            for i, dim in enumerate(dims)
+            for i, (dim, _) in enumerate(dims)
         ]
         bundles.append(Bundle([found[key] for key in keys], sheets))
     return bundles
+
+
+def _place(sheet: tuple[int, np.ndarray]) -> tuple[int, int]:
+    return sheet[0], sheet[1].ndim
 
 
 def _lay(sheets: list[tuple[int, np.ndarray]], dim: int, new: np.ndarray, outside: int) -> None:
@@ -206,7 +219,8 @@ def _lay(sheets: list[tuple[int, np.ndarray]], dim: int, new: np.ndarray, outsid
     A tensor that goes by two names brings the same groups twice, and they are written once.
     """
     for other, groups in sheets:
-        if other == dim and ((groups == new) | (new == outside) | (groups == outside)).all():
+        alike = (other, groups.shape) == (dim, new.shape)
+        if alike and ((groups == new) | (new == outside) | (groups == outside)).all():
             groups[:] = np.where(new == outside, groups, new)
             return
     sheets.append((dim, new))

@@ -9,6 +9,7 @@ import numpy as np
 from torch import fx
 
 from sslprune.graph.atoms import Dim, fixed, merge
+from sslprune.graph.columns import Columns, read_columns
 from sslprune.graph.inference import Inference, Rule
 from sslprune.graph.zeros import AllOf, AnyOf, Keeps, Zero
 
@@ -36,7 +37,8 @@ def convolution(g: Inference, node: fx.Node, a: SimpleNamespace, transposed: boo
     else:
         for side in w[2:]:
             g.sums(node, side, Keeps(a.weight))
-        g.on_repack(node, lambda r: _shrink_kernel(r, a, w[2:]))
+        columns = g.has_columns(a.weight) if groups == 1 else None
+        g.on_repack(node, lambda r: _shrink(r, a, w[2:], columns, channels))
     one, other = (w[1], w[0]) if transposed else (w[0], w[1])  # output side, input side
     if groups == 1:
         out, inner, group = one, other, fixed(1)
@@ -63,6 +65,13 @@ def convolution(g: Inference, node: fx.Node, a: SimpleNamespace, transposed: boo
     g.sums(node, inner, AnyOf((Keeps(a.input), Keeps(a.weight))))
     places = x[channels + 1 :] if transposed else dims[channels + 1 :]
     g.macs(node, [*x[:channels], *places, out, inner, *w[2:]])
+
+
+def _shrink(r: Any, a: SimpleNamespace, sides: list[Dim], columns: Columns | None, channel_dim: int) -> None:
+    if columns is not None and r.changed(columns.own):
+        read_columns(r, a, columns, channel_dim)
+    else:
+        _shrink_kernel(r, a, sides)
 
 
 def _shrink_kernel(r: Any, a: SimpleNamespace, sides: list[Dim]) -> None:
