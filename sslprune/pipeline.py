@@ -151,7 +151,7 @@ def repack(directory: RunDirectory, show: Show) -> RepackResult:
         axes=changes(axes, removed_groups(masked, program, axes, not exact), small),
     )
     with show.progress("writing the repacked model"):
-        save_program(small, example, directory.program)
+        save_program(small.deployed(), example, directory.program)
         weights = {name: tensor.detach().clone().contiguous() for name, tensor in small.state_dict().items()}
         write_atomic(directory.weights, lambda path: path.write_bytes(save(weights)))
         write_plan(directory.plan, masked, program, axes, allow_inexact=not exact)

@@ -194,7 +194,7 @@ def test_mistakes_stop_before_training(tmp_path):
         (
             {"prune": [{"kind": "heads"}]},
             RecipeError,
-            'prune.0.kind: no axis is of kind "heads"; the model has filters',
+            'prune.0.kind: no axis is of kind "heads"; the model has columns, filters',
         ),
         ({"prune": [{"kind": "filters", "include": ["encoder*"]}]}, RecipeError, "matches none of stem"),
         (

@@ -9,6 +9,8 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
+from sslprune.axes import tensors_of
+
 
 class Packed(nn.Module):
     """Runs the evaluation graph in ``eval()`` mode and the training graph in ``train()`` mode, on shared parameters.
@@ -36,7 +38,16 @@ class Packed(nn.Module):
             else:
                 holder.register_buffer(leaf, tensor)
         self._keyword_names, self._out_spec = keyword_names, out_spec
+        self._graphs = graphs
         self._runs: tuple[Callable[..., Any], ...] = tuple(map(_compile, graphs))
+
+    def deployed(self) -> Packed:
+        """The evaluation graph alone, with the tensors that it reads: no heads that only training uses; shared."""
+        graph = self._graphs[0]
+        own = tensors_of(self)
+        names = dict.fromkeys(str(node.target) for node in graph.nodes if node.op == "get_attr")
+        small = Packed((graph,), {name: own[name] for name in names}, self._keyword_names, self._out_spec)
+        return small.eval()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         ordered = {name: kwargs.pop(name) for name in self._keyword_names if name in kwargs} | kwargs

@@ -67,7 +67,7 @@ def repack(
     *,
     allow_inexact: bool = False,
     verify: bool = True,
-) -> nn.Module:
+) -> Packed:
     """``model`` without the groups of ``axes`` that are exactly zero: smaller dense tensors, the same function.
 
     The result runs in ``train()`` and ``eval()`` mode and keeps the names of parameters and buffers. It is compared
@@ -81,7 +81,7 @@ def repack(
 
 def remove(
     model: nn.Module, program: Program, axes: Sequence[Axis], removed: Sequence[np.ndarray], *, verify: bool = True
-) -> nn.Module:
+) -> Packed:
     """``model`` without the groups that ``removed`` names, one bool mask an axis, shape (size,)."""
     g = infer(program)
     kept = kept_atoms(program, axes, removed)

@@ -194,6 +194,17 @@ def split(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
     g.on_repack(node, rewrite)
 
 
+def glu(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
+    """x[:n] · sigmoid(x[n:]) along ``dim``: the two halves go together."""
+    x = g.dims(a.self)
+    dim = a.dim % len(x)
+    n = x[dim].size // 2
+    value, gate = x[dim].take(np.arange(n)), x[dim].take(np.arange(n, 2 * n))
+    g.unify(value, gate, node)
+    out = [*x[:dim], value, *x[dim + 1 :]]
+    g.out(node, out, Keeps(a.self, tuple(out)))
+
+
 def unbind(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
     x = g.dims(a.self)
     old = x.pop(a.dim % len(x))
@@ -364,6 +375,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("permute", "transpose", "t", "mT", "numpy_T", "swapaxes"), permute), "movedim": movedim,
     "slice": slice_, "narrow": narrow, "select": select, "unbind": unbind,
     **dict.fromkeys(("split", "chunk", "split_with_sizes", "tensor_split", "unsafe_split", "unsafe_chunk"), split),
+    "glu": glu,
     **dict.fromkeys(("cat", "concat", "concatenate"), cat), "stack": stack,
     **dict.fromkeys(("pad", "constant_pad_nd"), pad), "flip": flip, "roll": roll,
     **dict.fromkeys(("expand", "expand_as"), expand), "repeat": repeat, "repeat_interleave": repeat_interleave,
