@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _PLACES = {
-    "trace": "graph.program",
+    "trace": "graph.trace",
     "Program": "graph.program",
     "find_axes": "graph.find",
     "repack": "graph.repack",
@@ -49,8 +49,9 @@ if TYPE_CHECKING:
     from sslprune.export import export_onnx
     from sslprune.graph.cost import Cost
     from sslprune.graph.find import find_axes
-    from sslprune.graph.program import Program, trace
+    from sslprune.graph.program import Program
     from sslprune.graph.repack import repack
+    from sslprune.graph.trace import trace
     from sslprune.plan import apply_plan, load
     from sslprune.train.lasso import GroupLasso
 

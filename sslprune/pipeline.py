@@ -20,9 +20,9 @@ from sslprune.export import difference, evaluating, export_onnx, open_session, r
 from sslprune.files import write_atomic
 from sslprune.graph.cost import Cost
 from sslprune.graph.find import find_axes
-from sslprune.graph.program import trace
 from sslprune.graph.repack import removed_groups
 from sslprune.graph.repack import repack as repack_model
+from sslprune.graph.trace import trace
 from sslprune.models import build_model, device_of, load_checkpoint, load_weights
 from sslprune.plan import load, write_plan
 from sslprune.recipe import Recipe

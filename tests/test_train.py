@@ -16,7 +16,7 @@ from sslprune.axes import Axis, zero_mask
 from sslprune.errors import BudgetError, DataError, RecipeError, SslpruneError, TrainingError
 from sslprune.graph.cost import Cost
 from sslprune.graph.find import find_axes
-from sslprune.graph.program import trace
+from sslprune.graph.trace import trace
 from sslprune.models import build_model
 from sslprune.recipe import PruneSection, Recipe, TrainSection, parse_recipe
 from sslprune.train.evaluate import evaluate

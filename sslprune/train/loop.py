@@ -24,7 +24,7 @@ from sslprune.files import write_atomic, write_json
 from sslprune.grain import grain
 from sslprune.graph.cost import Cost
 from sslprune.graph.find import find_axes
-from sslprune.graph.program import trace
+from sslprune.graph.trace import trace
 from sslprune.models import build_model, device_of, load_checkpoint
 from sslprune.recipe import Recipe, parse_recipe
 from sslprune.train.budget import BudgetController
