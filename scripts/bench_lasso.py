@@ -26,6 +26,7 @@ def main() -> None:
     parser.add_argument("--depth", type=int, default=56)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--steps", type=int, default=20, help="pairs measured, after three to warm up")
+    parser.add_argument("--kinds", nargs="+", default=["filters", "layers"], help="of axes that the lasso acts on")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=0, help="0: as many as torch likes")
     parser.add_argument("--json", action="store_true")
@@ -37,7 +38,8 @@ def main() -> None:
     model = resnet_cifar(depth=options.depth)
     images, labels = torch.randn(options.batch_size, 3, 32, 32), torch.randint(10, (options.batch_size,))
     started = time.perf_counter()
-    axes = [axis for axis in sslprune.find_axes(sslprune.trace(model, (images[:2],))) if axis.exact]
+    axes = sslprune.find_axes(sslprune.trace(model, (images[:2],)))
+    axes = [axis for axis in axes if axis.exact and axis.kind in options.kinds]
     found = time.perf_counter() - started
     model, images, labels = model.to(options.device).train(), images.to(options.device), labels.to(options.device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
