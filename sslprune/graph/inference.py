@@ -137,6 +137,9 @@ class Inference:
 
     def out(self, node: fx.Node, dims: Sequence[Dim], zero: Zero | None = None) -> None:
         """``node`` makes one more tensor, of ``dims``; ``zero`` says when an index of it is exactly zero."""
+        for dim in dims:
+            if dim.size == 1 and dim.rows.shape[1]:  # it may be broadcast, squeezed or flattened away
+                self.freeze([dim], node, "a size of 1 has to stay")
         self.facts[node].outputs.append(list(dims))
         self.facts[node].zeros.append(zero)
 

@@ -79,7 +79,10 @@ def operator_name(node: fx.Node) -> str:
     """``add`` for ``aten.add.Tensor``; with the namespace where it is not ATen's; the target's own name otherwise."""
     if isinstance(node.target, torch._ops.OpOverload):
         return str(node.target._schema.name).removeprefix("aten::")
-    return str(getattr(node.target, "__name__", node.target))
+    name = str(getattr(node.target, "__name__", node.target))
+    if name.startswith("auto_functionalized") and isinstance(node.args[0], torch._ops.OpOverload):
+        return str(node.args[0]._schema.name)  # one that writes into its arguments
+    return name
 
 
 def module_of(node: fx.Node) -> str:

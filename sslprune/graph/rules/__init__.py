@@ -33,6 +33,8 @@ def unknown(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
         if hasattr(value, "shape"):
             why = f"{describe(node)} (no rule for this operator)"
             g.out(node, [fixed(n, why) for n in g.shape(node, i)])
+        else:
+            g.out(node, [])  # it may be counted among the results
 
 
 RULES: dict[str, Rule] = {

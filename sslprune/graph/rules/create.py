@@ -52,7 +52,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty"), filled),
     **dict.fromkeys(("rand", "randn"), filled),
     **dict.fromkeys(("zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "fill"), like),
-    **dict.fromkeys(("arange", "eye", "linspace", "scalar_tensor", "tril_indices", "triu_indices", "one_hot"), counted),
+    **dict.fromkeys(("arange", "eye", "linspace", "scalar_tensor", "tril_indices", "triu_indices"), counted),
     **dict.fromkeys(("tril", "triu"), triangle),
     **dict.fromkeys(("sym_size", "sym_numel", "_assert_tensor_metadata", "_assert_scalar", "sym_constrain_range",
                      "sym_constrain_range_for_size", "_assert_async"), size_only),

@@ -72,6 +72,11 @@ def clamp(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
     g.out(node, broadcast(g, node, operands(node)), Keeps(a.self) if zero else None)
 
 
+def threshold(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
+    """x where x > threshold, else value: zero stays zero where it lies above, or where the value is zero."""
+    g.out(node, g.dims(a.self), Keeps(a.self) if a.threshold < 0 or a.value == 0 else None)
+
+
 def power(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
     exponent = getattr(a, "exponent", None)
     positive = isinstance(exponent, (int, float)) and exponent > 0 and g.is_tensor(a.self)
@@ -107,10 +112,10 @@ def addcmul(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
 
 KEEPS = (
     "relu relu6 gelu silu tanh elu selu celu leaky_relu hardswish mish softsign softshrink hardshrink "
-    "tanhshrink rrelu threshold abs neg negative sin tan sqrt square sign sgn round floor ceil trunc frac erf "
+    "tanhshrink rrelu abs neg negative sin tan sqrt square sign sgn round floor ceil trunc frac erf "
     "asin atan sinh asinh expm1 log1p deg2rad rad2deg positive nan_to_num div divide true_divide floor_divide "
     "remainder fmod dropout dropout_ feature_dropout alpha_dropout clone contiguous to _to_copy type_as detach "
-    "detach_ alias lift_fresh_copy lift_fresh bernoulli hardtanh_ real conj view_as_real _conj resolve_conj"
+    "detach_ alias lift_fresh_copy lift_fresh bernoulli hardtanh_ real conj _conj resolve_conj"
 )
 LOSES = (
     "sigmoid exp exp2 cos cosh acos log log2 log10 softplus log_sigmoid logit hardsigmoid rsqrt reciprocal "
@@ -125,6 +130,6 @@ RULES: dict[str, Rule] = {
     "add": addition, "sub": addition, "subtract": addition,
     "where": choice, "maximum": choice, "minimum": choice,
     "clamp": clamp, "clamp_min": clamp, "clamp_max": clamp, "clip": clamp, "hardtanh": clamp,
-    "pow": power, "masked_fill": masked_fill, "prelu": prelu, "_prelu_kernel": keeps,
+    "pow": power, "threshold": threshold, "masked_fill": masked_fill, "prelu": prelu, "_prelu_kernel": keeps,
     "native_dropout": native_dropout, "lerp": lerp, "addcmul": addcmul,
 }  # fmt: skip

@@ -372,7 +372,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("view", "reshape", "_unsafe_view", "_reshape_alias"), view),
     **dict.fromkeys(("view_as", "reshape_as"), view),
     **dict.fromkeys(("flatten", "unflatten", "squeeze", "unsqueeze"), view),
-    **dict.fromkeys(("permute", "transpose", "t", "mT", "numpy_T", "swapaxes"), permute), "movedim": movedim,
+    **dict.fromkeys(("permute", "transpose", "t", "mT", "swapaxes"), permute), "movedim": movedim,
     "slice": slice_, "narrow": narrow, "select": select, "unbind": unbind,
     **dict.fromkeys(("split", "chunk", "split_with_sizes", "tensor_split", "unsafe_split", "unsafe_chunk"), split),
     "glu": glu,
