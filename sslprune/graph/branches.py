@@ -7,6 +7,7 @@ concatenation then drops it. Either way one operand has to stay.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,12 +117,15 @@ def _shared_path(paths: list[list[str]]) -> list[str]:
 
 
 def exclusive(node: fx.Node) -> set[fx.Node]:
-    """``node`` and everything that only it needs."""
-    body, order = {node}, list(node.graph.nodes)
-    for earlier in reversed(order[: order.index(node)]):
-        users = [user for user in earlier.users if not _is_update(user)]
-        if users and all(user in body for user in users) and earlier.op != "placeholder":
-            body.add(earlier)
+    """``node`` and everything that only it needs: what has all its readers in here, updates of buffers aside."""
+    body, stack = {node}, [node]
+    readers: Counter[fx.Node] = Counter()  # of each input met: how many of its readers are in the body
+    while stack:
+        for source in stack.pop().all_input_nodes:
+            readers[source] += 1
+            if source.op != "placeholder" and readers[source] == sum(not _is_update(user) for user in source.users):
+                body.add(source)
+                stack.append(source)
     return body
 
 

@@ -94,6 +94,8 @@ def _occurrences(g: Inference, places: list[tuple[str, int]]) -> tuple[np.ndarra
 
 def _inexact(g: Inference) -> dict[int, int]:
     """For each atom whose removal would change what is left: the index of its reason in ``g.atoms.reasons``."""
+    if "inexact" in g.program._cache:
+        return g.program._cache["inexact"]
     found: dict[int, int] = {}
 
     def mark(atoms: np.ndarray, why: str) -> None:
@@ -128,6 +130,7 @@ def _inexact(g: Inference) -> dict[int, int]:
                     mark(np.setdiff1d(over, vanishing.of(zero)), f"{describe(node)} sums what has not vanished")
             for dim in facts.normalised:
                 mark(atoms_of((dim,)), f"{describe(node)} normalises over it")
+    g.program._cache["inexact"] = found
     return found
 
 
@@ -161,7 +164,9 @@ def too_many(dropped: Sequence[Branch], branch: Branch) -> bool:
 
 
 def _layers(g: Inference) -> list[Axis]:
-    """An axis of size 1 for each branch; one that is inexact or holds nothing that is zeroed is left out."""
+    """An axis of size 1 for each branch, in their order."""
+    if "layers" in g.program._cache:
+        return g.program._cache["layers"]
     axes = []
     for places in branches_of(g):
         branch = places[0]
@@ -172,6 +177,7 @@ def _layers(g: Inference) -> list[Axis]:
             sizes = [(name, g.program.tensors[name].shape[0]) for name in branch.producers]
             members = [Member(name, 0, np.arange(size)[None, :]) for name, size in sizes]
         axes.append(Axis(branch.name, "layers", 1, True, tuple(members), atoms=atoms))
+    g.program._cache["layers"] = axes
     return axes
 
 
