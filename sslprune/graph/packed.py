@@ -24,6 +24,7 @@ class Packed(nn.Module):
         tensors: dict[str, torch.Tensor],
         keyword_names: tuple[str, ...],
         out_spec: pytree.TreeSpec,
+        state: Any = None,
     ) -> None:
         super().__init__()
         for name, tensor in tensors.items():
@@ -40,14 +41,22 @@ class Packed(nn.Module):
         self._keyword_names, self._out_spec = keyword_names, out_spec
         self._graphs = graphs
         self._runs: tuple[Callable[..., Any], ...] = tuple(map(_compile, graphs))
+        self._state = state  # of the model that was packed, if it carries one, without the units that are gone
 
     def deployed(self) -> Packed:
         """The evaluation graph alone, with the tensors that it reads: no heads that only training uses; shared."""
         graph = self._graphs[0]
         own = tensors_of(self)
         names = dict.fromkeys(str(node.target) for node in graph.nodes if node.op == "get_attr")
-        small = Packed((graph,), {name: own[name] for name in names}, self._keyword_names, self._out_spec)
-        return small.eval()
+        tensors = {name: own[name] for name in names}
+        return Packed((graph,), tensors, self._keyword_names, self._out_spec, self._state).eval()
+
+    @property
+    def initial_state(self) -> Callable[[int], Any]:
+        """A model that carries state has this method, as ``sslprune.carry`` says; others do not."""
+        if self._state is None:
+            raise AttributeError("this model carries no state")
+        return lambda rows: pytree.tree_map(lambda leaf: leaf.new_zeros(rows, *leaf.shape[1:]), self._state)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         ordered = {name: kwargs.pop(name) for name in self._keyword_names if name in kwargs} | kwargs

@@ -15,6 +15,7 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from sslprune.axes import tensors_of
+from sslprune.carry import carries
 from sslprune.errors import TraceError
 from sslprune.graph.program import Program, batch_size, operator_name, quiet
 from sslprune.graph.refusals import own_failure, own_failure_text, place, reason, where, why_not
@@ -193,7 +194,8 @@ def trace(
 ) -> Program:
     """Capture ``model`` as a `Program`: a training and an evaluation graph, with dimension 0 (the batch) left open.
 
-    ``args`` and ``kwargs`` are example inputs, any batch size. The model is left in the mode that it was in.
+    ``args`` and ``kwargs`` are example inputs, any batch size; the last of ``args`` is the state of a model that
+    carries one (see ``sslprune.carry``). The model is left in the mode that it was in.
     Raises TraceError, quoting ``torch.export``'s reason, where the model cannot be exported.
     """
     if not isinstance(model, nn.Module):
@@ -244,7 +246,40 @@ def trace(
         evaluation=evaluation, training=training, args=args, kwargs=kwargs, tensors=tensors, constants=constants,
         aliases=aliases, in_spec=exported.call_spec.in_spec, out_spec=exported.call_spec.out_spec,
         batch=batch_size(args, kwargs), dynamic_batch=dynamic, notes=tuple(notes),
+        carried=_carried(model, args, kwargs, exported),
     )  # fmt: skip
+
+
+def _carried(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], exported: torch.export.ExportedProgram
+) -> tuple[tuple[int, int], ...]:
+    """Where the carried state stands among the leaves of the inputs and of the outputs; raises TraceError for none."""
+    if not carries(model):
+        return ()
+    initial = pytree.tree_leaves(model.initial_state(batch_size(args, kwargs)))  # type: ignore[operator]
+    given, spec = pytree.tree_leaves(args[-1]), exported.call_spec.out_spec
+    returned = spec.child(spec.num_children - 1).num_leaves if spec.num_children > 1 else 0
+    inputs, outputs = len(pytree.tree_leaves(args)) - len(given), spec.num_leaves - returned
+    values: list[Any] = [node.meta.get("val") for node in _outputs(exported.graph)[outputs:]] if returned else []
+    shapes = [
+        [tuple(leaf.shape[1:]) for leaf in leaves if isinstance(leaf, torch.Tensor)]
+        for leaves in (initial, given, values)
+    ]
+    if not initial or shapes[0] != shapes[1] or shapes[0] != shapes[2]:
+        raise TraceError(
+            f"{type(model).__name__} has an initial_state of shapes {shapes[0]}, without the batch; expected the same "
+            f"as last argument, got {shapes[1]}, and as last of the outputs, got {shapes[2]}"
+        )
+    if any(leaf.count_nonzero() for leaf in initial):
+        raise TraceError(
+            f"{type(model).__name__}: the initial state is not zero; expected zeros, which stay where units go"
+        )
+    return tuple((inputs + i, outputs + i) for i in range(len(given)))
+
+
+def _outputs(graph: fx.Graph) -> list[fx.Node]:
+    leaves: Any = next(node for node in reversed(graph.nodes) if node.op == "output").args[0]
+    return list(leaves)
 
 
 @contextlib.contextmanager

@@ -134,7 +134,9 @@ def _unstack(
             begin = []
             for i, state in enumerate(initial):
                 width = layer.out if i == 0 else layer.hidden
-                if state in started:
+                if state in started and len(layers) == 1:
+                    begin.append(new(state))
+                elif state in started:
                     begin.append(
                         graph.call_function(
                             aten.slice.Tensor, (new(state), 0, index * directions, (index + 1) * directions)
