@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from torch.utils import _pytree as pytree
 import sslprune
 from sslprune.carry import carries, carrying, with_state
 from sslprune.errors import TraceError
+from sslprune.plan import make_plan
+from sslprune.train.loop import write_weights
 from sslprune.zoo import lstm_lm, rhn_lm
 from tests.laws import lively_
 
@@ -151,3 +154,18 @@ def test_the_published_rhn() -> None:
 def test_refused(arguments: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         lstm_lm(**arguments)
+
+
+@pytest.mark.parametrize("name", ["lstm", "lstm, tied"])
+def test_a_plan_shrinks_the_class_itself(name: str, tmp_path: Path) -> None:
+    model = lively_(MODELS[name]()).eval()
+    program = sslprune.trace(model, with_state(model, (TOKENS,)))
+    axes = [axis for axis in sslprune.find_axes(program) if axis.exact and axis.kind in ("hidden", "width", "neurons")]
+    for i, axis in enumerate(axes):
+        sslprune.zero_groups(model, axis, range(i + 2))
+    small = sslprune.repack(model, program, axes)
+    plan = make_plan(model, program, axes)
+    weights = tmp_path / "weights.safetensors"
+    write_weights(weights, small)
+    own = sslprune.apply_plan(MODELS[name](), plan, weights).eval()
+    torch.testing.assert_close(own(*with_state(own, (TOKENS,))), small(*with_state(small, (TOKENS,))))

@@ -22,9 +22,9 @@ class Program:
 
     ``evaluation`` and ``training`` are flat graphs whose ``get_attr`` nodes name parameters and buffers of the model
     (``training`` is None where the model does not export in training mode). ``tensors`` holds the shapes' tensors by
-    graph name, ``constants`` those that are not the model's own. ``batch`` is the example's batch size. ``carried`` is the
-    state that the model carries from call to call, as pairs (input, output) of places among the inputs' and outputs'
-    leaves: it starts at zero, and each output is that input of the next call.
+    graph name, ``constants`` those that are not the model's own. ``batch`` is the example's batch size. ``carried``
+    is the state that the model carries from call to call, as pairs (input, output) of places among the inputs' and
+    outputs' leaves: it starts at zero, and each output is that input of the next call.
     """
 
     evaluation: fx.Graph

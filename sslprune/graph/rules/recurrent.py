@@ -126,6 +126,8 @@ def _unstack(
     """One operator a layer, each with its own width and its own slice of the initial state."""
     if not any(r.changed(layer.hidden) or r.changed(layer.out) for layer in layers):
         return
+    if len(layers) == 1 and len(started) == len(initial):
+        return  # its weights and its state are smaller, and it takes both as they come
     aten, graph, new = torch.ops.aten, r.node.graph, r.mapped
     results: list[fx.Node] = []
     with graph.inserting_before(r.node):
@@ -134,9 +136,7 @@ def _unstack(
             begin = []
             for i, state in enumerate(initial):
                 width = layer.out if i == 0 else layer.hidden
-                if state in started and len(layers) == 1:
-                    begin.append(new(state))
-                elif state in started:
+                if state in started:
                     begin.append(
                         graph.call_function(
                             aten.slice.Tensor, (new(state), 0, index * directions, (index + 1) * directions)
