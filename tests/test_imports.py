@@ -11,7 +11,7 @@ import sslprune
 
 PACKAGE = Path(sslprune.__file__).parent
 LAYERS = [
-    {"errors", "axes", "carry", "files", "grain", "recipe"},
+    {"errors", "axes", "carry", "files", "grain", "inputs", "recipe", "tasks"},
     {"graph"},
     {"data", "models", "zoo", "train", "plan", "export", "bench", "report", "rundir", "show", "starter"},
     {"pipeline"},

@@ -266,7 +266,7 @@ def test_evaluate_counts_samples_not_batches():
     zeros = torch.zeros(3, dtype=torch.int64)
     batches = [((right.repeat(3, 1),), zeros), ((wrong,), zeros[:1])]
     model.train()
-    assert evaluate(model, batches, ["accuracy"]) == {"accuracy": 75.0}
+    assert evaluate(model, batches) == {"accuracy": 75.0}
     assert model.training
     with pytest.raises(DataError, match="label 2 is out of range"):
         evaluate(model, [((right,), torch.tensor([2]))])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -44,12 +44,15 @@ class Packed(nn.Module):
         self._state = state  # of the model that was packed, if it carries one, without the units that are gone
 
     def deployed(self) -> Packed:
-        """The evaluation graph alone, with the tensors that it reads: no heads that only training uses; shared."""
+        """The evaluation graph alone, with the tensors that it reads: no heads that only training uses; shared.
+
+        What it returns is built of tuples, lists and dicts alone, so that a file of it needs no library's class.
+        """
         graph = self._graphs[0]
         own = tensors_of(self)
         names = dict.fromkeys(str(node.target) for node in graph.nodes if node.op == "get_attr")
         tensors = {name: own[name] for name in names}
-        return Packed((graph,), tensors, self._keyword_names, self._out_spec, self._state).eval()
+        return Packed((graph,), tensors, self._keyword_names, _plain(self._out_spec), self._state).eval()
 
     @property
     def initial_state(self) -> Callable[[int], Any]:
@@ -64,6 +67,20 @@ class Packed(nn.Module):
             raise RuntimeError("this model was traced without a training graph; call eval() first")
         results = self._runs[int(self.training)](self, *pytree.tree_leaves((args, ordered)))
         return pytree.tree_unflatten(list(results), self._out_spec)
+
+
+def _plain(spec: pytree.TreeSpec) -> pytree.TreeSpec:
+    """The same output with a plain dict or tuple for every mapping or sequence of a library's own."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: plain(part) for key, part in value.items()}
+        if isinstance(value, tuple | list):
+            parts = [plain(part) for part in value]
+            return parts if isinstance(value, list) else tuple(parts)
+        return value
+
+    return pytree.tree_flatten(plain(pytree.tree_unflatten(list(range(spec.num_leaves)), spec)))[1]
 
 
 def _compile(graph: fx.Graph) -> Callable[..., Any]:

@@ -38,6 +38,7 @@ class Program:
     out_spec: pytree.TreeSpec
     batch: int
     dynamic_batch: bool
+    sequence: int | None = None  # the longest sequence (dimension 1 of the inputs); None: lengths are not open
     notes: tuple[str, ...] = ()
     carried: tuple[tuple[int, int], ...] = ()
     _cache: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)

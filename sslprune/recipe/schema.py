@@ -77,6 +77,9 @@ class DataSection(Section):
     augment: list[str] = []  # "pad-crop:4", "flip"
     batch_size: Count = 128
     eval_batch_size: Count = 500
+    task: str = "classification"  # or "tagging", "language-modelling": see sslprune.tasks
+    metrics: list[str] = []  # of sslprune.tasks.METRICS, or "module:callable"; empty: what the task is judged by
+    max_length: Annotated[int, Field(ge=2)] | None = None  # the inputs are sequences (dimension 1), at most this long
 
     @model_validator(mode="after")
     def _one_source(self) -> DataSection:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
@@ -25,10 +24,11 @@ from sslprune.grain import grain
 from sslprune.graph.cost import Cost
 from sslprune.graph.find import find_axes
 from sslprune.graph.trace import trace
+from sslprune.inputs import Inputs, arguments, call, each
 from sslprune.models import build_model, device_of, load_checkpoint
 from sslprune.recipe import Recipe, parse_recipe
 from sslprune.train.budget import BudgetController
-from sslprune.train.evaluate import check_targets, evaluate
+from sslprune.train.evaluate import evaluate
 from sslprune.train.lasso import GroupLasso
 from sslprune.train.optimizer import build_optimizer, learning_rate
 from sslprune.train.select import select_with_sections
@@ -113,7 +113,7 @@ class Trainer:
                     "lr": lr,
                     "cost": self.controller.fraction if self.controller else 1.0,
                     "plan": self.controller.planned if self.controller and epoch.phase != "dense" else 1.0,
-                    "test": evaluate(self.model, self.data.test, self.data.metrics),
+                    "test": evaluate(self.model, self.data.test, self.data.task),
                     "seconds": round(time.perf_counter() - started, 3),
                 }
             )
@@ -125,8 +125,8 @@ class Trainer:
 
     def _controller(self) -> BudgetController:
         with self.show.progress("finding the axes"):
-            example = tuple(value.to(self.device) for value in self.data.example)
-            program = trace(self.model, example)
+            example = each(self.data.example, lambda value: value.to(self.device))
+            program = trace(self.model, *arguments(example), sequence=self.data.sequence)
             axes = find_axes(program)
         chosen = select_with_sections(axes, self.recipe.prune)
         pruned = [axis for axis, _ in chosen]
@@ -162,8 +162,8 @@ class Trainer:
         self.model.train()
         with self.show.progress(epoch.label, epoch.num_steps) as bar:
             batches = self.data.train.epoch(epoch.number)
-            for step, (lr, (args, targets)) in enumerate(zip(rates, batches, strict=False)):
-                loss = self._step(args, targets, lr, epoch.phase)
+            for step, (lr, (inputs, targets)) in enumerate(zip(rates, batches, strict=False)):
+                loss = self._step(inputs, targets, lr, epoch.phase)
                 total += loss
                 fields: dict[str, Any] = {}
                 if step % CHECK_EVERY == CHECK_EVERY - 1 or step == epoch.num_steps - 1:
@@ -176,13 +176,13 @@ class Trainer:
         self._check(finite, f"{epoch.label}: a weight is not finite")
         return float(total) / epoch.num_steps, lr
 
-    def _step(self, args: tuple[Tensor, ...], targets: Tensor, lr: float, phase: str) -> Tensor:
+    def _step(self, inputs: Inputs, targets: Tensor, lr: float, phase: str) -> Tensor:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
-        args = tuple(_channels_last(value) for value in args)
+        inputs = each(inputs, _channels_last)
         with self._precision():
-            loss = self._loss(args, targets)
+            loss = self._loss(inputs, targets)
         loss.backward()
         if self.recipe.train.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.train.clip_norm)
@@ -193,19 +193,19 @@ class Trainer:
             self.controller.step(lr)
         return loss.detach()
 
-    def _loss(self, args: tuple[Tensor, ...], targets: Tensor) -> Tensor:
-        outputs = self.model(*args)
+    def _loss(self, inputs: Inputs, targets: Tensor) -> Tensor:
+        outputs, task = call(self.model, inputs), self.data.task
         if not self.history:  # once over the data is enough, and on a GPU each look waits for the device
-            check_targets(outputs, targets)
-        loss = F.cross_entropy(outputs, targets, label_smoothing=self.recipe.train.label_smoothing)
+            task.check(outputs, targets)
+        loss = task.loss(outputs, targets, self.recipe.train.label_smoothing)
         if self.teacher is None or self.recipe.distill is None:
             return loss
-        t, weight = self.recipe.distill.temperature, self.recipe.distill.weight
+        weight = self.recipe.distill.weight
         with torch.no_grad():
-            taught = F.log_softmax(self.teacher(*args) / t, dim=1)
-        # Hinton et al. 2015, section 2: t² keeps the gradients of both parts in proportion
-        soft = F.kl_div(F.log_softmax(outputs / t, dim=1), taught, log_target=True, reduction="batchmean") * t**2
-        return (1 - weight) * loss + weight * soft
+            taught = call(self.teacher, inputs)
+        return (1 - weight) * loss + weight * task.distillation(
+            outputs, taught, targets, self.recipe.distill.temperature
+        )
 
     def _precision(self) -> AbstractContextManager[Any]:
         if self.recipe.train.amp == "auto" and self.device.type == "cuda" and torch.cuda.is_bf16_supported():
