@@ -29,6 +29,17 @@ def with_state(model: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
     return (*args, pytree.tree_map(place, begin(len(rows))))
 
 
+class FromTheStart(nn.Module):
+    """``model`` as a module that takes its inputs alone, each time with its initial state."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.model(*with_state(self.model, args), **kwargs)
+
+
 class Carrying:
     """``model`` as a function of its inputs alone: the state of one call, detached, is the next one's.
 

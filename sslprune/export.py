@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,13 +16,16 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.utils import _pytree as pytree
 
+from sslprune.carry import carries
 from sslprune.errors import ExportError
 from sslprune.files import write_atomic
+from sslprune.graph.lengths import any_length
 from sslprune.graph.program import quiet
 from sslprune.inputs import num_rows, open_dimensions, other_lengths, tensors_in, with_length
 
 ONNX_TOLERANCE = 1e-3  # relative: ONNX Runtime fuses and reorders sums
 PROGRAM_TOLERANCE = 1e-5  # relative: the same operators on the same device
+STATE = "state"  # the file within a .pt2 that says that the last input and the last output are carried state
 PROTOBUF_LIMIT = 2**31 - 2**24  # bytes of weights in one ONNX file, with room for the graph
 
 
@@ -52,16 +56,19 @@ def export_onnx(
     with quiet(), evaluating(module), torch.no_grad():
         program = export_program(module, args, kwargs, sequence=sequence)
         names = list(output_names or _output_names(module(*args, **kwargs)))
+        if carries(module) and output_names is None:  # what comes out as next_state_0 goes in as state_0
+            input_names, names = _names_with_state(module, args, kwargs, names)
         try:
-            exported = torch.onnx.export(
-                program,
-                dynamo=True,
-                verbose=False,
-                opset_version=opset,
-                input_names=input_names,
-                output_names=names,
-                dynamic_shapes=_dynamic_shapes(module, args, kwargs, sequence, named=True),
-            )
+            with any_length():
+                exported = torch.onnx.export(
+                    program,
+                    dynamo=True,
+                    verbose=False,
+                    opset_version=opset,
+                    input_names=input_names,
+                    output_names=names,
+                    dynamic_shapes=_dynamic_shapes(module, args, kwargs, sequence, named=True),
+                )
         except Exception as error:
             raise ExportError(f"{path.name}: ONNX export failed: {first_line(error)}") from error
         assert exported is not None
@@ -95,7 +102,7 @@ def save_program(
         program = export_program(module, args, kwargs, sequence=sequence)
 
         def write(temporary: Path) -> None:
-            torch.export.save(program, temporary)
+            torch.export.save(program, temporary, extra_files={STATE: "last"} if carries(module) else None)
             again = torch.export.load(temporary).module()
             for inputs in [(args, kwargs), *_of_other_lengths((args, kwargs), sequence)]:
                 _, relative = difference(module(*inputs[0], **inputs[1]), again(*inputs[0], **inputs[1]))
@@ -118,7 +125,8 @@ def export_program(
     kwargs = dict(kwargs or {})
     try:
         shapes = _dynamic_shapes(module, args, kwargs, sequence)
-        return torch.export.export(module, args, kwargs, dynamic_shapes=shapes)
+        with any_length():
+            return torch.export.export(module, args, kwargs, dynamic_shapes=shapes)
     except Exception as error:
         raise ExportError(f"torch.export cannot capture {type(module).__name__}: {first_line(error)}") from error
 
@@ -234,6 +242,17 @@ def _paired(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, .
     return pytree.tree_map(
         lambda leaf: torch.cat([leaf, leaf]) if isinstance(leaf, Tensor) and leaf.dim() else leaf, (args, kwargs)
     )
+
+
+def _names_with_state(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: list[str]
+) -> tuple[list[str], list[str]]:
+    """Names of the inputs and outputs of a model that carries state: "state_0" and "next_state_0", and so on."""
+    state = [f"state_{i}" for i in range(len(tensors_in(args[-1])))]
+    positional = list(inspect.signature(module.forward).parameters)[: len(args) - 1]
+    plain = [*positional, *kwargs] if len(positional) == len(args) - 1 else [f"input_{i}" for i in range(len(args) - 1)]
+    others = outputs[: len(outputs) - len(state)]
+    return [*plain, *state], [*(["output"] if len(others) == 1 else others), *(f"next_{name}" for name in state)]
 
 
 def _output_names(output: Any) -> list[str]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
 Inputs = tuple[Tensor, ...] | dict[str, Tensor]
@@ -22,7 +22,7 @@ def arguments(inputs: Inputs) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
     return ((), dict(inputs)) if isinstance(inputs, Mapping) else (tuple(inputs), {})
 
 
-def call(model: nn.Module, inputs: Inputs) -> Any:
+def call(model: Callable[..., Any], inputs: Inputs) -> Any:
     """``model(*inputs)`` or ``model(**inputs)``."""
     args, kwargs = arguments(inputs)
     return model(*args, **kwargs)
@@ -69,10 +69,8 @@ def open_dimensions(inputs: Any, sequence: int | None) -> Callable[[Tensor], dic
 def with_length(value: Any, length: int) -> Any:
     """Inputs of another length: shorter ones keep the first and the last place, longer ones repeat from the start."""
     old = length_of(value)
-    if length < old:
-        places = torch.linspace(0, old - 1, length).round().long()
-    else:
-        places = torch.arange(length) % max(1, old)
+    shorter = length < old
+    places = torch.linspace(0, old - 1, length).round().long() if shorter else torch.arange(length) % max(1, old)
 
     def change(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor) or leaf.dim() < 2 or leaf.shape[1] != old:

@@ -17,9 +17,11 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors.torch import load_file
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from sslprune.axes import Axis, tensors_of
 from sslprune.errors import RepackError, RunError
+from sslprune.export import STATE
 from sslprune.files import write_text
 from sslprune.graph.inference import infer
 from sslprune.graph.program import Program
@@ -125,6 +127,7 @@ def read_plan(path: str | Path) -> Plan:
 def load(run: str | Path) -> nn.Module:
     """The repacked module of a run directory (or of a ``.pt2`` file), ready to call; it evaluates, it does not train.
 
+    One that carries state has ``initial_state(batch_size)``, as the model had.
     Raises RunError where there is none.
     """
     path = Path(run)
@@ -132,7 +135,15 @@ def load(run: str | Path) -> nn.Module:
     if not path.is_file():
         raise RunError(f"{path}: no repacked model there; run `sslprune repack` first")
     try:
-        return torch.export.load(path).module()
+        files = {STATE: ""}
+        exported = torch.export.load(path, extra_files=files)
+        module = exported.module()
+        if files[STATE]:
+            assert exported.example_inputs is not None
+            state = exported.example_inputs[0][-1]
+            zeros = lambda rows: pytree.tree_map(lambda leaf: leaf.new_zeros(rows, *leaf.shape[1:]), state)  # noqa: E731
+            vars(module)["initial_state"] = zeros
+        return module
     except Exception as error:
         raise RunError(f"{path}: not a readable .pt2 file ({str(error).splitlines()[0]}); repack again") from error
 
@@ -228,7 +239,8 @@ def _tell(module: nn.Module) -> None:
         case nn.modules.batchnorm._NormBase():
             module.num_features = next(t.shape[0] for t in (weight, module.running_mean) if t is not None)
         case nn.RNNBase():
-            module.hidden_size, module.input_size = module.weight_hh_l0.shape[1], module.weight_ih_l0.shape[1]
+            own: Any = module
+            own.hidden_size, own.input_size = own.weight_hh_l0.shape[1], own.weight_ih_l0.shape[1]
         case nn.LayerNorm() | nn.RMSNorm():
             module.normalized_shape = tuple(weight.shape)
         case nn.GroupNorm():

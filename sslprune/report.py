@@ -132,6 +132,18 @@ class RepackResult(_Value):
     axes: list[AxisChange]
 
 
+class Control(Size):
+    """A model trained without sparsity beside the run: ``name`` says from where, ``epochs`` for how long."""
+
+    name: str
+    epochs: str
+
+
+def read_controls(files: Sequence[Path]) -> list[Control]:
+    """The figures of finished controls."""
+    return [Control.load(file) for file in files]
+
+
 class AxisFacts(_Value):
     """An axis as ``inspect`` tells it; what one group saves is the mean over the axis's groups.
 
@@ -181,6 +193,7 @@ class Report(_Value):
     axes: list[AxisChange]
     environment: dict[str, str | int]
     gates: list[Gate]
+    controls: list[Control] = []
 
     @property
     def passed(self) -> bool:

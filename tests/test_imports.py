@@ -14,7 +14,7 @@ LAYERS = [
     {"errors", "axes", "carry", "files", "grain", "inputs", "recipe", "tasks"},
     {"graph"},
     {"data", "models", "zoo", "train", "plan", "export", "bench", "report", "rundir", "show", "starter"},
-    {"pipeline"},
+    {"pipeline", "control"},
     {"cli"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

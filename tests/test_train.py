@@ -88,6 +88,7 @@ def files(folder: Path) -> SimpleNamespace:
     return SimpleNamespace(
         train_dir=folder,
         checkpoint=folder / "checkpoint.pt",
+        initial=folder / "initial.safetensors",
         dense=folder / "dense.safetensors",
         masked=folder / "masked.safetensors",
         history=folder / "history.json",
@@ -128,6 +129,7 @@ def test_history_and_files(whole):
     assert {"epoch", "loss", "lr", "plan", "test", "seconds"} <= history[0].keys()
     assert {path.name for path in whole.train_dir.iterdir()} == {
         "checkpoint.pt",
+        "initial.safetensors",
         "dense.safetensors",
         "masked.safetensors",
         "history.json",

@@ -10,15 +10,17 @@ from typing import Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from sslprune.carry import with_state
 from sslprune.data.images import Images, count_images, read_images
 from sslprune.errors import DataError
-from sslprune.inputs import Inputs, each, length_of, num_rows
+from sslprune.inputs import Inputs, arguments, each, length_of, num_rows
 from sslprune.models import device_of, find_callable
 from sslprune.recipe import DataSection, Recipe
-from sslprune.tasks import Task, task_of
+from sslprune.tasks import Task, logits_of, task_of
 
+CLASSIFICATION = Task()
 Batch = tuple[Inputs, Tensor]  # the model's arguments (a tuple, or a dict by name), the targets
 
 
@@ -136,7 +138,10 @@ class LoaderBatches:
     def _moved(self, item: Any) -> Batch:
         if not isinstance(item, Sequence) or len(item) != 2 or not isinstance(item[1], Tensor):
             raise DataError(f"data.factory: a batch is a {type(item).__name__}; expected (inputs, targets)")
-        inputs = item[0] if isinstance(item[0], tuple | list | Mapping) else (item[0],)
+        given = item[0]
+        inputs: Inputs = dict(given) if isinstance(given, Mapping) else (given,)
+        if isinstance(given, tuple | list):
+            inputs = tuple(given)
         return each(inputs, lambda value: value.to(self.device)), item[1].to(self.device)
 
 
@@ -158,8 +163,30 @@ class Data:
 
     train: Source
     test: Source
-    task: Task = Task()
+    task: Task = CLASSIFICATION
     sequence: int | None = None
+    valid: Source | None = None  # what epochs are judged by, in place of the test data
+    num_ids: int | None = None  # of the tokens: 0 to one less
+
+    def check(self, model: nn.Module) -> None:
+        """Raise DataError unless ``model`` (on the CPU) knows every token of the data."""
+        if self.num_ids is None:
+            return
+        args, kwargs = arguments(each(self.example, Tensor.cpu))
+        was_training = model.training
+        model.eval()
+        try:
+            with torch.no_grad():
+                known = logits_of(model(*with_state(model, args), **kwargs)).shape[-1]
+        except IndexError:
+            known = 0
+        finally:
+            model.train(was_training)
+        if known < self.num_ids:
+            raise DataError(
+                f"the data have {self.num_ids:,} words, and the model {f'{known:,}' if known else 'fewer'}; "
+                f"set model.arguments.vocabulary = {self.num_ids}, or data.vocabulary to the model's own words"
+            )
 
     @cached_property
     def example(self) -> Inputs:
@@ -180,6 +207,10 @@ def build_data(recipe: Recipe, show: Any = None) -> Data:
     """
     section, device = recipe.data, device_of(recipe.run)
     task = task_of(section.task, section.metrics, lambda name: find_callable(name, "data.metrics"))
+    if section.factory is None and section.task == "language-modelling":
+        from sslprune.data.text import text_data  # which knows what a batch is from here
+
+        return text_data(section, task, device)
     if section.factory is None:
         assert section.train is not None and section.test is not None
         train, test = (_reader(path, show) for path in (section.train, section.test))

@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 from sslprune.axes import tensors_of
 from sslprune.carry import carries
 from sslprune.errors import TraceError
+from sslprune.graph.lengths import any_length
 from sslprune.graph.program import Program, batch_size, operator_name, quiet
 from sslprune.graph.refusals import own_failure, own_failure_text, place, reason, where, why_not
 from sslprune.inputs import length_of, open_dimensions
@@ -53,7 +54,7 @@ def export(
             return dict.fromkeys(dimensions(leaf), torch.export.Dim.AUTO) if dynamic_batch else {}
         return None
 
-    with _keywords_named(model, kwargs), quiet(), torch.no_grad():
+    with _keywords_named(model, kwargs), quiet(), any_length(), torch.no_grad():
         given = inspect.signature(model.forward).bind(*args, **kwargs).arguments
         shapes = pytree.tree_map(spec, dict(given))
         return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
@@ -88,7 +89,7 @@ def _keywords_named(model: nn.Module, kwargs: Mapping[str, Any]) -> Iterator[Non
 
 def _graph(exported: torch.export.ExportedProgram) -> tuple[fx.Graph, nn.Module]:
     """The exported program's graph without guards or in-place operators, its state as ``get_attr`` nodes."""
-    with quiet():
+    with quiet(), any_length():
         module = exported.module(check_guards=False)
         if _sub_graphs(module) or not _functionalize(module.graph):
             module = exported.run_decompositions({}).module(check_guards=False)
@@ -350,7 +351,8 @@ def _try_export(
         if sequence is not None and not any(_is_open(shape[1]) for shape in sizes if len(shape) > 1):
             raise TraceError(
                 f"{type(model).__name__} fixes the length of its input at {length_of((args, kwargs))}: its own code "
-                "turns a size into a number; pad every batch to one length and leave data.max_length out"
+                "turns a size into a number; give it batches of one length: leave data.max_length out, or set "
+                "data.fixed_length = true"
             )
         return exported, wide_args, wide_kwargs, any(_is_open(shape[0]) for shape in sizes)
     except TraceError:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from sslprune.carry import carrying
 from sslprune.errors import DataError
 from sslprune.inputs import Inputs, call
 from sslprune.tasks import Task
@@ -16,15 +17,17 @@ from sslprune.tasks import Task
 def evaluate(model: nn.Module, batches: Iterable[tuple[Inputs, Tensor]], task: Task | None = None) -> dict[str, float]:
     """Each metric of ``task`` (classification where it is None) over all ``batches``.
 
-    The model's mode (train or eval) is put back afterwards. Raises DataError for targets that the outputs do not have.
+    A model that carries state does so from batch to batch. The model's mode (train or eval) is put back afterwards.
+    Raises DataError for targets that the outputs do not have.
     """
     task = task or Task()
     was_training = model.training
     model.eval()
     sums: dict[str, Tensor] = {}
     try:
+        step = carrying(model)
         for inputs, targets in batches:
-            outputs = call(model, inputs)
+            outputs = call(step, inputs)
             task.check(outputs, targets)
             for name, part in task.measures(outputs, targets).items():
                 sums[name] = sums[name] + part if name in sums else part
