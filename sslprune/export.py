@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 from sslprune.errors import ExportError
 from sslprune.files import write_atomic
 from sslprune.graph.program import quiet
+from sslprune.graph.unprojected import unproject_
 
 ONNX_TOLERANCE = 1e-3  # relative: ONNX Runtime fuses and reorders sums
 PROGRAM_TOLERANCE = 1e-5  # relative: the same operators on the same device
@@ -48,6 +49,9 @@ def export_onnx(
         raise ExportError(f"{path}: {size / 2**30:.1f} GiB of weights; one ONNX file holds at most 2 GiB")
     with quiet(), evaluating(module), torch.no_grad():
         program = export_program(module, args, kwargs)
+        plain = program.module()
+        if unproject_(plain):
+            program = export_program(plain, args, kwargs)
         names = list(output_names or _output_names(module(*args, **kwargs)))
         try:
             exported = torch.onnx.export(
