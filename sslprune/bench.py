@@ -64,8 +64,10 @@ def compare_onnx(
         sessions = [open_session(path, num_threads) for path in (dense, repacked)]
         _same_inputs(sessions[0], sessions[1], dense, repacked)
         for batch_size in dict.fromkeys(batch_sizes):
-            feeds = _feeds(sessions[0], batch_size, example, dims or {}, dense)
-            runs = [_runner(s, feeds, path) for s, path in zip(sessions, (dense, repacked), strict=True)]
+            runs = [
+                _runner(session, _feeds(session, batch_size, example, dims or {}, path), path)
+                for session, path in zip(sessions, (dense, repacked), strict=True)
+            ]
             times = interleave(runs[0], runs[1], repetitions)
             setting = {"device": "cpu", "runtime": "onnxruntime", "batch_size": batch_size, "threads": num_threads}
             result += summarize(times, setting)
@@ -204,8 +206,13 @@ _TYPES = {
 def _same_inputs(
     a: onnxruntime.InferenceSession, b: onnxruntime.InferenceSession, dense: str | Path, repacked: str | Path
 ) -> None:
+    carried = [{o.name for o in s.get_outputs()} for s in (a, b)]  # the state of a smaller model is narrower
     takes = [
-        {i.name: (i.type, [d if isinstance(d, int) else "?" for d in i.shape]) for i in s.get_inputs()} for s in (a, b)
+        {
+            i.name: (i.type, [d if isinstance(d, int) and f"next_{i.name}" not in outputs else "?" for d in i.shape])
+            for i in s.get_inputs()
+        }
+        for s, outputs in zip((a, b), carried, strict=True)
     ]
     for name in [*takes[0], *takes[1]]:
         one, other = (take.get(name) for take in takes)

@@ -13,6 +13,7 @@ import shlex
 import sys
 import warnings
 from collections.abc import Callable
+from enum import Enum
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -46,6 +47,14 @@ Sets = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run stopped; skip finished stages.")]
+
+
+class Beginning(Enum):
+    """Where a control starts from."""
+
+    dense = "dense"
+    scratch = "scratch"
+    ticket = "ticket"
 
 
 def guarded(command: Callable[..., None]) -> Callable[..., None]:
@@ -236,6 +245,41 @@ def run_all(
     from sslprune.pipeline import run as run_pipeline
 
     _verdict(run_pipeline(loaded, directory, show, resume=resume), directory, show, as_json)
+
+
+@app.command()
+@guarded
+def control(
+    run: RunFolder,
+    name: Annotated[
+        Beginning,
+        typer.Option(
+            "--from", help="Where it starts: the dense model, weights drawn anew, or the run's first weights."
+        ),
+    ],
+    sets: Sets = None,
+    resume: Resume = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Train a control without sparsity beside a repacked run: RUN/controls/, and in RUN/report.json.
+
+    dense: the dense model, for as long as the run was sparse and healed. scratch, ticket: the run's small architecture,
+    for as long as the whole run, from weights drawn anew or from those that the run began with.
+
+    Example: sslprune control runs/digits --from scratch
+    """
+    show = _show(as_json)
+    from sslprune.control import control as train_control
+    from sslprune.rundir import RunDirectory
+
+    result = train_control(RunDirectory(run), name.value, show, overrides=sets or [], resume=resume)
+    if as_json:
+        _print_json(result.model_dump())
+    else:
+        from sslprune.show import scores
+
+        print(f"{result.name}: {result.parameters:,} parameters, {scores(result.metrics)} after {result.epochs}")
 
 
 @app.command()

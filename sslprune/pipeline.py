@@ -14,15 +14,17 @@ from torch.export.passes import move_to_device_pass
 
 from sslprune.axes import Axis
 from sslprune.bench import Comparison, compare_modules, compare_onnx
+from sslprune.carry import FromTheStart, carries, carrying, with_state
 from sslprune.data import Data, build_data
 from sslprune.errors import RecipeError, RepackError
-from sslprune.export import difference, evaluating, export_onnx, open_session, random_like, save_program
+from sslprune.export import difference, evaluating, export_onnx, feeds_of, open_session, random_like, save_program
 from sslprune.files import write_atomic
 from sslprune.graph.cost import Cost
 from sslprune.graph.find import find_axes
 from sslprune.graph.repack import removed_groups
 from sslprune.graph.repack import repack as repack_model
 from sslprune.graph.trace import trace
+from sslprune.inputs import Inputs, arguments, each, length_of, num_rows, other_lengths, tensors_in, with_length
 from sslprune.models import build_model, device_of, load_checkpoint, load_weights
 from sslprune.plan import load, write_plan
 from sslprune.recipe import Recipe
@@ -38,6 +40,7 @@ from sslprune.report import (
     Size,
     environment,
     judge,
+    read_controls,
 )
 from sslprune.rundir import RunDirectory
 from sslprune.show import Show
@@ -51,9 +54,11 @@ EXACT = 1e-4  # relative difference between masked and repacked above which an e
 def inspect(recipe: Recipe, show: Show) -> Inspection:
     """Every axis of the recipe's model, with what one group costs and whether the recipe prunes it."""
     model, notes = build_model(recipe.model)
-    example = on_cpu(build_data(recipe, show).example)
+    data = build_data(recipe, show)
+    data.check(model)
+    args, kwargs = example_of(model, data)
     with show.progress("finding the axes"):
-        program = trace(model, example)
+        program = trace(model, args, kwargs, sequence=data.sequence)
         axes = find_axes(program)
         try:
             pruned = {axis.name for axis in select(axes, recipe.prune)}
@@ -127,13 +132,14 @@ def repack(directory: RunDirectory, show: Show) -> RepackResult:
         torch.set_num_threads(recipe.run.threads)
     data, device = build_data(recipe, show), device_of(recipe.run)
     dense, masked = trained(recipe, directory.dense), trained(recipe, directory.masked)
-    example = on_cpu(data.example)
+    args, kwargs = example_of(masked, data)
     with show.progress("repacking"):
-        program = trace(masked, example)
+        program = trace(masked, args, kwargs, sequence=data.sequence)
         axes = select(find_axes(program), recipe.prune)
         exact = all(axis.exact for axis in axes)  # the recipe allowed the others by name
         small = repack_model(masked, program, axes, allow_inexact=not exact)
-        macs = [Cost(p, []).macs() for p in (program, trace(small, example))]
+        cut, _ = example_of(small, data)
+        macs = [Cost(p, []).macs() for p in (program, trace(small, cut, kwargs))]
     metrics, equivalence = prove(dense, masked, small, data, device, show, exact=exact)
     sizes = [
         Size(parameters=count(model), macs=round(cost), metrics=metrics[name])
@@ -151,7 +157,7 @@ def repack(directory: RunDirectory, show: Show) -> RepackResult:
         axes=changes(axes, removed_groups(masked, program, axes, not exact), small),
     )
     with show.progress("writing the repacked model"):
-        save_program(small.deployed(), example, directory.program)
+        save_program(small.deployed(), cut, directory.program, kwargs, sequence=data.sequence)
         weights = {name: tensor.detach().clone().contiguous() for name, tensor in small.state_dict().items()}
         write_atomic(directory.weights, lambda path: path.write_bytes(save(weights)))
         write_plan(directory.plan, masked, program, axes, allow_inexact=not exact)
@@ -171,15 +177,18 @@ def export(directory: RunDirectory, show: Show) -> Report:
     data = build_data(recipe, show)
     dense = trained(recipe, directory.dense)
     small = load(directory.program)
-    example = on_cpu(data.example)
+    args, kwargs = example_of(dense, data)
     with show.progress("exporting ONNX", 2) as bar:
-        export_onnx(dense, example, directory.dense_onnx, opset=recipe.export.opset)
+        opset, sequence = recipe.export.opset, data.sequence
+        export_onnx(dense, args, directory.dense_onnx, kwargs, opset=opset, sequence=sequence)
         bar.advance()
         session = open_session(directory.dense_onnx)
         names = [[node.name for node in nodes] for nodes in (session.get_inputs(), session.get_outputs())]
+        args, kwargs = example_of(small, data)
         export_onnx(
-            small, example, directory.onnx, opset=recipe.export.opset, input_names=names[0], output_names=names[1]
-        )
+            small, args, directory.onnx, kwargs, opset=opset, input_names=names[0], output_names=names[1],
+            sequence=sequence,
+        )  # fmt: skip
     measured = measure(recipe, directory, dense, small, data, show)
     figures = [
         Figures(**size.model_dump(), file_bytes=file.stat().st_size, latency=list(latency))
@@ -197,7 +206,16 @@ def export(directory: RunDirectory, show: Show) -> Report:
         equivalence=result.equivalence,
         axes=result.axes,
         environment=environment(),
-        gates=judge(recipe.gates, figures[0], figures[1], measured.speedup, result.equivalence, recipe.data.batch_size),
+        controls=read_controls(directory.control_results),
+        gates=judge(
+            recipe.gates,
+            figures[0],
+            figures[1],
+            measured.speedup,
+            result.equivalence,
+            recipe.data.batch_size,
+            data.task.lower_is_better,
+        ),
     )
     report.save(directory.report)
     return report
@@ -209,8 +227,9 @@ def measure(
     """The latency of both models: ONNX Runtime on the CPU, torch on a CUDA device where there is one."""
     batch_sizes = list(dict.fromkeys([*(recipe.bench.batch_sizes or [1]), recipe.data.batch_size]))
     inputs = on_cpu(next(iter(data.test))[0])
-    names = [node.name for node in open_session(directory.onnx).get_inputs()]
-    rows = {name: tensor.numpy() for name, tensor in zip(names, inputs, strict=True)}
+    args, kwargs = arguments(inputs)
+    rows = feeds_of(open_session(directory.onnx), with_state(small, args), kwargs)
+    rows = {name: row for name, row in rows.items() if not carries(small) or not name.startswith("state_")}
     threads, repetitions = recipe.bench.threads, recipe.bench.repetitions
     with show.progress("timing", len(batch_sizes) * len(threads)) as bar:
         cpu = compare_onnx(
@@ -223,8 +242,11 @@ def measure(
             progress=bar,
         )
         if torch.cuda.is_available():  # an exported program names the device of each tensor it makes
-            small = move_to_device_pass(torch.export.load(directory.program), "cuda").module()
-        return cpu + compare_modules(dense, small, inputs, batch_sizes=batch_sizes, repetitions=repetitions)
+            moved = move_to_device_pass(torch.export.load(directory.program), "cuda").module()
+            vars(moved).update({key: value for key, value in vars(small).items() if key == "initial_state"})
+            small = moved
+        one, other = (FromTheStart(model) if carries(model) else model for model in (dense, small))
+        return cpu + compare_modules(one, other, args, kwargs, batch_sizes=batch_sizes, repetitions=repetitions)
 
 
 def prove(
@@ -239,11 +261,17 @@ def prove(
         metrics = {}
         for name, model in (("dense", dense), ("masked", masked), ("repacked", beside)):
             with evaluating(model.to(device)):
-                metrics[name] = evaluate(model, counted(data.test, bar), data.metrics)
+                metrics[name] = evaluate(model, counted(data.test, bar), data.task)
         samples = beside.samples
         with evaluating(beside):
+            lengths = [
+                data.example,
+                *(with_length(data.example, n) for n in other_lengths(data.example, data.sequence)),
+            ]
             for size in (1, 7):
-                beside(*random_like(data.example, size, seed=size))
+                for example in lengths:
+                    args, kwargs = arguments(random_like(example, size, seed=size))
+                    beside(*args, **kwargs)
     for model in (dense, masked, small):
         model.cpu()
     if exact and not beside.max_relative <= EXACT:
@@ -257,20 +285,24 @@ def prove(
 
 
 class Beside(nn.Module):
-    """The repacked model, watched: every input also goes through the masked one, and the difference is kept."""
+    """The repacked model, watched: every input also goes through the masked one, and the difference is kept.
+
+    Each carries its own state, where they carry any.
+    """
 
     def __init__(self, masked: nn.Module, small: nn.Module) -> None:
         super().__init__()
         self.masked, self.small = masked, small
+        self.runs = carrying(masked), carrying(small)
         self.max_abs = self.max_relative = 0.0
         self.samples = 0
 
-    def forward(self, *args: Tensor) -> Any:
-        output = self.small(*args)
-        distance, relative = difference(self.masked(*args), output)
+    def forward(self, *args: Tensor, **kwargs: Tensor) -> Any:
+        output = self.runs[1](*args, **kwargs)
+        distance, relative = difference(self.runs[0](*args, **kwargs), output)
         self.max_abs = float(np.maximum(self.max_abs, distance))  # unlike max, keeps a NaN
         self.max_relative = float(np.maximum(self.max_relative, relative))
-        self.samples += len(args[0])
+        self.samples += num_rows((args, kwargs))
         return output
 
 
@@ -317,5 +349,15 @@ def counted(batches: Iterable[Any], bar: Any) -> Iterator[Any]:
         bar.advance()
 
 
-def on_cpu(args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return tuple(tensor.cpu() for tensor in args)
+def example_of(model: nn.Module, data: Data) -> tuple[tuple[Any, ...], dict[str, Tensor]]:
+    """The data's example as what ``model`` is called with, its state included where it carries one."""
+    args, kwargs = arguments(on_cpu(data.example))
+    full = with_state(model, args)
+    while data.sequence and length_of(args) in {leaf.shape[1] for leaf in tensors_in(full[len(args) :])}:
+        args, kwargs = with_length((args, kwargs), length_of(args) + 1)  # a length is told by its size: let it differ
+        full = with_state(model, args)
+    return full, kwargs
+
+
+def on_cpu(inputs: Inputs) -> Inputs:
+    return each(inputs, lambda tensor: tensor.cpu())

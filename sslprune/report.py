@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Literal, Self
@@ -19,9 +19,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sslprune.errors import RunError
 from sslprune.files import write_text
 from sslprune.recipe import GatesSection
+from sslprune.tasks import LOWER_IS_BETTER
 
 SCHEMA: Literal[1] = 1
-LOWER_IS_BETTER = frozenset({"loss", "perplexity"})
 
 
 class _Value(BaseModel):
@@ -132,6 +132,18 @@ class RepackResult(_Value):
     axes: list[AxisChange]
 
 
+class Control(Size):
+    """A model trained without sparsity beside the run: ``name`` says from where, ``epochs`` for how long."""
+
+    name: str
+    epochs: str
+
+
+def read_controls(files: Sequence[Path]) -> list[Control]:
+    """The figures of finished controls."""
+    return [Control.load(file) for file in files]
+
+
 class AxisFacts(_Value):
     """An axis as ``inspect`` tells it; what one group saves is the mean over the axis's groups.
 
@@ -181,6 +193,7 @@ class Report(_Value):
     axes: list[AxisChange]
     environment: dict[str, str | int]
     gates: list[Gate]
+    controls: list[Control] = []
 
     @property
     def passed(self) -> bool:
@@ -194,6 +207,7 @@ def judge(
     speedup: Sequence[Speedup | Absent],
     equivalence: Equivalence,
     batch_size: int,
+    lower_is_better: Collection[str] = LOWER_IS_BETTER,
 ) -> list[Gate]:
     """Hold what was measured against the recipe's gates; gates that the recipe does not set are left out.
 
@@ -201,7 +215,7 @@ def judge(
     the CPU at ``batch_size``, over the numbers of threads. A value that could not be measured (NaN) fails.
     """
     drops = [
-        (after - before) if name in LOWER_IS_BETTER else (before - after)
+        (after - before) if name in lower_is_better else (before - after)
         for name, before, after in ((name, dense.metrics[name], repacked.metrics[name]) for name in dense.metrics)
     ]
     ratios = [s.ratio for s in speedup if isinstance(s, Speedup) and s.device == "cpu" and s.batch_size == batch_size]

@@ -11,10 +11,10 @@ import sslprune
 
 PACKAGE = Path(sslprune.__file__).parent
 LAYERS = [
-    {"errors", "axes", "files", "grain", "recipe"},
+    {"errors", "axes", "carry", "files", "grain", "inputs", "recipe", "tasks"},
     {"graph"},
     {"data", "models", "zoo", "train", "plan", "export", "bench", "report", "rundir", "show", "starter"},
-    {"pipeline"},
+    {"pipeline", "control"},
     {"cli"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
