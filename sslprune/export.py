@@ -22,6 +22,7 @@ from sslprune.files import write_atomic
 from sslprune.graph.lengths import any_length
 from sslprune.graph.program import quiet
 from sslprune.graph.trace import keywords_named
+from sslprune.graph.unprojected import unproject_
 from sslprune.inputs import num_rows, open_dimensions, other_lengths, tensors_in, with_length
 
 ONNX_TOLERANCE = 1e-3  # relative: ONNX Runtime fuses and reorders sums
@@ -56,6 +57,9 @@ def export_onnx(
         raise ExportError(f"{path}: {size / 2**30:.1f} GiB of weights; one ONNX file holds at most 2 GiB")
     with quiet(), evaluating(module), torch.no_grad():
         program = export_program(module, args, kwargs, sequence=sequence)
+        plain = program.module()
+        if unproject_(plain):
+            program = export_program(plain, args, kwargs, sequence=sequence)
         names = list(output_names or _output_names(module(*args, **kwargs)))
         if carries(module) and output_names is None:  # what comes out as next_state_0 goes in as state_0
             input_names, names = _names_with_state(module, args, kwargs, names)
