@@ -255,6 +255,8 @@ def test_bad_input_is_one_line(folder, tmp_path):
         assert "\n" not in str(error.value)
         return str(error.value)
 
+    (tmp_path / "plain.txt").write_text("the film was good\n")
+    assert "not a known layout" in failure(data={"train": str(tmp_path / "plain.txt")})
     (tmp_path / "empty.tsv").write_text("")
     (tmp_path / "header.tsv").write_text("sentence\tlabel\n")
     (tmp_path / "other.tsv").write_text("sentence\tlabel\nthe film\tneutral\n")

@@ -26,6 +26,8 @@ def read_table(path: str | Path, text: str | None = None, label: str | None = No
     path = Path(path)
     if not path.is_file():
         raise DataError(f"{path}: no such file; set data.train and data.test")
+    if path.suffix not in (*TEXT_FILES, ".parquet"):
+        raise DataError(f"{path}: not a known layout of labelled text; expected {', '.join(TEXT_FILES)} or .parquet")
     if path.suffix in DELIMITERS:
         rows = list(_delimited(path))
     elif path.suffix == ".parquet":
