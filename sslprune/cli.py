@@ -325,6 +325,24 @@ def bench(
         show.result(table(comparison, dense.name, repacked.name))
 
 
+@app.command()
+@guarded
+def predict(
+    run: RunFolder,
+    samples: Annotated[list[str], typer.Argument(metavar="SAMPLE...", help="A sentence, a picture, or a .txt file.")],
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Ask the dense and the repacked model of a run the same thing: both answers, with their times.
+
+    Example: sslprune predict runs/minilm-sst2 "a charming and often affecting journey"
+    """
+    from sslprune.predict import predict_run, side_by_side
+
+    answers = predict_run(run, samples)
+    _print_json([answer.values() for answer in answers]) if as_json else print(side_by_side(answers))
+
+
 def _load(path: Path, sets: list[str] | None) -> Recipe:
     from sslprune.recipe import load_recipe
 

@@ -13,7 +13,7 @@ import onnx
 import onnxruntime
 import torch
 from torch import Tensor, nn
-from torch.export import Dim, ExportedProgram, ShapesCollection
+from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
 from sslprune.carry import carries
@@ -22,6 +22,7 @@ from sslprune.files import write_atomic
 from sslprune.graph.lengths import any_length
 from sslprune.graph.portable import is_portable, make_portable_
 from sslprune.graph.program import quiet
+from sslprune.graph.trace import keywords_named
 from sslprune.inputs import num_rows, open_dimensions, other_lengths, tensors_in, with_length
 
 ONNX_TOLERANCE = 1e-3  # relative: ONNX Runtime fuses and reorders sums
@@ -130,14 +131,15 @@ def export_program(
     kwargs = dict(kwargs or {})
     try:
         shapes = _dynamic_shapes(module, args, kwargs, sequence)
-        with any_length():
+        with any_length(), keywords_named(module, kwargs):
             program = torch.export.export(module, args, kwargs, dynamic_shapes=shapes)
-            if not is_portable(program.graph, onnx):
-                plain = program.module()
-                make_portable_(plain, onnx)
-                shapes = _dynamic_shapes(plain, args, kwargs, sequence)  # its arguments have other names
-                program = torch.export.export(plain, args, kwargs, dynamic_shapes=shapes)
-            return program
+            if is_portable(program.graph, onnx):
+                return program
+        plain = program.module()
+        make_portable_(plain, onnx)
+        with any_length(), keywords_named(plain, kwargs):  # its arguments have other names
+            shapes = _dynamic_shapes(plain, args, kwargs, sequence)
+            return torch.export.export(plain, args, kwargs, dynamic_shapes=shapes)
     except Exception as error:
         raise ExportError(f"torch.export cannot capture {type(module).__name__}: {first_line(error)}") from error
 
@@ -233,11 +235,16 @@ def _dynamic_shapes(
     module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], sequence: int | None, named: bool = False
 ) -> Any:
     """``dynamic_shapes`` for torch.export, or, ``named``, for torch.onnx.export: the open dimensions of each input."""
-    shapes, dimensions = ShapesCollection(), open_dimensions((args, kwargs), sequence)
-    for leaf in tensors_in((args, kwargs)):
-        if found := dimensions(leaf):
-            shapes[leaf] = {d: name if named else Dim.AUTO for d, name in found.items()}
-    return shapes.dynamic_shapes(module, args, kwargs)
+    dimensions = open_dimensions((args, kwargs), sequence)
+
+    def open_(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return None
+        return {d: name if named else Dim.AUTO for d, name in dimensions(leaf).items()}
+
+    with keywords_named(module, kwargs):
+        given = inspect.signature(module.forward).bind(*args, **kwargs).arguments
+    return pytree.tree_map(open_, dict(given))
 
 
 def _of_other_lengths(inputs: Any, sequence: int | None) -> list[Any]:

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sslprune.errors import CheckpointError, RecipeError
+from sslprune.huggingface import PREFIX, load_model
 from sslprune.recipe import ModelSection, RunSection
 
 NESTED = ("state_dict", "model_state_dict", "model", "net", "weights")  # where training scripts put the weights
@@ -27,20 +28,45 @@ WEIGHT_FILES = (".safetensors", ".pt", ".pth", ".th", ".bin")
 def build_model(section: ModelSection) -> tuple[nn.Module, list[str]]:
     """The model of a recipe, with its checkpoint loaded, and one note for each thing that the loader unwrapped.
 
+    The factory is "module:callable", "file.py:callable", "hf:<kind>" (see ``sslprune.huggingface``), or a .pt2 file.
+
     Raises RecipeError for a factory that cannot be called, CheckpointError for weights that do not fit.
     """
-    factory = find_callable(section.factory, "model.factory")
-    try:
-        model = factory(**section.arguments)
-    except (TypeError, ValueError) as error:
-        raise RecipeError(f"model.arguments: {section.factory} refuses {section.arguments}: {error}") from error
+    notes: list[str] = []
+    if section.factory.startswith(PREFIX):
+        model, notes = load_model(section.factory.removeprefix(PREFIX), section.arguments)
+    elif section.factory.endswith(".pt2"):
+        model = load_program(section.factory)
+    else:
+        factory = find_callable(section.factory, "model.factory")
+        try:
+            model = factory(**section.arguments)
+        except (TypeError, ValueError) as error:
+            raise RecipeError(f"model.arguments: {section.factory} refuses {section.arguments}: {error}") from error
     if not isinstance(model, nn.Module):
         raise RecipeError(f"model.factory: {section.factory} returned {type(model).__name__}; expected an nn.Module")
     if section.checkpoint is None:
-        return model, []
-    weights, notes = unwrap(load_checkpoint(section.checkpoint), section.checkpoint, set(model.state_dict()))
+        return model, notes
+    weights, said = unwrap(load_checkpoint(section.checkpoint), section.checkpoint, set(model.state_dict()))
     load_weights(model, weights, section.checkpoint)
-    return model, notes
+    return model, said
+
+
+def load_program(path: str) -> nn.Module:
+    """The module of a ``.pt2`` file; it trains as it evaluates, without dropout. Raises CheckpointError."""
+    if not Path(path).is_file():
+        raise CheckpointError(f"{path}: no such file; set model.factory")
+    try:
+        model = torch.export.load(path).module()
+    except Exception as error:
+        raise CheckpointError(f"{path}: not a readable .pt2 file ({str(error).splitlines()[0]})") from error
+
+    def train(mode: bool = True) -> nn.Module:
+        model.training = mode
+        return model
+
+    vars(model).update(train=train, eval=lambda: train(False))  # it has one mode, and refuses to be asked
+    return model
 
 
 def find_callable(reference: str, field: str) -> Callable[..., Any]:

@@ -161,6 +161,7 @@ def repack(directory: RunDirectory, show: Show) -> RepackResult:
         weights = {name: tensor.detach().clone().contiguous() for name, tensor in small.state_dict().items()}
         write_atomic(directory.weights, lambda path: path.write_bytes(save(weights)))
         write_plan(directory.plan, masked, program, axes, allow_inexact=not exact)
+        data.save(directory.tokenizer)
     result.save(directory.result)
     before, after, proof = sizes[0], sizes[1], result.equivalence
     show.say(f"{before.parameters:,} parameters -> {after.parameters:,}, {before.macs:,} MACs -> {after.macs:,}")

@@ -4,6 +4,7 @@ RUN/recipe.toml                                              the recipe with its
 RUN/train/     checkpoint.pt  dense.safetensors  masked.safetensors  history.json
                initial.safetensors, the weights that it began with, where the model has no checkpoint
 RUN/repacked/  model.pt2  weights.safetensors  plan.json  result.json
+               tokenizer/, where the data are text: the tokenizer's own files, and labels.json, the classes' names
 RUN/export/    model.onnx  dense.onnx
 RUN/report.json
 RUN/controls/NAME/  as RUN/train/, weights.safetensors at the end; result.json
@@ -59,6 +60,7 @@ class RunDirectory:
         self.weights = self.repacked_dir / "weights.safetensors"
         self.plan = self.repacked_dir / "plan.json"
         self.result = self.repacked_dir / "result.json"
+        self.tokenizer = self.repacked_dir / "tokenizer"
 
         self.export_dir = self.path / "export"
         self.onnx = self.export_dir / "model.onnx"

@@ -169,3 +169,22 @@ def test_a_plan_shrinks_the_class_itself(name: str, tmp_path: Path) -> None:
     write_weights(weights, small)
     own = sslprune.apply_plan(MODELS[name](), plan, weights).eval()
     torch.testing.assert_close(own(*with_state(own, (TOKENS,))), small(*with_state(small, (TOKENS,))))
+
+
+@pytest.mark.parametrize("name", ["lstm", "gru"])
+def test_the_length_stays_open(name: str) -> None:
+    model = lively_(MODELS[name]()).eval()
+    program = sslprune.trace(model, with_state(model, (TOKENS,)), sequence=100)
+    axes = [axis for axis in sslprune.find_axes(program) if axis.exact and axis.kind == "hidden"]
+    sslprune.zero_groups(model, axes[0], [1, 5])
+    small = sslprune.repack(model, program, axes[:1])
+    for length in (1, 23):
+        tokens = torch.randint(20, (4, length), generator=torch.Generator().manual_seed(length))
+        with torch.no_grad():
+            torch.testing.assert_close(small(*with_state(small, (tokens,)))[0], model(*with_state(model, (tokens,)))[0])
+
+
+def test_a_network_unrolled_in_time_says_so() -> None:
+    model = MODELS["rhn"]()
+    with pytest.raises(TraceError, match=r"fixes the length of its input at 7.*data.fixed_length = true"):
+        sslprune.trace(model, with_state(model, (TOKENS,)), sequence=100)

@@ -13,7 +13,21 @@ PACKAGE = Path(sslprune.__file__).parent
 LAYERS = [
     {"errors", "axes", "carry", "files", "grain", "inputs", "recipe", "tasks"},
     {"graph"},
-    {"data", "models", "zoo", "train", "plan", "export", "bench", "report", "rundir", "show", "starter"},
+    {
+        "data",
+        "huggingface",
+        "models",
+        "zoo",
+        "train",
+        "plan",
+        "predict",
+        "export",
+        "bench",
+        "report",
+        "rundir",
+        "show",
+        "starter",
+    },
     {"pipeline", "control"},
     {"cli"},
 ]

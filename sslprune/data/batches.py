@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sslprune.carry import with_state
 from sslprune.data.images import Images, count_images, read_images
+from sslprune.data.tables import TEXT_FILES
 from sslprune.errors import DataError
 from sslprune.inputs import Inputs, arguments, each, length_of, num_rows
 from sslprune.models import device_of, find_callable
@@ -188,6 +189,9 @@ class Data:
                 f"set model.arguments.vocabulary = {self.num_ids}, or data.vocabulary to the model's own words"
             )
 
+    def save(self, folder: Path) -> None:
+        """Write what is needed to read one more sample, as a tokenizer is, into ``folder``; nothing for these data."""
+
     @cached_property
     def example(self) -> Inputs:
         """The model's arguments for two samples of the test data: what the model is traced with."""
@@ -211,6 +215,10 @@ def build_data(recipe: Recipe, show: Any = None) -> Data:
         from sslprune.data.text import text_data  # which knows what a batch is from here
 
         return text_data(section, task, device)
+    if section.factory is None and _holds_sentences(recipe):
+        from sslprune.data.sentences import sentence_data
+
+        return sentence_data(recipe, task, device, show)
     if section.factory is None:
         assert section.train is not None and section.test is not None
         train, test = (_reader(path, show) for path in (section.train, section.test))
@@ -230,6 +238,13 @@ def build_data(recipe: Recipe, show: Any = None) -> Data:
     return Data(
         LoaderBatches(first, device, recipe.run.seed), LoaderBatches(second, device, None), task, section.max_length
     )
+
+
+def _holds_sentences(recipe: Recipe) -> bool:
+    """Whether the files of a recipe hold labelled text rather than pictures."""
+    section = recipe.data
+    asked = section.tokenizer or section.text or recipe.model.factory.startswith("hf:")
+    return bool(asked) or Path(section.train or "").suffix in TEXT_FILES
 
 
 def _reader(path: str, show: Any) -> Callable[[], Images]:

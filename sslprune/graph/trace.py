@@ -54,14 +54,14 @@ def export(
             return dict.fromkeys(dimensions(leaf), torch.export.Dim.AUTO) if dynamic_batch else {}
         return None
 
-    with _keywords_named(model, kwargs), quiet(), any_length(), torch.no_grad():
+    with keywords_named(model, kwargs), quiet(), any_length(), torch.no_grad():
         given = inspect.signature(model.forward).bind(*args, **kwargs).arguments
         shapes = pytree.tree_map(spec, dict(given))
         return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
 
 
 @contextlib.contextmanager
-def _keywords_named(model: nn.Module, kwargs: Mapping[str, Any]) -> Iterator[None]:
+def keywords_named(model: nn.Module, kwargs: Mapping[str, Any]) -> Iterator[None]:
     """Inside the block what ``**kwargs`` would take has names: with ``**kwargs``, torch.export loses count of sizes."""
     signature = inspect.signature(model.forward)
     parameters = list(signature.parameters.values())

@@ -15,6 +15,8 @@ from pydantic import ValidationError
 from sslprune.errors import RecipeError
 from sslprune.recipe.schema import Recipe, Section
 
+LOCATED = ("train", "valid", "test", "vocabulary", "tokenizer")  # the paths of [data]
+
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read the recipe at ``path``, then set each ``"key.path=value"`` of ``overrides``.
@@ -48,12 +50,13 @@ def parse_recipe(values: dict[str, Any], source: str = "recipe", folder: Path | 
         update={
             "factory": _located_factory(recipe.model.factory, folder),
             "checkpoint": _located(recipe.model.checkpoint, folder),
+            "arguments": _located_path(recipe.model.factory, recipe.model.arguments, folder),
         }
     )
     data = recipe.data.model_copy(
         update={
             "factory": _located_factory(recipe.data.factory, folder),
-            **{key: _located(getattr(recipe.data, key), folder) for key in ("train", "valid", "test", "vocabulary")},
+            **{key: _located(getattr(recipe.data, key), folder) for key in LOCATED},
         }
     )
     return recipe.model_copy(update={"model": model, "data": data})
@@ -67,10 +70,18 @@ def _located(path: str | None, folder: Path) -> str | None:
     return path
 
 
+def _located_path(factory: str, arguments: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The directory of a Hugging Face model is found as other paths are."""
+    path = arguments.get("path") if factory.startswith("hf:") else None
+    return arguments | {"path": _located(path, folder)} if isinstance(path, str) else arguments
+
+
 def _located_factory(factory: str | None, folder: Path) -> str | None:
-    """A factory in a file, "nets.py:build", follows the recipe; one in a module, "nets:build", is left alone."""
+    """A factory in a file, "nets.py:build" or "net.pt2", follows the recipe; a module's, "nets:build", does not."""
     if factory is None:
         return None
+    if factory.endswith(".pt2"):
+        return _located(factory, folder)
     place, colon, name = factory.rpartition(":")
     return f"{_located(place, folder)}:{name}" if colon and place.endswith(".py") else factory
 

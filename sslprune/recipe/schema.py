@@ -62,7 +62,7 @@ class RunSection(Section):
 
 
 class ModelSection(Section):
-    factory: str  # "module:callable" or "file.py:callable", called with the arguments; returns an nn.Module
+    factory: str  # "module:callable", "file.py:callable", "hf:<kind>" or a .pt2 file: see sslprune.models.build_model
     arguments: dict[str, Any] = {}
     checkpoint: str | None = None
 
@@ -84,6 +84,11 @@ class DataSection(Section):
     steps: Count = 35  # of a language model: words a batch, and of truncated backpropagation
     fixed_length: bool = False  # of a language model: its graph has one length, as one unrolled in time does
     max_length: Annotated[int, Field(ge=2)] | None = None  # the inputs are sequences (dimension 1), at most this long
+    tokenizer: str | None = None  # of labelled text: a Hugging Face model directory; the model's own where it has one
+    text: str | None = None  # the columns of labelled text; where left out, those of the usual names ...
+    label: str | None = None
+    labels: list[str] = []  # ... and the names of the classes, in order; those of the training data
+    pad_to: Count = 16  # batches of text are padded to a multiple of this
 
     @model_validator(mode="after")
     def _one_source(self) -> DataSection:

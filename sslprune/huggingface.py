@@ -1,0 +1,138 @@
+"""Models and tokenizers of Hugging Face, from local directories: ``model.factory = "hf:<kind>"``.
+
+The kind names one of transformers' Auto classes: "hf:sequence-classification" is AutoModelForSequenceClassification.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from sslprune.errors import CheckpointError, DataError, RecipeError, SslpruneError
+
+PREFIX = "hf:"
+SAID = {"lm": "LM", "causal": "Causal", "masked": "Masked"}  # words that a class name writes in its own way
+
+
+def load_model(kind: str, arguments: dict[str, Any]) -> tuple[nn.Module, list[str]]:
+    """The model of ``arguments["path"]`` in float32, and notes on what its checkpoint lacked and had beside.
+
+    The other arguments are fields of its configuration (``num_labels = 2``). Weights that the checkpoint lacks are
+    initialised, which is for heads alone: a checkpoint that lacks some of the body is of another architecture.
+    Raises RecipeError and CheckpointError, in one line.
+    """
+    library, options = _library("model.factory"), dict(arguments)
+    path = options.pop("path", None)
+    name = "AutoModelFor" + "".join(SAID.get(word, word.capitalize()) for word in kind.split("-"))
+    auto = getattr(library, name, None)
+    if auto is None:
+        raise RecipeError(f'model.factory: transformers has no {name}; e.g. "hf:sequence-classification"')
+    if not isinstance(path, str):
+        raise RecipeError('model.arguments: missing path; name a Hugging Face model directory: { path = "dir" }')
+    with _quiet(library):
+        try:
+            config = library.AutoConfig.from_pretrained(path)
+        except Exception as error:
+            raise RecipeError(f"model.arguments.path: {_why(path, error)}") from error
+        unknown = [key for key in options if not hasattr(config, key)]
+        if unknown:
+            raise RecipeError(f"model.arguments.{unknown[0]}: {type(config).__name__} has no such field")
+        if hasattr(config, "use_cache"):
+            options.setdefault("use_cache", False)  # a cache is for generating, and no output of a graph
+        try:
+            model, found = auto.from_pretrained(
+                path, dtype=torch.float32, use_safetensors=True, output_loading_info=True,
+                attn_implementation=options.pop("attn_implementation", None), **options,
+            )  # fmt: skip
+        except Exception as error:
+            raise CheckpointError(f"model.arguments.path: {_why(path, error)}") from error
+    missing, unexpected = sorted(found["missing_keys"]), sorted(found["unexpected_keys"])
+    mismatched = sorted(str(entry[0]) if isinstance(entry, tuple) else str(entry) for entry in found["mismatched_keys"])
+    names = list(dict(model.named_parameters()))
+    body = [n for n in names if n.startswith(f"{model.base_model_prefix}.") and "pooler" not in n]
+    if not set(body) - set(missing) or (set(missing) & set(body)):
+        lacks = next(n for n in missing if n in body)
+        raise CheckpointError(
+            f"{path}: not a checkpoint of {type(model).__name__}: {lacks} and {len(missing) - 1} more are missing"
+        )
+    if mismatched:
+        raise CheckpointError(f"{path}: other shapes than the checkpoint's: {_few(mismatched)}; see model.arguments")
+    notes = []
+    if missing:
+        notes.append(f"{Path(path).name}: initialised at random, the checkpoint lacks them: {_few(missing)}")
+    if unexpected:
+        notes.append(f"{Path(path).name}: left out {_few(unexpected)}, which the model does not have")
+    return model, notes
+
+
+def load_tokenizer(path: str) -> Any:
+    """The fast tokenizer of a Hugging Face directory; raises DataError where there is none."""
+    library = _library("data.tokenizer")
+    with _quiet(library):
+        try:
+            tokenizer = library.AutoTokenizer.from_pretrained(path, use_fast=True)
+        except Exception as error:
+            raise DataError(f"data.tokenizer: {_why(path, error)}") from error
+    if not getattr(tokenizer, "is_fast", False):
+        raise DataError(f"data.tokenizer: {path} has no tokenizer.json; save it with its fast tokenizer")
+    return tokenizer
+
+
+def max_positions(config: Any) -> int | None:
+    """How many tokens a model has places for; None where its configuration does not say."""
+    places = getattr(config, "max_position_embeddings", None)
+    if places is None or getattr(config, "position_embedding_type", "absolute") != "absolute":
+        return None
+    # RoBERTa and its kin count positions from the padding's id on
+    offset = getattr(config, "pad_token_id", 0) or 0
+    return int(places) - (offset + 1 if getattr(config, "model_type", "") in OFFSET else 0)
+
+
+OFFSET = ("roberta", "xlm-roberta", "camembert", "mpnet", "longformer")
+
+
+def _library(field: str) -> Any:
+    try:
+        import transformers
+    except ImportError as error:
+        raise RecipeError(f"{field}: needs transformers; pip install 'sslprune[hf]'") from error
+    return transformers
+
+
+@contextlib.contextmanager
+def _quiet(library: Any) -> Iterator[None]:
+    """No reports, progress bars or retries in transformers' own words."""
+    logging = library.utils.logging
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _why(path: str, error: Exception) -> str:
+    """What is wrong with a directory, in one line."""
+    if isinstance(error, SslpruneError):
+        return str(error)
+    folder = Path(path)
+    said = " ".join(str(error).split())
+    if not folder.is_dir():
+        return f'"{path}" is no local directory, and could not be had from the hub; download it, and name its folder'
+    if not (folder / "config.json").is_file():
+        return f"{path}: no config.json there; expected a Hugging Face model directory"
+    if "safetensors" in said and not list(folder.glob("*.safetensors")):
+        return f"{path}: no model.safetensors there; save the model with safe_serialization=True"
+    return f"{path}: {said[:200]}"
+
+
+def _few(names: list[str], limit: int = 6) -> str:
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")

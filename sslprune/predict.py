@@ -1,0 +1,141 @@
+"""Samples through the dense and the repacked model of a run: both answers, side by side, with their times."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from sslprune.bench import interleave
+from sslprune.errors import DataError, RunError
+from sslprune.export import open_session
+from sslprune.huggingface import load_tokenizer
+from sslprune.recipe import Recipe
+from sslprune.rundir import RunDirectory
+
+PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
+REPETITIONS = 30
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one model says: the class, its probability, and the median time of one call in milliseconds."""
+
+    label: str
+    probability: float
+    milliseconds: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Both models' answers to one sample."""
+
+    sample: str
+    dense: Answer
+    repacked: Answer
+
+    def values(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+
+def predict_run(run: str | Path, samples: Sequence[str], threads: int = 1) -> list[Prediction]:
+    """Answer each sample: a sentence, a picture's file, or a text file (.txt) of one sentence a line.
+
+    ONNX Runtime on the CPU, batch 1. Raises RunError where the run has not been exported, DataError for a sample that
+    cannot be read or does not suit the model.
+    """
+    directory = RunDirectory(run)
+    directory.require("export")
+    recipe = directory.recipe()
+    sessions = [open_session(path, threads) for path in (directory.dense_onnx, directory.onnx)]
+    names = [node.name for node in sessions[1].get_inputs()]
+    if "input_ids" in names:
+        return _sentences(directory, [line for sample in samples for line in _lines(sample)], sessions, names)
+    if len(names) != 1 or len(sessions[1].get_inputs()[0].shape) != 4:
+        raise RunError(f"{directory}: predict knows models of text (input_ids) and of pictures; this takes {names}")
+    return [_answered(sample, sessions, {names[0]: _picture(sample, sessions[1], recipe)}, []) for sample in samples]
+
+
+def side_by_side(predictions: Sequence[Prediction]) -> str:
+    """For people: each sample with the two answers below it."""
+    lines = []
+    for p in predictions:
+        lines.append(p.sample if len(p.sample) <= 100 else p.sample[:97] + "...")
+        for name, answer in (("dense", p.dense), ("repacked", p.repacked)):
+            lines.append(f"  {name:<9} {answer.label}  {100 * answer.probability:.1f} %  {answer.milliseconds:.3f} ms")
+    return "\n".join(lines)
+
+
+def _sentences(
+    directory: RunDirectory, lines: Sequence[str], sessions: Sequence[onnxruntime.InferenceSession], names: list[str]
+) -> list[Prediction]:
+    if not directory.tokenizer.is_dir():
+        raise RunError(f"{directory.tokenizer}: no tokenizer there; the data of this run were not read with one")
+    tokenizer = load_tokenizer(str(directory.tokenizer))
+    labels = json.loads((directory.tokenizer / "labels.json").read_text(encoding="utf-8"))
+    longest = directory.recipe().data.max_length or min(int(tokenizer.model_max_length), 512)
+    found = []
+    for line in lines:
+        made = tokenizer([line], truncation=True, max_length=longest, return_tensors="np")
+        if not made["input_ids"].size:
+            raise DataError(f'"{line}": holds no token')
+        feeds = {name: made[name].astype(np.int64) for name in names}
+        found.append(_answered(line, sessions, feeds, labels))
+    return found
+
+
+def _lines(sample: str) -> list[str]:
+    path = Path(sample)
+    if path.suffix.lower() in PICTURES and len(sample.split()) == 1:
+        raise DataError(f"{sample}: a picture, and the model reads text")
+    if path.suffix != ".txt" or len(sample.split()) > 1:
+        return [sample]
+    if not path.is_file():
+        raise DataError(f"{sample}: no such file")
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not lines:
+        raise DataError(f"{sample}: empty; expected one sentence a line")
+    return lines
+
+
+def _picture(sample: str, session: onnxruntime.InferenceSession, recipe: Recipe) -> np.ndarray:
+    """A picture as the model's input, (1, channels, height, width), resized where the model has one size."""
+    try:
+        from PIL import Image, UnidentifiedImageError
+    except ImportError as error:
+        raise DataError(f"{sample}: reading pictures needs pillow; pip install 'sslprune[images]'") from error
+    if not Path(sample).is_file():
+        raise DataError(f"{sample}: no such picture")
+    _, channels, height, width = session.get_inputs()[0].shape
+    try:
+        picture: Any = Image.open(sample).convert("L" if channels == 1 else "RGB")
+    except (UnidentifiedImageError, OSError) as error:
+        raise DataError(f"{sample}: not an image that can be decoded") from error
+    if isinstance(height, int) and isinstance(width, int) and picture.size != (width, height):
+        picture = picture.resize((width, height), Image.Resampling.BILINEAR)
+    pixels = np.asarray(picture, np.float32).reshape(*picture.size[::-1], -1).transpose(2, 0, 1) / 255
+    mean, std = (np.array(v, np.float32).reshape(-1, 1, 1) for v in (recipe.data.mean, recipe.data.std))
+    return np.ascontiguousarray(((pixels - mean) / std)[None], np.float32)
+
+
+def _answered(
+    sample: str, sessions: Sequence[onnxruntime.InferenceSession], feeds: dict[str, np.ndarray], labels: Sequence[str]
+) -> Prediction:
+    dense, repacked = sessions
+    times = interleave(lambda: dense.run(None, feeds), lambda: repacked.run(None, feeds), REPETITIONS)
+    answers = []
+    for session, milliseconds in zip(sessions, 1e3 * np.median(times, axis=0), strict=True):
+        logits = np.asarray(session.run(None, feeds)[0], np.float64)[0]
+        logits = logits.reshape(-1, logits.shape[-1])  # (1 or steps, classes)
+        chosen = logits.argmax(1)
+        shares = np.exp(logits - logits.max(1, keepdims=True))
+        shares /= shares.sum(1, keepdims=True)
+        words = [labels[i] if i < len(labels) else str(i) for i in chosen]
+        answers.append(Answer(" ".join(words), float(shares.max(1).min()), float(milliseconds)))
+    return Prediction(sample, answers[0], answers[1])

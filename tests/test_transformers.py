@@ -1,0 +1,305 @@
+"""Transformers from Hugging Face directories and labelled text, through the same commands as everything else."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from sslprune.cli import app
+from sslprune.data import build_data
+from sslprune.data.tables import read_table
+from sslprune.errors import CheckpointError, DataError, RecipeError, SslpruneError
+from sslprune.export import open_session
+from sslprune.models import build_model
+from sslprune.recipe import Recipe, load_recipe, parse_recipe
+from sslprune.rundir import RunDirectory
+from sslprune.train.evaluate import evaluate
+
+pytest.importorskip("transformers")
+try:
+    from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
+except (ImportError, RuntimeError) as error:  # it imports torchvision where that is there, and fails with it
+    pytest.skip(f"transformers cannot be imported: {error}", allow_module_level=True)
+
+GOOD, BAD, PLAIN = (
+    ("good", "fine", "great"),
+    ("bad", "dull", "awful"),
+    ("the", "film", "was", "a", "very", "long", "one"),
+)
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *GOOD, *BAD, *PLAIN]
+
+
+def texts(count: int, seed: int) -> list[tuple[str, str]]:
+    """Sentences of 3 to 20 words in which one word decides the label."""
+    random = np.random.default_rng(seed)
+    rows = []
+    for _ in range(count):
+        label = int(random.integers(2))
+        words = [str(word) for word in random.choice(PLAIN, random.integers(2, 20))]
+        words.insert(int(random.integers(len(words))), str(random.choice((BAD, GOOD)[label])))
+        rows.append((" ".join(words), ("negative", "positive")[label]))
+    return rows
+
+
+def tokenizer(folder, longest: int):
+    """Lower case, words between spaces, as BERT has them."""
+    import transformers
+
+    return transformers.BertTokenizerFast(vocab=str(folder / "vocab.txt"), model_max_length=longest)  # type: ignore[attr-defined]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A model directory with its tokenizer, saved as float16 and without a head, and the data beside it."""
+    path = tmp_path_factory.mktemp("hf")
+    torch.manual_seed(0)
+    config = BertConfig(vocab_size=len(WORDS), hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+                        intermediate_size=64, max_position_embeddings=40)  # fmt: skip
+    BertForSequenceClassification(config).bert.half().save_pretrained(path / "model")
+    (path / "vocab.txt").write_text("\n".join(WORDS))
+    tokenizer(path, 40).save_pretrained(path / "model")
+    for name, count in (("train", 256), ("test", 60)):
+        rows = "".join(f"{text}\t{label}\n" for text, label in texts(count, count))
+        (path / f"{name}.tsv").write_text("sentence\tlabel\n" + rows)
+    return path
+
+
+def recipe(folder, data=(), model=(), **sections) -> Recipe:
+    return parse_recipe(
+        {
+            "run": {"device": "cpu", "threads": 1},
+            "model": {
+                "factory": "hf:sequence-classification", "arguments": {"path": str(folder / "model"), **dict(model)},
+            },
+            "data": {
+                "train": str(folder / "train.tsv"), "test": str(folder / "test.tsv"), "batch_size": 16, "pad_to": 4,
+                "eval_batch_size": 20, **dict(data),
+            },
+            "prune": [{"kind": "heads"}, {"kind": "neurons", "include": ["*intermediate*"]}, {"kind": "layers"}],
+            "budget": {"macs": 0.6, "round_to": 1},
+            "schedule": {"dense": "8ep", "sparse": "2ep", "heal": "1ep"},
+            "train": {"optimizer": "adamw", "lr": 3e-3, "weight_decay": 0.01},
+            "distill": {"weight": 0.5},
+            "bench": {"threads": [1]},
+            **sections,
+        }
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(folder) -> RunDirectory:
+    file = folder / "text.toml"
+    file.write_text(recipe(folder).to_toml())
+    result = CliRunner().invoke(app, ["run", str(file), "--run", str(folder / "run"), "--debug"])
+    assert result.exit_code == 0, result.output
+    return RunDirectory(folder / "run")
+
+
+def test_the_whole_road(run):
+    report = json.loads(run.report.read_text())
+    assert report["repacked"]["macs"] <= 0.6 * report["dense"]["macs"]
+    assert report["equivalence"]["max_relative"] < 1e-5
+    assert report["dense"]["metrics"]["accuracy"] > 90 and report["repacked"]["metrics"]["accuracy"] > 85
+    assert {axis["kind"] for axis in report["axes"]} == {"heads", "neurons", "layers"}
+    assert (run.tokenizer / "tokenizer.json").is_file()
+    assert json.loads((run.tokenizer / "labels.json").read_text()) == ["negative", "positive"]
+
+
+@pytest.mark.parametrize(("runtime", "file"), [("torch", "model.pt2"), ("onnxruntime", "model.onnx")])
+def test_other_batches_and_lengths_in_a_fresh_process(run, runtime, file, tmp_path):
+    """With that one library alone: neither sslprune nor transformers can be imported there."""
+    import sslprune
+
+    path, small = (run.repacked_dir if runtime == "torch" else run.export_dir) / file, sslprune.load(run.path)
+    masked, _ = build_model(run.recipe().model)
+    from safetensors.torch import load_file
+
+    masked.load_state_dict(load_file(run.masked))
+    masked.eval()
+    cases = {}
+    for rows, length in ((1, 2), (3, 17), (5, 40)):
+        ids = torch.randint(5, len(WORDS), (rows, length))
+        mask = (torch.arange(length) < torch.randint(1, length + 1, (rows, 1))).long()
+        with torch.no_grad():
+            logits = masked(input_ids=ids, attention_mask=mask).logits
+            assert torch.allclose(small(input_ids=ids, attention_mask=mask)["logits"], logits, atol=1e-5)
+        cases[f"{rows}.{length}"] = (ids.numpy(), mask.numpy(), logits.numpy())
+    np.savez(tmp_path / "cases.npz", **{f"{k}.{i}": v for k, case in cases.items() for i, v in enumerate(case)})
+    others = {"torch": ("onnxruntime", "transformers"), "onnxruntime": ("torch", "transformers")}[runtime]
+    call = {
+        "torch": "import torch; m = torch.export.load(sys.argv[1]).module(); "
+        "f = lambda i, a: m(input_ids=torch.tensor(i), attention_mask=torch.tensor(a))['logits'].detach().numpy()",
+        "onnxruntime": "import onnxruntime as o; m = o.InferenceSession(sys.argv[1]); "
+        "f = lambda i, a: m.run(['logits'], {'input_ids': i, 'attention_mask': a})[0]",
+    }[runtime]
+    code = (
+        f"import sys; sys.modules.update(dict.fromkeys(('sslprune', *{others!r})))\nimport numpy as np\n{call}\n"
+        "c = np.load(sys.argv[2]); keys = {k.rpartition('.')[0] for k in c}; assert len(keys) == 3\n"
+        "for k in keys: assert np.allclose(f(c[k + '.0'], c[k + '.1']), c[k + '.2'], atol=1e-4), k\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, path, tmp_path / "cases.npz"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def operators(path) -> dict[str, int]:
+    """The operators of a file as ONNX Runtime runs it, after its own fusions."""
+    import onnx
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(path.with_suffix(".fused"))
+    options.log_severity_level = 4
+    onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    counts: dict[str, int] = {}
+    for node in onnx.load(path.with_suffix(".fused")).graph.node:
+        counts[node.op_type] = counts.get(node.op_type, 0) + 1
+    return counts
+
+
+def test_fusions_still_apply(run):
+    dense, small = operators(run.dense_onnx), operators(run.onnx)
+    assert not set(small) - set(dense)  # nothing that the dense model does without
+    for counts in (dense, small):  # where a sum has lost its branch, a plain normalisation is left of the fused one
+        counts["LayerNormalization"] += counts.pop("SkipLayerNormalization", 0)
+    assert all(small.get(name, 0) <= count for name, count in dense.items())
+    assert small["BiasGelu"] == 2 and small["FusedMatMul"] >= 1
+
+
+def test_names_of_open_dimensions(run):
+    for path in (run.onnx, run.dense_onnx):
+        assert [node.shape for node in open_session(path).get_inputs()] == [["batch", "sequence"]] * 2
+
+
+def test_predict(run, tmp_path):
+    (tmp_path / "more.txt").write_text("the film was awful\n\na very dull one\n")
+    result = CliRunner().invoke(app, ["predict", str(run), "the film was great", str(tmp_path / "more.txt"), "--json"])
+    assert result.exit_code == 0, result.output
+    answers = json.loads(result.stdout)
+    assert [answer["dense"]["label"] for answer in answers] == ["positive", "negative", "negative"]
+    assert all(0.5 <= answer["repacked"]["probability"] <= 1 for answer in answers)
+    shown = CliRunner().invoke(app, ["predict", str(run), "the film was great"]).stdout
+    assert "dense" in shown and "repacked" in shown and "positive" in shown and " ms" in shown
+
+
+def test_apply_plan_names_the_module_that_cannot_hold_it(run):
+    import sslprune
+
+    model, _ = build_model(run.recipe().model)
+    try:
+        small = sslprune.apply_plan(model, run.path).eval()
+    except SslpruneError as error:  # heads: the class's own view has a fixed size of each head
+        assert "bert.encoder" in str(error) and "sslprune.load" in str(error)
+        return
+    ids = torch.randint(5, len(WORDS), (2, 9))
+    loaded = sslprune.load(run.path)(input_ids=ids, attention_mask=torch.ones_like(ids))["logits"]
+    assert torch.allclose(small(input_ids=ids).logits, loaded, atol=1e-5)
+
+
+def test_batches(folder):
+    data = build_data(recipe(folder))
+    first, again, later = (list(data.train.epoch(i)) for i in (1, 1, 2))
+    assert len(first) == len(data.train) == 16
+    assert all(torch.equal(a[1], b[1]) for a, b in zip(first, again, strict=True))
+    assert any(not torch.equal(a[1], b[1]) for a, b in zip(first, later, strict=True))
+    for inputs, _ in first:
+        assert isinstance(inputs, dict) and inputs["input_ids"].shape[1] % 4 == 0
+        used = inputs["attention_mask"].sum(1)
+        assert int(used.max()) > inputs["input_ids"].shape[1] - 4 and (inputs["input_ids"][:, 0] == 2).all()
+        assert ((inputs["input_ids"] == 0) == (inputs["attention_mask"] == 0)).all()
+    assert sum(len(labels) for _, labels in data.test) == 60
+    assert data.sequence == 40
+
+
+def test_heads_are_initialised_and_said_to_be(folder):
+    model, notes = build_model(recipe(folder, model={"num_labels": 3}).model)
+    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+    assert "initialised at random" in notes[0] and "classifier.weight" in notes[0]
+    assert model(input_ids=torch.tensor([[2, 5, 3]])).logits.shape == (1, 3)
+
+
+def test_tagging(folder, tmp_path):
+    for name in ("train", "test"):
+        rows = [{"tokens": ["the", "film", "was", "good"], "tags": ["O", "N", "O", "A"]}] * 4
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    files = {name: str(tmp_path / f"{name}.jsonl") for name in ("train", "test")}
+    made = recipe(folder, data={"task": "tagging", **files}, model={"num_labels": 3})
+    made = made.model_copy(update={"model": made.model.model_copy(update={"factory": "hf:token-classification"})})
+    data = build_data(made)
+    _, labels = next(iter(data.test))
+    assert labels[0].tolist() == [-100, 2, 1, 2, 0, -100, -100, -100]  # A, N, O; [CLS], [SEP] and padding left out
+    model, _ = build_model(made.model)
+    assert set(evaluate(model, data.test, data.task)) == {"accuracy", "f1"}
+
+
+def test_layouts_of_files(tmp_path):
+    (tmp_path / "a.csv").write_text('text,label\n"yes, it is",1\nno,0\n')
+    assert read_table(tmp_path / "a.csv") == [(2, "yes, it is", "1"), (3, "no", "0")]
+    (tmp_path / "a.tsv").write_text('review\tclass\n"quoted\tb\n')
+    assert read_table(tmp_path / "a.tsv") == [(2, '"quoted', "b")]
+    parquet = pytest.importorskip("pyarrow.parquet")
+    import pyarrow
+
+    parquet.write_table(pyarrow.table({"body": ["x", "y"], "label": [1, 0]}), tmp_path / "a.parquet")
+    assert read_table(tmp_path / "a.parquet", text="body") == [(0, "x", 1), (1, "y", 0)]
+
+
+def test_bad_input_is_one_line(folder, tmp_path):
+    def failure(kind: type[Exception] = DataError, **changes) -> str:
+        with pytest.raises(kind) as error:
+            made = recipe(folder, **changes)
+            build_data(made).check(build_model(made.model)[0])
+        assert "\n" not in str(error.value)
+        return str(error.value)
+
+    (tmp_path / "empty.tsv").write_text("")
+    (tmp_path / "header.tsv").write_text("sentence\tlabel\n")
+    (tmp_path / "other.tsv").write_text("sentence\tlabel\nthe film\tneutral\n")
+    (tmp_path / "cells.tsv").write_text("sentence\tlabel\nthe\tfilm\tpositive\n")
+    (tmp_path / "names.tsv").write_text("a\tb\n1\t2\n")
+    for name in ("empty", "header"):
+        assert "empty" in failure(data={"train": str(tmp_path / f"{name}.tsv")})
+    assert 'row 2: label "neutral" is not one of negative, positive' in failure(
+        data={"test": str(tmp_path / "other.tsv")}
+    )
+    assert "line 2 has 3 columns" in failure(data={"test": str(tmp_path / "cells.tsv")})
+    assert "say which holds the text" in failure(data={"test": str(tmp_path / "names.tsv")})
+    assert 'no column "body"' in failure(data={"text": "body"})
+    assert "data.max_length: 41 tokens, the model takes 40" in failure(data={"max_length": 41})
+    assert "2 labels (negative, positive), and the model 1" in failure(model={"num_labels": 1})
+    assert "has no such field" in failure(RecipeError, model={"nmu_labels": 2})
+    larger = tokenizer(folder, 40)
+    larger.add_tokens([f"word{i}" for i in range(50)])
+    larger.save_pretrained(tmp_path / "larger")
+    assert "data.tokenizer" in failure(data={"tokenizer": str(tmp_path / "larger")})
+    own = {"tokenizer": str(folder / "model")}
+    assert "no local directory" in failure(RecipeError, model={"path": "someone/absent-model"}, data=own)
+
+
+def test_another_architecture(folder, tmp_path):
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=20, n_embd=8, n_layer=1, n_head=2, n_positions=8))
+    model.save_pretrained(tmp_path / "gpt2")
+    config = json.loads((folder / "model" / "config.json").read_text())
+    (tmp_path / "gpt2" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="not a checkpoint of BertForSequenceClassification") as error:
+        build_model(recipe(folder, model={"path": str(tmp_path / "gpt2")}).model)
+    assert "\n" not in str(error.value)
+
+
+def test_shipped_recipes_are_read():
+    from pathlib import Path
+
+    for name in ("minilm-sst2", "bert-base"):
+        made = load_recipe(Path(__file__).parent.parent / "recipes" / f"{name}.toml")
+        assert made.model.factory == "hf:sequence-classification"
+
+
+def test_a_program_file_as_factory(run, folder):
+    made = recipe(folder, data={"tokenizer": str(folder / "model")})
+    section = made.model.model_copy(update={"factory": str(run.program), "arguments": {}})
+    model, _ = build_model(section)
+    accuracy = evaluate(model, build_data(made).test)["accuracy"]
+    assert accuracy == json.loads(run.report.read_text())["repacked"]["metrics"]["accuracy"]
