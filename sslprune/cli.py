@@ -13,6 +13,7 @@ import shlex
 import sys
 import warnings
 from collections.abc import Callable
+from enum import StrEnum
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -46,6 +47,10 @@ Sets = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run stopped; skip finished stages.")]
+
+BaselineOption = Annotated[
+    Path | None, typer.Option("--baseline", metavar="REPORT.json", help="An earlier report to compare with.")
+]
 
 
 def guarded(command: Callable[..., None]) -> Callable[..., None]:
@@ -206,14 +211,26 @@ def repack(run: RunFolder, as_json: Json = False, debug: Debug = False) -> None:
 
 @app.command()
 @guarded
-def export(run: RunFolder, as_json: Json = False, debug: Debug = False) -> None:
-    """Write ONNX, verified, time it, and judge the gates: RUN/export/, RUN/report.json."""
+def export(
+    run: RunFolder,
+    baseline: BaselineOption = None,
+    sets: Sets = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Write ONNX, verified, time it, and judge the gates: RUN/export/, RUN/report.json and report.html.
+
+    Example: sslprune export runs/digits --set export.quantize=int8-static --baseline old/report.json
+    """
     show = _show(as_json)
-    from sslprune.pipeline import export as export_model
+    from sslprune.exporting import export as export_model
     from sslprune.rundir import RunDirectory
 
     directory = RunDirectory(run)
-    _verdict(export_model(directory, show), directory, show, as_json)
+    if sets:  # what training read cannot change any more: claiming says so
+        directory.require("repack")
+        directory.claim(_load(directory.recipe_file, sets))
+    _verdict(export_model(directory, show, baseline=baseline), directory, show, as_json)
 
 
 @app.command("run")
@@ -223,6 +240,7 @@ def run_all(
     run: RunOption = None,
     sets: Sets = None,
     resume: Resume = False,
+    baseline: BaselineOption = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -235,14 +253,28 @@ def run_all(
     directory = _directory(loaded, run)
     from sslprune.pipeline import run as run_pipeline
 
-    _verdict(run_pipeline(loaded, directory, show, resume=resume), directory, show, as_json)
+    report = run_pipeline(loaded, directory, show, resume=resume, baseline=baseline)
+    _verdict(report, directory, show, as_json)
+
+
+class Device(StrEnum):
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class Runtime(StrEnum):
+    onnxruntime = "onnxruntime"
+    tensorrt = "tensorrt"
+    torch = "torch"
+    compiled = "torch.compile"
 
 
 @app.command()
 @guarded
 def bench(
-    dense: Annotated[Path, typer.Argument(metavar="A.onnx", help="The model to compare with.", show_default=False)],
-    repacked: Annotated[Path, typer.Argument(metavar="B.onnx", help="The model to judge.", show_default=False)],
+    files: Annotated[
+        list[Path], typer.Argument(metavar="A.onnx B.onnx ...", help="The model to compare with, then those to judge.")
+    ],
     batch: Annotated[
         list[int] | None, typer.Option("--batch", min=1, help="A batch size; may be repeated [default: 1].")
     ] = None,
@@ -250,35 +282,51 @@ def bench(
         list[int] | None,
         typer.Option("--threads", min=0, help="A number of threads, 0 for all; may be repeated [default: 1, 0]."),
     ] = None,
-    repetitions: Annotated[int, typer.Option("--repetitions", min=30, help="The least number of pairs.")] = 30,
+    repetitions: Annotated[int, typer.Option("--repetitions", min=30, help="The least number of rounds.")] = 30,
     dim: Annotated[
         list[str] | None, typer.Option("--dim", metavar="NAME=SIZE", help="The size of a symbolic dimension.")
     ] = None,
+    device: Annotated[
+        list[Device] | None, typer.Option("--device", help="May be repeated [default: cpu, and cuda where present].")
+    ] = None,
+    runtime: Annotated[
+        list[Runtime] | None, typer.Option("--runtime", help="May be repeated [default: what the files are for].")
+    ] = None,
+    profile: Annotated[bool, typer.Option("--profile", help="Show where the time goes, operator by operator.")] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Compare the speed of two ONNX files: in turns, in one process, with the interval of the ratio."""
-    dims = _dims(dim or [])
-    show = _show(as_json)
-    from sslprune.bench import compare_onnx
-    from sslprune.show import comparison as table
+    """Compare the speed of models, .onnx or .pt2: in turns, in one process, with the interval of each ratio.
 
-    batch_sizes, num_threads = batch or [1], threads or [1, 0]
-    with show.progress("timing", len(batch_sizes) * len(num_threads)) as bar:
-        comparison = compare_onnx(
-            dense,
-            repacked,
-            batch_sizes=batch_sizes,
-            threads=num_threads,
+    Example: sslprune bench dense.onnx model.onnx int8-static.onnx --batch 1 --batch 64 --profile
+    """
+    dims = _dims(dim or [])
+    if len(files) < 2:
+        raise typer.BadParameter("expected two files or more: the one to compare with, and those to judge")
+    show = _show(as_json)
+    from sslprune.bench import bench_files
+    from sslprune.show_speed import comparison as table
+    from sslprune.show_speed import operators
+
+    with show.progress("timing") as bar:
+        found = bench_files(
+            files,
+            devices=[str(name) for name in device or []],
+            runtimes=[str(name) for name in runtime or []],
+            batch_sizes=batch or [1],
+            threads=threads or [1, 0],
             repetitions=repetitions,
             dims=dims,
+            profile=profile,
             progress=bar,
         )
     if as_json:
-        keys = ("dense", "repacked", "speedup")
-        _print_json({key: [value.model_dump() for value in getattr(comparison, key)] for key in keys})
+        _print_json(found.plain())
     else:
-        show.result(table(comparison, dense.name, repacked.name))
+        show.result(table(found.comparison, found.sizes))
+        if found.profiles:
+            show.result("")
+            show.result(operators(found.profiles))
 
 
 def _load(path: Path, sets: list[str] | None) -> Recipe:
@@ -307,11 +355,7 @@ def _verdict(report: Report, directory: RunDirectory, show: Show, as_json: bool)
     else:
         show.result(summary(report, directory))
     if not report.passed:
-        missed = [
-            f"{gate.name} is {'not measured' if gate.value is None else f'{gate.value:.4g}'}, limit {gate.limit:g}"
-            for gate in report.gates
-            if not gate.passed
-        ]
+        missed = [str(gate) for gate in report.gates if not gate.passed]
         fail(f"gate missed: {'; '.join(missed)}", 3)
 
 

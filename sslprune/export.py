@@ -16,8 +16,9 @@ from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.utils import _pytree as pytree
 
 from sslprune.errors import ExportError
-from sslprune.files import write_atomic
+from sslprune.files import write_atomic, write_beside
 from sslprune.graph.program import quiet
+from sslprune.onnx_file import rename_dimensions
 
 ONNX_TOLERANCE = 1e-3  # relative: ONNX Runtime fuses and reorders sums
 PROGRAM_TOLERANCE = 1e-5  # relative: the same operators on the same device
@@ -33,22 +34,23 @@ def export_onnx(
     opset: int | None = None,
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
+    dynamic_axes: Mapping[str, str] | None = None,
 ) -> float:
     """Write ``module`` in eval mode as ONNX with a dynamic batch size, and prove that the file computes the same.
 
     ``args`` and ``kwargs`` are an example input whose tensors have the batch as dimension 0. Checked by
     ``onnx.checker``, and by ONNX Runtime against torch on the example and on random inputs of other batch sizes.
+    ``dynamic_axes`` gives open dimensions other names (``{"batch": "N"}``). Weights above 2 GB go to ``<path>.data``.
     Returns the largest relative difference seen. Raises ExportError, and writes nothing, when it cannot be exported
     or differs by more than 1e-3.
     """
     path = Path(path)
     args, kwargs = _paired(args, dict(kwargs or {}))
     size = sum(t.numel() * t.element_size() for t in module.state_dict().values() if isinstance(t, Tensor))
-    if size > PROTOBUF_LIMIT:
-        raise ExportError(f"{path}: {size / 2**30:.1f} GiB of weights; one ONNX file holds at most 2 GiB")
     with quiet(), evaluating(module), torch.no_grad():
         program = export_program(module, args, kwargs)
         names = list(output_names or _output_names(module(*args, **kwargs)))
+        _check_names(path, module, args, kwargs, input_names, output_names)
         try:
             exported = torch.onnx.export(
                 program,
@@ -66,10 +68,12 @@ def export_onnx(
 
         def write(temporary: Path) -> None:
             nonlocal largest
-            exported.save(temporary)
+            exported.save(temporary, external_data=size > PROTOBUF_LIMIT)
+            if dynamic_axes:
+                rename_dimensions(temporary, dynamic_axes)
             largest = _verify_onnx(module, args, kwargs, temporary, path)
 
-        write_atomic(path, write)
+        write_beside(path, write)
     return largest
 
 
@@ -157,26 +161,37 @@ def random_like(value: Any, batch_size: int, seed: int = 0) -> Any:
     return pytree.tree_map(draw, value)
 
 
-def open_session(path: str | Path, threads: int = 0) -> onnxruntime.InferenceSession:
-    """An ONNX Runtime session on the CPU with ``threads`` threads (0: as many as it likes).
+def open_session(
+    path: str | Path, threads: int = 0, provider: str = "CPUExecutionProvider"
+) -> onnxruntime.InferenceSession:
+    """An ONNX Runtime session with ``threads`` threads (0: as many as it likes).
 
-    Raises ExportError in one line for a file that is missing, no ONNX, or uses an operator that the runtime lacks.
+    Raises ExportError in one line for a file that is missing, no ONNX, or uses an operator that the runtime lacks, and
+    for a provider whose device is not there.
     """
     path = Path(path)
     if not path.is_file():
         raise ExportError(f"{path}: no such file")
+    try:
+        session = onnxruntime.InferenceSession(str(path), session_options(threads), providers=[provider])
+    except Exception as error:
+        raise ExportError(
+            f"{path}: ONNX Runtime {onnxruntime.__version__} cannot open it: {first_line(error)}"
+        ) from error
+    if provider not in session.get_providers():  # it falls back on the CPU, and only logs that
+        raise ExportError(f"{path}: ONNX Runtime has {provider}, and it finds no device to run on")
+    return session
+
+
+def session_options(threads: int) -> onnxruntime.SessionOptions:
+    """Options for ``threads`` threads that leave other sessions of this process alone, and log nothing."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 4
     # Idle threads of one session must not take the cores from the other while two are compared.
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        raise ExportError(
-            f"{path}: ONNX Runtime {onnxruntime.__version__} cannot open it: {first_line(error)}"
-        ) from error
+    return options
 
 
 @contextmanager
@@ -194,7 +209,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             submodule.training = training
 
 
-def first_line(error: BaseException) -> str:
+def first_line(error: BaseException | None) -> str:
     """What an exception says, as one short line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = lines[0] if lines else type(error).__name__
@@ -232,6 +247,25 @@ def _output_names(output: Any) -> list[str]:
         for keys, _ in named
     ]
     return [word if word.isidentifier() else f"output_{word}" for word in words]
+
+
+def _check_names(
+    path: Path,
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    input_names: Sequence[str] | None,
+    output_names: Sequence[str] | None,
+) -> None:
+    """Names that a person chose are as many as there are tensors, and no two alike."""
+    found = {"input_names": (input_names, len(tensors_in((args, kwargs))))}
+    if output_names:
+        found["output_names"] = (output_names, len(tensors_in(module(*args, **kwargs))))
+    for key, (names, count) in found.items():
+        if names and (len(names) != count or len(set(names)) != count):
+            raise ExportError(
+                f"{path.name}: {key} are {', '.join(names)}; the model has {count}, and each needs a name of its own"
+            )
 
 
 def _verify_onnx(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], file: Path, path: Path) -> float:

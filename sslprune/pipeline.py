@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
-from torch.export.passes import move_to_device_pass
 
 from sslprune.axes import Axis
-from sslprune.bench import Comparison, compare_modules, compare_onnx
 from sslprune.data import Data, build_data
 from sslprune.errors import RecipeError, RepackError
-from sslprune.export import difference, evaluating, export_onnx, open_session, random_like, save_program
+from sslprune.export import difference, evaluating, random_like, save_program
 from sslprune.files import write_atomic
 from sslprune.graph.cost import Cost
 from sslprune.graph.find import find_axes
@@ -24,20 +23,17 @@ from sslprune.graph.repack import removed_groups
 from sslprune.graph.repack import repack as repack_model
 from sslprune.graph.trace import trace
 from sslprune.models import build_model, device_of, load_checkpoint, load_weights
-from sslprune.plan import load, write_plan
+from sslprune.plan import write_plan
 from sslprune.recipe import Recipe
 from sslprune.report import (
     AxisChange,
     AxisFacts,
     Budget,
     Equivalence,
-    Figures,
     Inspection,
     RepackResult,
     Report,
     Size,
-    environment,
-    judge,
 )
 from sslprune.rundir import RunDirectory
 from sslprune.show import Show
@@ -85,14 +81,21 @@ def inspect(recipe: Recipe, show: Show) -> Inspection:
     )
 
 
-def run(recipe: Recipe, directory: RunDirectory, show: Show, *, resume: bool = False) -> Report:
+def run(
+    recipe: Recipe, directory: RunDirectory, show: Show, *, resume: bool = False, baseline: Path | None = None
+) -> Report:
     """Train, repack and export; with ``resume``, stages that are finished already are left as they are."""
+    from sslprune.exporting import check, export  # it stands on the stages here
+
+    check(recipe)
+    if baseline is not None:
+        Report.load(baseline)  # one that cannot be read is said now, not after training
     train(recipe, directory, show, resume=resume)
     if resume and directory.finished("repack"):
         show.stage("repack", f"finished already: {directory.program}")
     else:
         repack(directory, show)
-    return export(directory, show)
+    return export(directory, show, baseline=baseline)
 
 
 def train(recipe: Recipe, directory: RunDirectory, show: Show, *, resume: bool = False) -> None:
@@ -160,71 +163,6 @@ def repack(directory: RunDirectory, show: Show) -> RepackResult:
     show.say(f"{before.parameters:,} parameters -> {after.parameters:,}, {before.macs:,} MACs -> {after.macs:,}")
     show.say(f"masked = repacked to {proof.max_relative:.1e} (relative) on {proof.samples:,} test samples")
     return result
-
-
-def export(directory: RunDirectory, show: Show) -> Report:
-    """Write both models as ONNX, time them side by side, judge the gates, and write the report."""
-    directory.require("repack")
-    directory.clear("export")
-    show.stage("export", "ONNX, checked against torch, and timed in turns with the dense model")
-    recipe, result = directory.recipe(), RepackResult.load(directory.result)
-    data = build_data(recipe, show)
-    dense = trained(recipe, directory.dense)
-    small = load(directory.program)
-    example = on_cpu(data.example)
-    with show.progress("exporting ONNX", 2) as bar:
-        export_onnx(dense, example, directory.dense_onnx, opset=recipe.export.opset)
-        bar.advance()
-        session = open_session(directory.dense_onnx)
-        names = [[node.name for node in nodes] for nodes in (session.get_inputs(), session.get_outputs())]
-        export_onnx(
-            small, example, directory.onnx, opset=recipe.export.opset, input_names=names[0], output_names=names[1]
-        )
-    measured = measure(recipe, directory, dense, small, data, show)
-    figures = [
-        Figures(**size.model_dump(), file_bytes=file.stat().st_size, latency=list(latency))
-        for size, file, latency in (
-            (result.dense, directory.dense_onnx, measured.dense),
-            (result.repacked, directory.onnx, measured.repacked),
-        )
-    ]
-    report = Report(
-        recipe=recipe.name,
-        budget=result.budget,
-        dense=figures[0],
-        repacked=figures[1],
-        speedup=list(measured.speedup),
-        equivalence=result.equivalence,
-        axes=result.axes,
-        environment=environment(),
-        gates=judge(recipe.gates, figures[0], figures[1], measured.speedup, result.equivalence, recipe.data.batch_size),
-    )
-    report.save(directory.report)
-    return report
-
-
-def measure(
-    recipe: Recipe, directory: RunDirectory, dense: nn.Module, small: nn.Module, data: Data, show: Show
-) -> Comparison:
-    """The latency of both models: ONNX Runtime on the CPU, torch on a CUDA device where there is one."""
-    batch_sizes = list(dict.fromkeys([*(recipe.bench.batch_sizes or [1]), recipe.data.batch_size]))
-    inputs = on_cpu(next(iter(data.test))[0])
-    names = [node.name for node in open_session(directory.onnx).get_inputs()]
-    rows = {name: tensor.numpy() for name, tensor in zip(names, inputs, strict=True)}
-    threads, repetitions = recipe.bench.threads, recipe.bench.repetitions
-    with show.progress("timing", len(batch_sizes) * len(threads)) as bar:
-        cpu = compare_onnx(
-            directory.dense_onnx,
-            directory.onnx,
-            batch_sizes=batch_sizes,
-            threads=threads,
-            repetitions=repetitions,
-            example=rows,
-            progress=bar,
-        )
-        if torch.cuda.is_available():  # an exported program names the device of each tensor it makes
-            small = move_to_device_pass(torch.export.load(directory.program), "cuda").module()
-        return cpu + compare_modules(dense, small, inputs, batch_sizes=batch_sizes, repetitions=repetitions)
 
 
 def prove(

@@ -3,8 +3,8 @@
 RUN/recipe.toml                                              the recipe with its overrides, paths made absolute
 RUN/train/     checkpoint.pt  dense.safetensors  masked.safetensors  history.json
 RUN/repacked/  model.pt2  weights.safetensors  plan.json  result.json
-RUN/export/    model.onnx  dense.onnx
-RUN/report.json
+RUN/export/    model.onnx  dense.onnx, and one file for each quantized variant and control
+RUN/report.json  report.html  junit.xml  summary.md
 """
 
 from __future__ import annotations
@@ -42,6 +42,9 @@ class RunDirectory:
         self.onnx = self.export_dir / "model.onnx"
         self.dense_onnx = self.export_dir / "dense.onnx"
         self.report = self.path / "report.json"
+        self.page = self.path / "report.html"
+        self.junit = self.path / "junit.xml"
+        self.summary = self.path / "summary.md"
 
     def __fspath__(self) -> str:
         return str(self.path)
@@ -121,5 +124,7 @@ class RunDirectory:
         for later in stages[stages.index(stage) :]:
             for file in reversed(self.files(later)):
                 file.unlink(missing_ok=True)
+        for file in (self.page, self.junit, self.summary, *self.export_dir.glob("*.onnx*")):
+            file.unlink(missing_ok=True)
         if stage == "train":
             self.checkpoint.unlink(missing_ok=True)

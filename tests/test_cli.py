@@ -47,8 +47,8 @@ max_metric_drop = 100.0
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sslprune.bench.WARM_UP", 0.005)
-    monkeypatch.setattr("sslprune.bench.ENOUGH", 0.01)
+    monkeypatch.setattr("sslprune.bench.timing.WARM_UP", 0.005)
+    monkeypatch.setattr("sslprune.bench.timing.ENOUGH", 0.01)
 
 
 @pytest.fixture
@@ -65,8 +65,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("finished")
     (folder / "tiny.toml").write_text(RECIPE)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sslprune.bench.WARM_UP", 0.005)
-        patch.setattr("sslprune.bench.ENOUGH", 0.01)
+        patch.setattr("sslprune.bench.timing.WARM_UP", 0.005)
+        patch.setattr("sslprune.bench.timing.ENOUGH", 0.01)
         result = invoke("run", folder / "tiny.toml", "--run", folder / "run", "--json")
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout) == json.loads((folder / "run/report.json").read_text())
@@ -165,11 +165,14 @@ def test_init_writes_a_recipe_that_loads(tmp_path: Path, monkeypatch: pytest.Mon
 def test_bench(finished: Path) -> None:
     files = (finished / "run/export/dense.onnx", finished / "run/export/model.onnx")
     result = invoke("bench", *files, "--batch", "1", "--batch", "4", "--threads", "1")
-    assert result.exit_code == 0 and "batch 4, 1 thread" in result.stdout
+    assert result.exit_code == 0 and "batch 4, 1 thread" in result.stdout and "CUDA: absent" in result.stdout
     found = json.loads(invoke("bench", *files, "--threads", "1", "--json").stdout)
-    assert found["speedup"][0]["ratio"] > 0 and found["dense"][0]["repetitions"] >= 30
+    dense, small = found["models"]
+    assert small["speedup"][0]["ratio"] > 0 and dense["latency"][0]["repetitions"] >= 30
+    assert dense["file_bytes"] == files[0].stat().st_size and dense["load_ms"] > 0
     assert "no such file" in mistake("bench", files[0], finished / "gone.onnx")
     assert invoke("bench", *files, "--dim", "x").exit_code == 2
+    assert invoke("bench", files[0]).exit_code == 2
 
 
 def test_mistakes_are_one_line(recipe: Path, tmp_path: Path, finished: Path) -> None:
