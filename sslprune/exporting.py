@@ -43,6 +43,7 @@ from sslprune.report import (
     judge,
 )
 from sslprune.report.ci import write_ci
+from sslprune.report.page import write_page
 from sslprune.rundir import RunDirectory
 from sslprune.show import Show
 from sslprune.train.evaluate import evaluate
@@ -93,6 +94,7 @@ def export(directory: RunDirectory, show: Show, *, baseline: Path | None = None)
     if earlier is not None and baseline is not None:
         report = report.model_copy(update={"baseline": compare_reports(earlier, report, baseline)})
     write_ci(report, directory.junit, directory.summary)
+    write_page(report, directory.page, history=directory.history, weights=directory.masked)
     report.save(directory.report)
     return report
 
