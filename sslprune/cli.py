@@ -13,6 +13,7 @@ import shlex
 import sys
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from enum import StrEnum
 from importlib import metadata
 from pathlib import Path
@@ -227,10 +228,9 @@ def export(
     from sslprune.rundir import RunDirectory
 
     directory = RunDirectory(run)
-    if sets:  # what training read cannot change any more: claiming says so
-        directory.require("repack")
-        directory.claim(_load(directory.recipe_file, sets))
-    _verdict(export_model(directory, show, baseline=baseline), directory, show, as_json)
+    with directory.changed(_load(directory.recipe_file, sets)) if sets else nullcontext():
+        report = export_model(directory, show, baseline=baseline)
+    _verdict(report, directory, show, as_json)
 
 
 @app.command("run")

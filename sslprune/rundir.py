@@ -9,6 +9,8 @@ RUN/report.json  report.html  junit.xml  summary.md
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -104,6 +106,17 @@ class RunDirectory:
         elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             raise RunError(f"{self.path}: exists and is not a run directory; name another folder with --run")
         write_text(self.recipe_file, recipe.to_toml())
+
+    @contextmanager
+    def changed(self, recipe: Recipe) -> Iterator[None]:
+        """The run with another recipe, which is kept if the block succeeds; raises RunError as ``claim`` does."""
+        before = self.recipe_file.read_text(encoding="utf-8")
+        self.claim(recipe)
+        try:
+            yield
+        except BaseException:
+            write_text(self.recipe_file, before)
+            raise
 
     @property
     def started(self) -> bool:

@@ -192,6 +192,26 @@ def test_a_device_that_goes_away_is_one_line(files: dict[str, Path], monkeypatch
         compare([Contender("a", onnx=files["wide"]), Contender("b", onnx=files["narrow"])])
 
 
+def test_a_carried_state_may_be_narrower(tmp_path: Path) -> None:
+    class Cell(nn.Module):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.step, self.head = nn.RNNCell(4, width), nn.Linear(width, 2)
+
+        def forward(self, x: torch.Tensor, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            state = self.step(x, state)
+            return self.head(state), state
+
+    models = []
+    for width in (16, 6):
+        file, example = tmp_path / f"{width}.onnx", (torch.randn(2, 4), torch.zeros(2, width))
+        export_onnx(Cell(width), example, file, input_names=["x", "state"], output_names=["y", "next_state"])
+        models.append(Contender(str(width), onnx=file))
+    rows = {"x": np.ones((3, 4), np.float32), "state": np.ones((3, 16), np.float32)}
+    found = compare(models, batch_sizes=[5], threads=[1], example=rows)
+    assert [len(model.latency) for model in found.models] == [1, 1]
+
+
 def test_symbolic_dimensions_want_a_size(tmp_path: Path) -> None:
     length = torch.export.Dim("length")
     program = torch.export.export(

@@ -122,7 +122,7 @@ def compare(
         wanted = dict.fromkeys(n or num_cores() for n in threads) if place.device == "cpu" else [1]
         for num_threads in wanted:
             for batch_size in dict.fromkeys(batch_sizes):
-                feeds = feeds_for(models[0], batch_size, example, dims)
+                feeds = [feeds_for(model, batch_size, example, dims) for model in entered]
                 _add(found, entered, runtimes, place.device, num_threads, feeds, batch_size, repetitions, also_against)
                 if progress is not None:
                     progress.advance(batch=batch_size, threads=num_threads)
@@ -140,7 +140,7 @@ def _add(
     runtimes: Sequence[str],
     device: str,
     threads: int,
-    feeds: Mapping[str, np.ndarray],
+    feeds: Sequence[Mapping[str, np.ndarray]],
     batch_size: int,
     repetitions: int,
     also_against: str | None,
@@ -150,7 +150,7 @@ def _add(
     try:
         with pinned(threads):
             blocks = in_blocks(
-                lambda: [m.open(r, device, threads, m.named(feeds)) for m, r in zip(models, runtimes, strict=True)],
+                lambda: [m.open(r, device, threads, f) for m, r, f in zip(models, runtimes, feeds, strict=True)],
                 repetitions,
             )
     except ExportError:

@@ -37,14 +37,19 @@ ONNX_TYPES: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Input:
-    """One input of a model: ``dtype`` as numpy names it; a size that is not an int may be chosen, and has a name."""
+    """One input of a model: ``dtype`` as numpy names it; a size that is not an int may be chosen, and has a name.
+
+    ``state``: it is carried from call to call (an output ``next_<name>`` feeds it), and its sizes are the model's own.
+    """
 
     name: str
     dtype: str
     shape: tuple[int | str, ...]
+    state: bool = False
 
     def __str__(self) -> str:
-        return f"{self.dtype} [{', '.join(str(size) if isinstance(size, int) else '?' for size in self.shape)}]"
+        sizes = [str(size) if isinstance(size, int) and not self.state else "?" for size in self.shape]
+        return f"{self.dtype} [{', '.join(sizes)}]"
 
 
 @dataclass(frozen=True)
@@ -76,16 +81,15 @@ class Contender:
     def inputs(self) -> tuple[Input, ...]:
         """What the model takes; raises ExportError, in one line, for a file that cannot be opened."""
         if self.onnx is not None:
-            nodes = open_session(self.onnx, 1).get_inputs()
-            return tuple(Input(node.name, _dtype(node, self.onnx), tuple(node.shape)) for node in nodes)
+            session = open_session(self.onnx, 1)
+            outputs = {node.name for node in session.get_outputs()}
+            return tuple(
+                Input(node.name, _dtype(node, self.onnx), tuple(node.shape), f"next_{node.name}" in outputs)
+                for node in session.get_inputs()
+            )
         if self.program is None:
             raise ExportError(f"{self.name}: a module has no inputs of their own to see; give its ONNX file as well")
         return _program_inputs(_load_program(self.program))
-
-    def named(self, feeds: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-        """``feeds`` by this model's own names: another file's may differ where only their order counts."""
-        names = [wanted.name for wanted in self.inputs]
-        return feeds if set(names) == set(feeds) else dict(zip(names, feeds.values(), strict=True))
 
     def open(self, runtime: str, device: str, threads: int, feeds: Mapping[str, np.ndarray]) -> Callable[[], Any]:
         """A call that runs the model once on ``feeds``. Raises ExportError where it cannot be run, in one line."""
@@ -195,12 +199,14 @@ def feeds_for(
 ) -> dict[str, np.ndarray]:
     """``batch_size`` rows of ``example`` (name -> array), in the model's order; noise for an input it does not have.
 
-    Of a noise input, symbolic sizes come from ``dims``; dimension 0 is the batch unless ``dims`` says otherwise.
+    Of a noise input, symbolic sizes come from ``dims``; dimension 0 is the batch unless ``dims`` says otherwise. A
+    state that is carried from call to call begins with zeros.
     """
     random = np.random.default_rng(0)
     feeds: dict[str, np.ndarray] = {}
+    first = next((str(wanted.shape[0]) for wanted in model.inputs if wanted.shape and not wanted.state), "batch")
     for wanted in model.inputs:
-        if example is not None and wanted.name in example:
+        if example is not None and wanted.name in example and not wanted.state:
             rows = example[wanted.name]
             feeds[wanted.name] = rows[np.arange(batch_size) % len(rows)] if rows.ndim else rows
             continue
@@ -209,7 +215,7 @@ def feeds_for(
             named = (dims or {}).get(str(size))
             if isinstance(size, int):
                 shape.append(size)
-            elif named is not None or index == 0:
+            elif named is not None or index == 0 or size == first:
                 shape.append(batch_size if named is None else named)
             else:
                 raise ExportError(
@@ -218,6 +224,7 @@ def feeds_for(
                 )
         dtype = np.dtype(wanted.dtype)
         noise = random.standard_normal(shape) if np.issubdtype(dtype, np.floating) else np.ones(shape)
+        noise *= not wanted.state
         feeds[wanted.name] = noise.astype(dtype)
     return feeds
 

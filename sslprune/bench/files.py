@@ -82,13 +82,13 @@ def bench_files(
         mixed=True,
         progress=progress,
     )
-    feeds = feeds_for(models[0], batch_sizes[0], None, dims)
     sizes, profiles = {}, []
     for model in models:
+        feeds = feeds_for(model, batch_sizes[0], None, dims)
         assert model.file is not None
         beside = model.file.with_name(f"{model.file.name}.data")
         size = model.file.stat().st_size + (beside.stat().st_size if beside.is_file() else 0)
-        sizes[model.name] = (size, footprint(model.file, model.named(feeds)))
+        sizes[model.name] = (size, footprint(model.file, feeds))
         if profile and model.onnx is not None:
             found = operator_times(model.onnx, feeds)
             profiles.append(Profile(model=model.name, batch_size=batch_sizes[0], threads=1, operators=found))
