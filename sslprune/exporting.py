@@ -135,7 +135,7 @@ def build(
             built.append(_control(control, directory, example, named))
             bar.advance()
     for kind in section.quantize:
-        for note in notes(kind):
+        for note in notes(kind, directory.onnx):
             show.say(note, "yellow")
     return built
 
@@ -278,7 +278,7 @@ def assemble(
             max_relative=checks[model.name].max_relative if model.kind == "quantized" else None,
             speedup=times[model.name].speedup,
             over_repacked=times[model.name].against["repacked"],
-            notes=notes(model.name) if model.kind == "quantized" else [],
+            notes=notes(model.name, built[1].path) if model.kind == "quantized" else [],
             **figures[model.name],
         )
         for model in built[2:]

@@ -26,10 +26,12 @@ from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_floa
 from sslprune.errors import ExportError
 from sslprune.export import PROTOBUF_LIMIT, first_line, open_session
 from sslprune.files import write_beside
+from sslprune.onnx_file import read_graph
 from sslprune.report.environment import has_vnni
 
 CALIBRATION_BATCH = 32  # samples at a time: the calibrator keeps every activation
 DYNAMIC_OPERATORS = ["MatMul", "Gemm", "LSTM", "Attention", "EmbedLayerNormalization", "Gather"]
+PRODUCTS = ["Conv", "MatMul", "Gemm"]
 RECURRENT = ["LSTM", "GRU", "RNN"]  # no kernel in half precision on a CPU
 SMALLEST = 256  # values: storing fewer in half the bytes saves nothing
 
@@ -58,13 +60,15 @@ def quantize(source: str | Path, path: str | Path, kind: str, calibration: Itera
             raise ExportError(f"export.quantize: {kind} of {source.name}: {first_line(error.__cause__)}") from error
 
     write_beside(path, write)
-    return notes(kind)
+    return notes(kind, source)
 
 
-def notes(kind: str) -> list[str]:
-    """What to expect of ``kind`` on this processor."""
+def notes(kind: str, source: str | Path) -> list[str]:
+    """What to expect of ``kind`` of the ONNX file ``source`` on this processor."""
     if kind.startswith("int8") and has_vnni() is False:
         return [f"{kind}: this processor has no VNNI (8-bit dot products); float32 is usually faster on it"]
+    if kind == "int8-static" and _attends(Path(source)):
+        return ["int8-static: attention's activations have outliers that fixed ranges serve badly; try int8-dynamic"]
     if kind == "fp16":
         return ["fp16: on a CPU, ONNX Runtime computes most operators in float32 and converts; it is meant for GPUs"]
     if kind == "bf16":
@@ -79,6 +83,7 @@ def _static(source: Path, path: Path, calibration: Iterable[Feeds]) -> None:
             str(path),
             _Reader(calibration),
             quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=PRODUCTS if _attends(source) else None,
             per_channel=True,
             # without VNNI, products of u8 and s8 are summed in 16 bits, and saturate
             reduce_range=has_vnni() is False,
@@ -176,8 +181,13 @@ def _prepared(source: Path) -> Iterator[Path]:
         yield path
 
 
+def _attends(source: Path) -> bool:
+    """Whether there is a softmax inside: masks of -1e38 and layer norms around it must stay float32."""
+    return any(node.op_type == "Softmax" for node in read_graph(source).graph.node[:-1])
+
+
 def _check_quantized(path: Path, kind: str) -> None:
-    model = onnx.load(str(path), load_external_data=False)
+    model = read_graph(path)
     if not any(w.data_type in (TensorProto.INT8, TensorProto.UINT8) and w.dims for w in model.graph.initializer):
         raise ExportError(f"export.quantize: {kind} finds no operator to quantize in {path.name}")
 

@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from sslprune.report import Absent, Baseline, Latency, Profile, Report, Speedup, Variant, setting_text
+from sslprune.report import Absent, Baseline, Latency, Profile, Report, Speedup, setting_text, why_not_faster
 
 if TYPE_CHECKING:  # torch is heavy, and nothing here needs it
     from sslprune.bench import Comparison, Footprint
@@ -90,7 +90,7 @@ def variants(report: Report) -> RenderableType:
             *(score(key, found[key]) if key in found else "" for key in metrics),
             *(faster(known[setting_text(s)]) if setting_text(s) in known else "" for s in shown),
         )
-    notes = [Text(note, "dim") for variant in report.variants for note in [*variant.notes, *_slower(variant)]]
+    notes = [Text(n, "dim") for variant in report.variants for n in [*variant.notes, *why_not_faster(report, variant)]]
     return Group(table, *notes)
 
 
@@ -139,17 +139,6 @@ def size_text(value: int) -> str:
 
 def score(name: str, value: float) -> str:
     return f"{value:.2f} %" if name in PERCENT else f"{value:.4g}"
-
-
-def _slower(variant: Variant) -> list[str]:
-    """Why a quantized model is not faster than the repacked one, if it is not."""
-    if variant.kind != "quantized" or not variant.name.startswith("int8"):
-        return []
-    held = [s for s in variant.over_repacked if isinstance(s, Speedup) and s.device == "cpu"]
-    slow = [setting_text(s) for s in held if s.high < 1 or not s.clear]
-    if not slow:
-        return []
-    return [f"{variant.name} is not faster than repacked at {'; '.join(slow)}: its operators are in report.json"]
 
 
 def _place(latency: Latency) -> str:

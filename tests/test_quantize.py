@@ -93,11 +93,11 @@ def test_what_cannot_be_quantized_is_one_line(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["relu.onnx"]
 
 
-def test_a_processor_without_vnni_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_processor_without_vnni_is_warned_of(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for has, said in ((True, False), (False, True), (None, False)):
         monkeypatch.setattr("sslprune.quantize.has_vnni", lambda has=has: has)
-        assert bool(notes("int8-static")) is said
-    assert "half the file" in notes("bf16")[0] or "smaller file" in notes("bf16")[0]
+        assert bool(notes("int8-static", source)) is said
+    assert "half the file" in notes("bf16", source)[0] or "smaller file" in notes("bf16", source)[0]
 
 
 def test_names_dimensions_and_metadata_are_a_persons_own(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Values: the verdict on a run, the gates that judge it, and the forms in which it is told."""
 
 from sslprune.report.environment import environment, has_vnni
-from sslprune.report.gates import compare_reports, judge, setting_text
+from sslprune.report.gates import compare_reports, judge
 from sslprune.report.values import (
     LOWER_IS_BETTER,
     SCHEMA,
@@ -28,6 +28,7 @@ from sslprune.report.values import (
     Variant,
     report_schema,
 )
+from sslprune.report.words import setting_text, verdict_text, why_not_faster
 
 __all__ = [
     "LOWER_IS_BETTER",
@@ -59,4 +60,6 @@ __all__ = [
     "judge",
     "report_schema",
     "setting_text",
+    "verdict_text",
+    "why_not_faster",
 ]

@@ -9,8 +9,8 @@ from xml.etree import ElementTree as XML
 
 from sslprune.errors import SslpruneError
 from sslprune.files import write_text
-from sslprune.report.gates import setting_text
 from sslprune.report.values import Absent, Figures, Report, Speedup, Variant
+from sslprune.report.words import setting_text, verdict_text, why_not_faster
 
 
 def write_ci(report: Report, junit_file: Path, summary_file: Path) -> None:
@@ -99,6 +99,8 @@ def markdown(report: Report) -> str:
     lines += _table(
         ("model", "parameters", "MACs", "file bytes", *names, *(f"speed-up, {setting_text(s)}" for s in settings)), rows
     )
+    for variant in report.variants:
+        lines += [f"{note}.\n" for note in [*variant.notes, *why_not_faster(report, variant)]]
     if report.baseline is not None:
         changed = [change for change in report.baseline.changes if change.verdict != "same"]
         where = "" if report.baseline.same_machine else " (measured on another machine)"
@@ -117,14 +119,6 @@ def markdown(report: Report) -> str:
         "",
     ]
     return "\n".join(lines)
-
-
-def verdict_text(speedup: Speedup) -> str:
-    """A speed-up in words, with its interval."""
-    interval = f"({speedup.low:.2f}–{speedup.high:.2f})"
-    if not speedup.clear:
-        return f"no measurable difference {interval}"
-    return f"{speedup.ratio:.2f}x {'faster' if speedup.ratio > 1 else 'as fast: slower'} {interval}"
 
 
 def _table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

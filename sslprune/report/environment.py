@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 from importlib import metadata
 from pathlib import Path
 
@@ -25,7 +26,8 @@ def _version(package: str) -> str:
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
-        return "not installed"
+        own = sys.modules["sslprune"].__version__  # run from a checkout
+        return str(own) if package == "sslprune" else "not installed"
 
 
 def has_vnni() -> bool | None:

@@ -20,6 +20,7 @@ from sslprune.report.values import (
     Speedup,
     Variant,
 )
+from sslprune.report.words import setting_text
 
 SAME = 0.005  # relative: a change in size below this is none
 
@@ -166,15 +167,3 @@ def _faster(variant: str, before: Speedup, after: Speedup) -> Change:
 
 def _setting(speedup: Speedup) -> tuple[str, str, int, int]:
     return speedup.device, speedup.runtime, speedup.batch_size, speedup.threads
-
-
-def setting_text(setting: Speedup | object) -> str:
-    """A timing's setting in words: "batch 64, 1 thread", with device and runtime where they are not the usual ones."""
-    device, runtime = getattr(setting, "device", "cpu"), getattr(setting, "runtime", "onnxruntime")
-    batch_size, threads = getattr(setting, "batch_size", 1), getattr(setting, "threads", 1)
-    text = f"batch {batch_size}"
-    if device == "cpu":
-        text += f", {threads} thread{'s' * (threads != 1)}"
-    else:
-        text = f"{device.upper()}, {text}"
-    return text if runtime == "onnxruntime" else f"{runtime}, {text}"

@@ -19,9 +19,8 @@ from safetensors import SafetensorError, safe_open
 
 from sslprune.files import write_text
 from sslprune.report.charts import Series, chart, matrix_png
-from sslprune.report.ci import verdict_text
-from sslprune.report.gates import setting_text
 from sslprune.report.values import Figures, Latency, Report, Speedup, Variant
+from sslprune.report.words import setting_text, verdict_text, why_not_faster
 
 TEMPLATE = Path(__file__).parent / "page.html"
 PERCENT = frozenset({"accuracy"})
@@ -71,6 +70,7 @@ def render(report: Report, history: Sequence[dict[str, Any]] = (), matrices: Seq
         widths=_widths(report),
         matrices=matrices,
         staircase=_staircase(report),
+        notes=[note for v in report.variants for note in [*v.notes, *why_not_faster(report, v)]],
         realised=[(setting_text(s), s.realised) for s in report.speedup if isinstance(s, Speedup) and s.realised],
         absent=[a for a in report.dense.latency if not isinstance(a, Latency)],
     )
@@ -205,32 +205,34 @@ def _trade(report: Report, history: Sequence[dict[str, Any]]) -> Markup:
     return Markup(chart(series, "million MACs per sample" if scale > 1 else "MACs per sample", f"test {metric}"))
 
 
-def _training(history: Sequence[dict[str, Any]]) -> list[tuple[str, Markup]]:
+def _training(history: Sequence[dict[str, Any]]) -> list[tuple[str, Markup, list[tuple[str, int]]]]:
     """Cost against its plan, the metric, and the mean norm of each axis's groups, by epoch."""
     if not history:
         return []
-    charts = []
+    charts: list[tuple[str, str, list[tuple[str, int]]]] = []
     epochs = [float(record["epoch"]) for record in history]
     cost = [
         Series("plan", [(e, r["plan"]) for e, r in zip(epochs, history, strict=True)], 7),
         Series("cost", [(e, r["cost"]) for e, r in zip(epochs, history, strict=True)], 1, marks=len(epochs) < 30),
     ]
-    charts.append(("cost, as a fraction of the dense model, beside its plan (grey)", chart(cost, "epoch", "cost")))
+    legend = [(line.name, line.color) for line in cost]
+    charts.append(("cost, as a fraction of the dense model's", chart(cost, "epoch", "cost"), legend))
     for name in history[-1].get("test", {}):
         line = [(e, r["test"].get(name, float("nan"))) for e, r in zip(epochs, history, strict=True)]
-        charts.append((f"test {name}", chart([Series(name, line, 1, marks=len(epochs) < 30)], "epoch", name)))
+        charts.append((f"test {name}", chart([Series(name, line, 1, marks=len(epochs) < 30)], "epoch", name), []))
     norms = [(e, r["norms"]) for e, r in zip(epochs, history, strict=True) if r.get("norms")]
     if norms:
         first = norms[0][1]
-        lines = []
+        lines, legend = [], []
         for index, kind in enumerate(dict.fromkeys(key.partition(" ")[0] for key in first)):
+            legend.append((kind, 1 + index % (COLORS - 1)))
             for key in first:
                 if key.partition(" ")[0] == kind and first[key]:
                     points = [(e, values.get(key, 0.0) / first[key]) for e, values in norms]
                     lines.append(Series(key, points, 1 + index % (COLORS - 1)))
         title = "mean norm of the groups of each axis, relative to its first epoch"
-        charts.append((title, chart(lines, "epoch", "relative norm")))
-    return [(title, Markup(drawn)) for title, drawn in charts if drawn]
+        charts.append((title, chart(lines, "epoch", "relative norm"), legend))
+    return [(title, Markup(drawn), legend) for title, drawn, legend in charts if drawn]
 
 
 def _widths(report: Report) -> list[tuple[str, list[dict[str, Any]]]]:
