@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from sslprune.bench import Comparison, Contender, compare, footprint, operator_times, places_for
+from sslprune.bench import Comparison, Contender, compare, footprint, once_absent, operator_times, places_for
 from sslprune.bench.contenders import feeds_for, module_loader, program_loader
 from sslprune.data import Data, build_data
 from sslprune.errors import ExportError, RecipeError, SslpruneError
@@ -103,15 +103,16 @@ def build(
     recipe: Recipe, directory: RunDirectory, result: RepackResult, dense: nn.Module, data: Data, show: Show
 ) -> list[Built]:
     """The ONNX files: dense, repacked, each quantized variant of the repacked one, and the controls, in this order."""
-    section, example = recipe.export, on_cpu(data.example)
+    section, (args, kwargs) = recipe.export, _split(on_cpu(data.example))
     named: dict[str, Any] = {"opset": section.opset, "dynamic_axes": section.dynamic_axes}
     small = program_loader(directory.program)("cpu")
     size = result.repacked
     with show.progress("exporting ONNX", 2 + len(section.quantize) + len(recipe.control)) as bar:
         export_onnx(
             dense,
-            example,
+            args,
             directory.dense_onnx,
+            kwargs,
             input_names=section.input_names or None,
             output_names=section.output_names or None,
             **named,
@@ -120,7 +121,7 @@ def build(
         session = open_session(directory.dense_onnx)
         named["input_names"] = [node.name for node in session.get_inputs()]
         named["output_names"] = [node.name for node in session.get_outputs()]
-        export_onnx(small, example, directory.onnx, **named)
+        export_onnx(small, args, directory.onnx, kwargs, **named)
         bar.advance()
         built = [
             _built("dense", directory.dense_onnx, result.dense, module_loader(dense)),
@@ -132,7 +133,7 @@ def build(
             built.append(Built(kind, path, "quantized", size.parameters, size.macs))
             bar.advance()
         for control in recipe.control:
-            built.append(_control(control, directory, example, named))
+            built.append(_control(control, directory, args, kwargs, named))
             bar.advance()
     for kind in section.quantize:
         for note in notes(kind, directory.onnx):
@@ -144,15 +145,21 @@ def _built(kind: str, path: Path, size: Size, module: Callable[[str], nn.Module]
     return Built(kind, path, kind, size.parameters, size.macs, module)
 
 
-def _control(control: ControlSection, directory: RunDirectory, example: Any, named: dict[str, Any]) -> Built:
+def _control(
+    control: ControlSection,
+    directory: RunDirectory,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    named: dict[str, Any],
+) -> Built:
     try:
         if control.onnx is not None:
             open_session(control.onnx, 1)
             return Built(control.name, Path(control.onnx), "control")
         model, _ = build_model(_as_model(control))
         path = directory.export_dir / f"control-{control.name}.onnx"
-        export_onnx(model, example, path, **named)
-        macs = round(Cost(trace(model, example), []).macs())
+        export_onnx(model, args, path, kwargs, **named)
+        macs = round(Cost(trace(model, args, kwargs), []).macs())
     except SslpruneError as error:
         raise ExportError(f"control {control.name}: {error}") from error
     return Built(control.name, path, "control", count(model), macs, module_loader(model))
@@ -168,7 +175,8 @@ def measure_metrics(recipe: Recipe, built: list[Built], data: Data, show: Show) 
     checks: dict[str, OnnxCheck] = {}
     dense = built[0].module
     assert dense is not None
-    like = dense("cpu")(*on_cpu(data.example))
+    args, kwargs = _split(on_cpu(data.example))
+    like = dense("cpu")(*args, **kwargs)
     repacked = OnnxModule(open_session(built[1].path), like)
     steps = len(built) * len(data.test)
     with full_precision(), torch.inference_mode(), show.progress("evaluating ONNX", steps) as bar:
@@ -221,6 +229,7 @@ def measure_speed(recipe: Recipe, built: list[Built], data: Data, show: Show) ->
     places = places_for(runtimes)
     if "torch" not in runtimes:
         places += [place for place in places_for(["torch"], ["cuda"]) if place.absent is None]
+    places = once_absent(places)
     args, kwargs = _inputs(data)
     pack = packer([node.name for node in open_session(built[0].path, 1).get_inputs()], args, kwargs)
     models = [Contender(model.name, onnx=model.path, module=model.module, pack=pack) for model in built]

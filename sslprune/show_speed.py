@@ -74,7 +74,8 @@ def variants(report: Report) -> RenderableType:
     metrics = list(report.dense.metrics)
     settings = [s for s in report.speedup if isinstance(s, Speedup)]
     table = _table("model", "ONNX file", *(f"test {name}" for name in metrics), right=range(1, 2 + len(metrics)))
-    shown = settings[:1] + [s for s in settings[1:] if s.threads == settings[0].threads][-1:]
+    first = [(s.device, s.runtime, s.threads) for s in settings[:1]]
+    shown = settings[:1] + [s for s in settings[1:] if [(s.device, s.runtime, s.threads)] == first][-1:]
     for setting in shown:
         table.add_column(setting_text(setting), overflow="fold")
     rows: list[tuple[str, int, Mapping[str, float], Sequence[Speedup | Absent]]] = [

@@ -1,6 +1,6 @@
 """How much faster: any number of models timed in turns, compared pair by pair, and where their time goes."""
 
-from sslprune.bench.compare import Comparison, Place, Timed, compare, compare_onnx, places_for
+from sslprune.bench.compare import Comparison, Place, Timed, compare, compare_onnx, once_absent, places_for
 from sslprune.bench.contenders import Contender, Input, from_file
 from sslprune.bench.files import Bench, bench_files
 from sslprune.bench.footprint import Footprint, footprint
@@ -25,6 +25,7 @@ __all__ = [
     "interleave",
     "median_interval",
     "num_cores",
+    "once_absent",
     "operator_times",
     "places_for",
     "summarize",

@@ -82,6 +82,16 @@ def places_for(runtimes: Sequence[str], devices: Sequence[str] = ("cpu", "cuda")
     return [Place(d, r) for d in devices for r in runtimes if (d, r) != ("cpu", "tensorrt")]
 
 
+def once_absent(places: Sequence[Place]) -> list[Place]:
+    """A device that is not there at all is said once, not once for each of its runtimes."""
+    kept: list[Place] = []
+    for place in places:
+        absent = place.absent
+        if absent is None or not any(k.absent and k.absent.reason == absent.reason for k in kept):
+            kept.append(place)
+    return kept
+
+
 def compare(
     models: Sequence[Contender],
     places: Sequence[Place] = (Place("cpu", "onnxruntime"),),

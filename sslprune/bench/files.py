@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sslprune.bench.compare import Comparison, Place, Progress, compare, places_for
+from sslprune.bench.compare import Comparison, Progress, compare, once_absent, places_for
 from sslprune.bench.contenders import feeds_for, from_file
 from sslprune.bench.footprint import Footprint, footprint
 from sslprune.bench.operators import operator_times
@@ -68,7 +68,7 @@ def bench_files(
             raise ExportError(f"{files[0]}: {runtime} cannot run it; it is for {' and '.join(models[0].runtimes)}")
     places = places_for(runtimes or natural, devices or ("cpu", "cuda"))
     if not runtimes and not devices:
-        places = _once_absent(places)
+        places = once_absent(places)
     for place in places:
         if place.absent and (place.device in devices or place.runtime in runtimes):
             raise ExportError(f"{place.runtime} on {place.device}: {place.absent.reason}")
@@ -93,16 +93,6 @@ def bench_files(
             found = operator_times(model.onnx, feeds)
             profiles.append(Profile(model=model.name, batch_size=batch_sizes[0], threads=1, operators=found))
     return Bench(tuple(Path(file) for file in files), comparison, sizes, tuple(profiles))
-
-
-def _once_absent(places: Sequence[Place]) -> list[Place]:
-    """A device that is not there at all is said once, not once for each of its runtimes."""
-    kept: list[Place] = []
-    for place in places:
-        absent = place.absent
-        if absent is None or not any(k.absent and k.absent.reason == absent.reason for k in kept):
-            kept.append(place)
-    return kept
 
 
 def _names(files: Sequence[Path]) -> list[str]:

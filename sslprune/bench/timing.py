@@ -22,7 +22,7 @@ from sslprune.report.values import Latency, Speedup
 WARM_UP = 0.03  # seconds per model and block
 ENOUGH = 0.7  # seconds of rounds for each model, beyond the number of repetitions asked for
 MOST = 1000  # rounds
-SHORT = 0.01  # seconds: a call this short feels what the one before it left in the caches
+SHORT = 0.03  # seconds: a call this short feels what the one before it left in the caches
 MOST_BLOCKS, LEAST_BLOCKS = 10, 3
 OPENING = 2.0  # seconds that opening models again and again may take
 
