@@ -6,20 +6,17 @@ Exit status: 0 done; 1 a mistake that one line on stderr explains; 2 usage; 3 a 
 
 from __future__ import annotations
 
-import functools
 import json
-import os
 import shlex
-import sys
-import warnings
-from collections.abc import Callable
 from contextlib import nullcontext
-from enum import StrEnum
+from enum import Enum, StrEnum
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from sslprune.guard import fail, guarded
 
 if TYPE_CHECKING:
     from sslprune.recipe import Recipe
@@ -54,57 +51,12 @@ BaselineOption = Annotated[
 ]
 
 
-def guarded(command: Callable[..., None]) -> Callable[..., None]:
-    """``command`` with its errors told in one line on stderr (``debug=True``: with the traceback)."""
+class Beginning(Enum):
+    """Where a control starts from."""
 
-    @functools.wraps(command)
-    def wrapper(*args: Any, **kwargs: Any) -> None:
-        from sslprune.errors import SslpruneError
-
-        debug = kwargs.get("debug", False)
-        if not debug and not sys.warnoptions:
-            warnings.simplefilter("ignore")  # of torch and the exporters, to programmers
-        try:
-            command(*args, **kwargs)
-            sys.stdout.flush()
-        except (typer.Exit, typer.Abort, typer.BadParameter):
-            raise
-        except KeyboardInterrupt:
-            fail(_interrupted(), 130)
-        except BrokenPipeError:  # `sslprune inspect ... | head` has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        except SslpruneError as error:
-            if debug:
-                raise
-            fail(f"error: {error}")
-        except OSError as error:
-            if debug:
-                raise
-            fail(f"error: {error.filename or 'the system'}: {error.strerror or error}")
-        except MemoryError:
-            if debug:
-                raise
-            fail("error: out of memory; try a smaller data.batch_size and data.eval_batch_size")
-        except Exception as error:
-            if debug:
-                raise
-            said = " ".join(str(error).split())
-            fail(f"error: unexpected {type(error).__name__}: {said[:300]}; --debug shows where")
-
-    return wrapper
-
-
-def fail(line: str, status: int = 1) -> NoReturn:
-    """End with ``status`` and one line on stderr."""
-    print(line, file=sys.stderr, flush=True)
-    raise typer.Exit(status)
-
-
-def _interrupted() -> str:
-    words = sys.argv[1:]
-    if not words or words[0] not in ("run", "train"):
-        return "interrupted"
-    return f"interrupted; go on with: sslprune {shlex.join([w for w in words if w != '--resume'])} --resume"
+    dense = "dense"
+    scratch = "scratch"
+    ticket = "ticket"
 
 
 def _version(value: bool) -> None:
@@ -267,6 +219,41 @@ class Runtime(StrEnum):
     tensorrt = "tensorrt"
     torch = "torch"
     compiled = "torch.compile"
+
+
+@app.command()
+@guarded
+def control(
+    run: RunFolder,
+    name: Annotated[
+        Beginning,
+        typer.Option(
+            "--from", help="Where it starts: the dense model, weights drawn anew, or the run's first weights."
+        ),
+    ],
+    sets: Sets = None,
+    resume: Resume = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Train a control without sparsity beside a repacked run: RUN/controls/, and in RUN/report.json.
+
+    dense: the dense model, for as long as the run was sparse and healed. scratch, ticket: the run's small architecture,
+    for as long as the whole run, from weights drawn anew or from those that the run began with.
+
+    Example: sslprune control runs/digits --from scratch
+    """
+    show = _show(as_json)
+    from sslprune.control import control as train_control
+    from sslprune.rundir import RunDirectory
+
+    result = train_control(RunDirectory(run), name.value, show, overrides=sets or [], resume=resume)
+    if as_json:
+        _print_json(result.model_dump())
+    else:
+        from sslprune.show import scores
+
+        print(f"{result.name}: {result.parameters:,} parameters, {scores(result.metrics)} after {result.epochs}")
 
 
 @app.command()

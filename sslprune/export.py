@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,13 +16,18 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.utils import _pytree as pytree
 
+from sslprune.carry import carries
 from sslprune.errors import ExportError
 from sslprune.files import write_atomic, write_beside
+from sslprune.graph.lengths import any_length
 from sslprune.graph.program import quiet
-from sslprune.onnx_file import rename_dimensions
+from sslprune.graph.unprojected import unproject_
+from sslprune.inputs import num_rows, open_dimensions, other_lengths, tensors_in, with_length
+from sslprune.onnx_file import feeds_of, rename_dimensions
 
 ONNX_TOLERANCE = 1e-3  # relative: ONNX Runtime fuses and reorders sums
 PROGRAM_TOLERANCE = 1e-5  # relative: the same operators on the same device
+STATE = "state"  # the file within a .pt2 that says that the last input and the last output are carried state
 PROTOBUF_LIMIT = 2**31 - 2**24  # bytes of weights in one ONNX file, with room for the graph
 
 
@@ -34,12 +40,14 @@ def export_onnx(
     opset: int | None = None,
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
+    sequence: int | None = None,
     dynamic_axes: Mapping[str, str] | None = None,
 ) -> float:
     """Write ``module`` in eval mode as ONNX with a dynamic batch size, and prove that the file computes the same.
 
-    ``args`` and ``kwargs`` are an example input whose tensors have the batch as dimension 0. Checked by
-    ``onnx.checker``, and by ONNX Runtime against torch on the example and on random inputs of other batch sizes.
+    ``args`` and ``kwargs`` are an example input whose tensors have the batch as dimension 0 and, where ``sequence`` is
+    given, a length of at most that many steps as dimension 1, which is dynamic too ("batch", "sequence"). Checked by
+    ``onnx.checker``, and by ONNX Runtime against torch on the example and on random inputs of other sizes.
     ``dynamic_axes`` gives open dimensions other names (``{"batch": "N"}``). Weights above 2 GB go to ``<path>.data``.
     Returns the largest relative difference seen. Raises ExportError, and writes nothing, when it cannot be exported
     or differs by more than 1e-3.
@@ -48,19 +56,25 @@ def export_onnx(
     args, kwargs = _paired(args, dict(kwargs or {}))
     size = sum(t.numel() * t.element_size() for t in module.state_dict().values() if isinstance(t, Tensor))
     with quiet(), evaluating(module), torch.no_grad():
-        program = export_program(module, args, kwargs)
+        program = export_program(module, args, kwargs, sequence=sequence)
+        plain = program.module()
+        if unproject_(plain):
+            program = export_program(plain, args, kwargs, sequence=sequence)
         names = list(output_names or _output_names(module(*args, **kwargs)))
         _check_names(path, module, args, kwargs, input_names, output_names)
+        if carries(module) and output_names is None:  # what comes out as next_state_0 goes in as state_0
+            input_names, names = _names_with_state(module, args, kwargs, names)
         try:
-            exported = torch.onnx.export(
-                program,
-                dynamo=True,
-                verbose=False,
-                opset_version=opset,
-                input_names=input_names,
-                output_names=names,
-                dynamic_shapes=_dynamic_shapes(module, args, kwargs, "batch"),
-            )
+            with any_length():
+                exported = torch.onnx.export(
+                    program,
+                    dynamo=True,
+                    verbose=False,
+                    opset_version=opset,
+                    input_names=input_names,
+                    output_names=names,
+                    dynamic_shapes=_dynamic_shapes(module, args, kwargs, sequence, named=True),
+                )
         except Exception as error:
             raise ExportError(f"{path.name}: ONNX export failed: {first_line(error)}") from error
         assert exported is not None
@@ -71,43 +85,56 @@ def export_onnx(
             exported.save(temporary, external_data=size > PROTOBUF_LIMIT)
             if dynamic_axes:
                 rename_dimensions(temporary, dynamic_axes)
-            largest = _verify_onnx(module, args, kwargs, temporary, path)
+            largest = _verify_onnx(module, args, kwargs, temporary, path, sequence)
 
         write_beside(path, write)
     return largest
 
 
 def save_program(
-    module: nn.Module, args: tuple[Any, ...], path: str | Path, kwargs: Mapping[str, Any] | None = None
+    module: nn.Module,
+    args: tuple[Any, ...],
+    path: str | Path,
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    sequence: int | None = None,
 ) -> Path:
     """Write ``module`` in eval mode as ``.pt2``, loadable by ``torch.export.load(path).module()`` and nothing else.
 
-    The file is loaded again and compared with ``module`` before it is kept; raises ExportError if it differs.
+    The file is loaded again and compared with ``module``, at other lengths too where ``sequence`` leaves them open,
+    before it is kept; raises ExportError if it differs.
     """
     path = Path(path)
     args, kwargs = _paired(args, dict(kwargs or {}))
     with quiet(), evaluating(module), torch.no_grad():
-        program = export_program(module, args, kwargs)
+        program = export_program(module, args, kwargs, sequence=sequence)
 
         def write(temporary: Path) -> None:
-            torch.export.save(program, temporary)
+            torch.export.save(program, temporary, extra_files={STATE: "last"} if carries(module) else None)
             again = torch.export.load(temporary).module()
-            _, relative = difference(module(*args, **kwargs), again(*args, **kwargs))
-            if not relative <= PROGRAM_TOLERANCE:
-                raise ExportError(
-                    f"{path.name}: loaded again, its output differs by {relative:.1e} (relative) from the model's"
-                )
+            for inputs in [(args, kwargs), *_of_other_lengths((args, kwargs), sequence)]:
+                _, relative = difference(module(*inputs[0], **inputs[1]), again(*inputs[0], **inputs[1]))
+                if not relative <= PROGRAM_TOLERANCE:
+                    raise ExportError(
+                        f"{path.name}: loaded again, its output differs by {relative:.1e} (relative) from the model's"
+                    )
 
         return write_atomic(path, write)
 
 
 def export_program(
-    module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    sequence: int | None = None,
 ) -> ExportedProgram:
-    """``torch.export`` with dimension 0 of every tensor input dynamic, where the model allows it."""
+    """``torch.export`` with dimension 0 (and the length of sequences) of the inputs dynamic, where the model allows."""
     kwargs = dict(kwargs or {})
     try:
-        return torch.export.export(module, args, kwargs, dynamic_shapes=_dynamic_shapes(module, args, kwargs, Dim.AUTO))
+        shapes = _dynamic_shapes(module, args, kwargs, sequence)
+        with any_length():
+            return torch.export.export(module, args, kwargs, dynamic_shapes=shapes)
     except Exception as error:
         raise ExportError(f"torch.export cannot capture {type(module).__name__}: {first_line(error)}") from error
 
@@ -137,16 +164,10 @@ def difference(expected: Any, actual: Any) -> tuple[float, float]:
     return worst_abs, worst_relative
 
 
-def tensors_in(value: Any) -> list[Tensor]:
-    """The tensors of a nested input or output, in order."""
-    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
-
-
 def random_like(value: Any, batch_size: int, seed: int = 0) -> Any:
     """Inputs of another batch size: normal noise where the example is floating, the example's own rows elsewhere."""
     generator = torch.Generator().manual_seed(seed)
-    leaves = tensors_in(value)
-    rows = next((leaf.shape[0] for leaf in leaves if leaf.dim()), 1)
+    rows = num_rows(value)
     chosen = torch.randint(rows, (batch_size,), generator=generator)
 
     def draw(leaf: Any) -> Any:
@@ -216,15 +237,20 @@ def first_line(error: BaseException | None) -> str:
     return text if len(text) <= 300 else text[:297] + "..."
 
 
-def _dynamic_shapes(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dim: Any) -> Any:
-    """``dynamic_shapes`` for torch.export: ``dim`` for dimension 0 wherever it has the batch's size."""
-    shapes = ShapesCollection()
-    leaves = [leaf for leaf in tensors_in((args, kwargs)) if leaf.dim()]
-    for leaf in leaves:
-        if leaf.shape[0] == leaves[0].shape[0]:
-            shapes[leaf] = {0: Dim.AUTO}
-    tree = shapes.dynamic_shapes(module, args, kwargs)
-    return pytree.tree_map(lambda d: dim if d is Dim.AUTO else d, tree, is_leaf=lambda d: d is Dim.AUTO)
+def _dynamic_shapes(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], sequence: int | None, named: bool = False
+) -> Any:
+    """``dynamic_shapes`` for torch.export, or, ``named``, for torch.onnx.export: the open dimensions of each input."""
+    shapes, dimensions = ShapesCollection(), open_dimensions((args, kwargs), sequence)
+    for leaf in tensors_in((args, kwargs)):
+        if found := dimensions(leaf):
+            shapes[leaf] = {d: name if named else Dim.AUTO for d, name in found.items()}
+    return shapes.dynamic_shapes(module, args, kwargs)
+
+
+def _of_other_lengths(inputs: Any, sequence: int | None) -> list[Any]:
+    """The inputs at two other lengths and another batch size, where lengths are open."""
+    return [random_like(with_length(inputs, n), 3, seed=n) for n in other_lengths(inputs, sequence)]
 
 
 def _paired(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -235,6 +261,17 @@ def _paired(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, .
     return pytree.tree_map(
         lambda leaf: torch.cat([leaf, leaf]) if isinstance(leaf, Tensor) and leaf.dim() else leaf, (args, kwargs)
     )
+
+
+def _names_with_state(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: list[str]
+) -> tuple[list[str], list[str]]:
+    """Names of the inputs and outputs of a model that carries state: "state_0" and "next_state_0", and so on."""
+    state = [f"state_{i}" for i in range(len(tensors_in(args[-1])))]
+    positional = list(inspect.signature(module.forward).parameters)[: len(args) - 1]
+    plain = [*positional, *kwargs] if len(positional) == len(args) - 1 else [f"input_{i}" for i in range(len(args) - 1)]
+    others = outputs[: len(outputs) - len(state)]
+    return [*plain, *state], [*(["output"] if len(others) == 1 else others), *(f"next_{name}" for name in state)]
 
 
 def _output_names(output: Any) -> list[str]:
@@ -268,7 +305,9 @@ def _check_names(
             )
 
 
-def _verify_onnx(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], file: Path, path: Path) -> float:
+def _verify_onnx(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], file: Path, path: Path, sequence: int | None
+) -> float:
     """Check ``file`` (it will be called ``path``) against ``module``; returns the largest relative difference."""
     try:
         onnx.checker.check_model(str(file), full_check=True)
@@ -277,9 +316,9 @@ def _verify_onnx(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
     session = open_session(file)
     sizes = [random_like((args, kwargs), n, seed=n) for n in (1, 5)] if _dynamic(session) else []
     worst = 0.0
-    for inputs in [(args, kwargs), *sizes]:
+    for inputs in [(args, kwargs), *sizes, *_of_other_lengths((args, kwargs), sequence)]:
         expected = tensors_in(module(*inputs[0], **inputs[1]))
-        feeds = {i.name: t.cpu().numpy() for i, t in zip(session.get_inputs(), tensors_in(inputs), strict=True)}
+        feeds = feeds_of(session, *inputs)
         try:
             outputs = session.run(None, feeds)
         except Exception as error:

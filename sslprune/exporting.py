@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +14,19 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from sslprune.bench import Comparison, Contender, compare, footprint, once_absent, operator_times, places_for
-from sslprune.bench.contenders import feeds_for, module_loader, program_loader
+from sslprune.bench.contenders import feeds_for
+from sslprune.building import Built, build
+from sslprune.carry import carrying, with_state
 from sslprune.data import Data, build_data
-from sslprune.errors import ExportError, RecipeError, SslpruneError
-from sslprune.export import ONNX_TOLERANCE, difference, export_onnx, open_session, tensors_in
+from sslprune.errors import ExportError
+from sslprune.export import ONNX_TOLERANCE, difference, open_session
 from sslprune.grain import staircase
-from sslprune.graph.cost import Cost
-from sslprune.graph.trace import trace
-from sslprune.models import build_model, device_of
-from sslprune.onnx_file import OnnxModule, feeds, write_metadata
-from sslprune.pipeline import count, counted, full_precision, on_cpu, trained
-from sslprune.quantize import notes, quantize
-from sslprune.recipe import ControlSection, ModelSection, Recipe
+from sslprune.inputs import arguments, num_rows
+from sslprune.models import device_of
+from sslprune.onnx_file import OnnxModule, feeds_of, write_metadata
+from sslprune.pipeline import counted, example_of, full_precision, on_cpu, trained
+from sslprune.quantize import notes
+from sslprune.recipe import Recipe
 from sslprune.report import (
     Figures,
     OnnxCheck,
@@ -41,36 +40,13 @@ from sslprune.report import (
     compare_reports,
     environment,
     judge,
+    read_controls,
 )
 from sslprune.report.ci import write_ci
 from sslprune.report.page import write_page
 from sslprune.rundir import RunDirectory
 from sslprune.show import Show
 from sslprune.train.evaluate import evaluate
-
-
-@dataclass(frozen=True)
-class Built:
-    """One model of the comparison: its ONNX file, and what is known of it before it is measured."""
-
-    name: str
-    path: Path
-    kind: str  # "dense", "repacked", "quantized" or "control"
-    parameters: int | None = None
-    macs: int | None = None
-    module: Callable[[str], nn.Module] | None = None  # for torch, on a device
-
-
-def check(recipe: Recipe) -> None:
-    """What can be known to fail before any training: a control that cannot be built or opened, in one line."""
-    for control in recipe.control:
-        try:
-            if control.onnx is not None:
-                open_session(control.onnx, 1)
-            else:
-                build_model(_as_model(control))
-        except SslpruneError as error:
-            raise RecipeError(f"control {control.name}: {error}") from error
 
 
 def export(directory: RunDirectory, show: Show, *, baseline: Path | None = None) -> Report:
@@ -90,79 +66,14 @@ def export(directory: RunDirectory, show: Show, *, baseline: Path | None = None)
             write_metadata(model.path, _metadata(recipe, model, checks[model.name], digest))
     times = measure_speed(recipe, built, data, show)
     example = _rows(built[0], data)
-    report = assemble(recipe, result, built, checks, times, example, show).model_copy(update={"recipe_sha256": digest})
+    report = assemble(recipe, result, built, checks, times, example, data.task.lower_is_better, show)
+    report = report.model_copy(update={"recipe_sha256": digest, "controls": read_controls(directory.control_results)})
     if earlier is not None and baseline is not None:
         report = report.model_copy(update={"baseline": compare_reports(earlier, report, baseline)})
     write_ci(report, directory.junit, directory.summary)
     write_page(report, directory.page, history=directory.history, weights=directory.masked)
     report.save(directory.report)
     return report
-
-
-def build(
-    recipe: Recipe, directory: RunDirectory, result: RepackResult, dense: nn.Module, data: Data, show: Show
-) -> list[Built]:
-    """The ONNX files: dense, repacked, each quantized variant of the repacked one, and the controls, in this order."""
-    section, (args, kwargs) = recipe.export, _split(on_cpu(data.example))
-    named: dict[str, Any] = {"opset": section.opset, "dynamic_axes": section.dynamic_axes}
-    small = program_loader(directory.program)("cpu")
-    size = result.repacked
-    with show.progress("exporting ONNX", 2 + len(section.quantize) + len(recipe.control)) as bar:
-        export_onnx(
-            dense,
-            args,
-            directory.dense_onnx,
-            kwargs,
-            input_names=section.input_names or None,
-            output_names=section.output_names or None,
-            **named,
-        )
-        bar.advance()
-        session = open_session(directory.dense_onnx)
-        named["input_names"] = [node.name for node in session.get_inputs()]
-        named["output_names"] = [node.name for node in session.get_outputs()]
-        export_onnx(small, args, directory.onnx, kwargs, **named)
-        bar.advance()
-        built = [
-            _built("dense", directory.dense_onnx, result.dense, module_loader(dense)),
-            _built("repacked", directory.onnx, size, program_loader(directory.program)),
-        ]
-        for kind in section.quantize:
-            path = directory.export_dir / f"{kind}.onnx"
-            quantize(directory.onnx, path, kind, _calibration(named["input_names"], data, section.calibration))
-            built.append(Built(kind, path, "quantized", size.parameters, size.macs))
-            bar.advance()
-        for control in recipe.control:
-            built.append(_control(control, directory, args, kwargs, named))
-            bar.advance()
-    for kind in section.quantize:
-        for note in notes(kind, directory.onnx):
-            show.say(note, "yellow")
-    return built
-
-
-def _built(kind: str, path: Path, size: Size, module: Callable[[str], nn.Module]) -> Built:
-    return Built(kind, path, kind, size.parameters, size.macs, module)
-
-
-def _control(
-    control: ControlSection,
-    directory: RunDirectory,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    named: dict[str, Any],
-) -> Built:
-    try:
-        if control.onnx is not None:
-            open_session(control.onnx, 1)
-            return Built(control.name, Path(control.onnx), "control")
-        model, _ = build_model(_as_model(control))
-        path = directory.export_dir / f"control-{control.name}.onnx"
-        export_onnx(model, args, path, kwargs, **named)
-        macs = round(Cost(trace(model, args, kwargs), []).macs())
-    except SslpruneError as error:
-        raise ExportError(f"control {control.name}: {error}") from error
-    return Built(control.name, path, "control", count(model), macs, module_loader(model))
 
 
 def measure_metrics(recipe: Recipe, built: list[Built], data: Data, show: Show) -> dict[str, OnnxCheck]:
@@ -173,22 +84,20 @@ def measure_metrics(recipe: Recipe, built: list[Built], data: Data, show: Show) 
     """
     device = device_of(recipe.run)
     checks: dict[str, OnnxCheck] = {}
-    dense = built[0].module
-    assert dense is not None
-    args, kwargs = _split(on_cpu(data.example))
-    like = dense("cpu")(*args, **kwargs)
-    repacked = OnnxModule(open_session(built[1].path), like)
-    steps = len(built) * len(data.test)
-    with full_precision(), torch.inference_mode(), show.progress("evaluating ONNX", steps) as bar:
+    runners: dict[str, OnnxModule] = {}
+    with full_precision(), torch.inference_mode(), show.progress("evaluating ONNX", len(built) * len(data.test)) as bar:
         for model in built:
-            runner = OnnxModule(open_session(model.path), like)
+            source = built[1] if model.kind == "quantized" else model if model.module is not None else built[0]
+            assert source.module is not None
+            runners[model.name] = runner = _runner(model.path, source.module("cpu"), data)
+            batches = counted(data.test, bar)
             if model.kind == "control":
-                metrics = evaluate(runner, counted(data.test, bar), data.metrics)
+                metrics = evaluate(runner, batches, data.task)
                 checks[model.name] = OnnxCheck(metrics=metrics, max_relative=0.0, samples=0)
                 continue
-            torch_model = model.module(str(device)) if model.module is not None else repacked
-            beside = Agreement(torch_model, runner)
-            metrics = evaluate(beside, counted(data.test, bar), data.metrics)
+            reference = model.module(str(device)) if model.module is not None else runners["repacked"]
+            beside = Agreement(reference, runner)
+            metrics = evaluate(beside, batches, data.task)
             checks[model.name] = OnnxCheck(metrics=metrics, max_relative=beside.max_relative, samples=beside.samples)
             if model.module is not None and not beside.max_relative <= ONNX_TOLERANCE:
                 raise ExportError(
@@ -198,12 +107,22 @@ def measure_metrics(recipe: Recipe, built: list[Built], data: Data, show: Show) 
     return checks
 
 
+def _runner(path: Path, like: nn.Module, data: Data) -> OnnxModule:
+    """The file, to be called as the module ``like`` is."""
+    args, kwargs = example_of(like, data)
+    return OnnxModule(open_session(path), like(*args, **kwargs), getattr(like, "initial_state", None))
+
+
 class Agreement(nn.Module):
-    """An ONNX file, watched: every input also goes through ``reference``, and the largest difference is kept."""
+    """An ONNX file, watched: every input also goes through ``reference``, and the largest difference is kept.
+
+    Each carries its own state, where they carry any.
+    """
 
     def __init__(self, reference: nn.Module, file: OnnxModule) -> None:
         super().__init__()
-        self.both = (reference, file)  # in a tuple, since an exported program refuses to be put in eval mode
+        # in a tuple, since an exported program refuses to be put in eval mode
+        self.both = (carrying(reference), carrying(file))
         self.max_relative = 0.0
         self.samples = 0
 
@@ -212,7 +131,7 @@ class Agreement(nn.Module):
         output = file(*args, **kwargs)
         _, relative = difference(reference(*args, **kwargs), output)
         self.max_relative = float(np.maximum(self.max_relative, relative))  # unlike max, keeps a NaN
-        self.samples += len(next(leaf for leaf in tensors_in((args, kwargs)) if leaf.dim()))
+        self.samples += num_rows((args, kwargs))
         return output
 
 
@@ -230,7 +149,8 @@ def measure_speed(recipe: Recipe, built: list[Built], data: Data, show: Show) ->
     if "torch" not in runtimes:
         places += [place for place in places_for(["torch"], ["cuda"]) if place.absent is None]
     places = once_absent(places)
-    args, kwargs = _inputs(data)
+    assert built[0].module is not None
+    args, kwargs = example_of(built[0].module("cpu"), data)
     pack = packer([node.name for node in open_session(built[0].path, 1).get_inputs()], args, kwargs)
     models = [Contender(model.name, onnx=model.path, module=model.module, pack=pack) for model in built]
     steps = len(dict.fromkeys(batch_sizes)) * len(dict.fromkeys(threads)) * sum(p.absent is None for p in places)
@@ -254,6 +174,7 @@ def assemble(
     checks: Mapping[str, OnnxCheck],
     times: Comparison,
     example: Mapping[str, np.ndarray],
+    lower_is_better: Collection[str],
     show: Show,
 ) -> Report:
     """The report of what was measured; loads each file once more, in processes of their own and in the profiler."""
@@ -306,7 +227,7 @@ def assemble(
         equivalence=result.equivalence,
         axes=result.axes,
         environment=environment(),
-        gates=judge(recipe, dense, repacked, speedup, result.equivalence, variants),
+        gates=judge(recipe, dense, repacked, speedup, result.equivalence, variants, lower_is_better),
         variants=variants,
         profiles=profiles,
         staircase=_staircase(recipe),
@@ -322,7 +243,7 @@ def file_bytes(path: Path) -> int:
 def packer(
     names: list[str], args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> Callable[[list[Tensor]], tuple[tuple[Any, ...], dict[str, Any]]]:
-    """Turns tensors in the order of ``names`` into (args, kwargs) nested as the example's: what ``feeds`` undoes."""
+    """Turns tensors in the order of ``names`` into (args, kwargs) nested as the example's: what ``feeds_of`` undoes."""
 
     def pack(values: list[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         given = dict(zip(names, values, strict=True))
@@ -348,36 +269,11 @@ def _staircase(recipe: Recipe) -> Staircase:
     )
 
 
-def _inputs(data: Data) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """One test batch as (args, kwargs) on the CPU."""
-    inputs = next(iter(data.test))[0]
-    return _split(on_cpu(inputs))
-
-
-def _split(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    return ((), dict(inputs)) if isinstance(inputs, Mapping) else (tuple(inputs), {})
-
-
 def _rows(model: Built, data: Data) -> dict[str, np.ndarray]:
     """The inputs of one test batch, by their names in the ONNX file."""
-    return feeds([node.name for node in open_session(model.path, 1).get_inputs()], *_inputs(data))
-
-
-def _calibration(names: list[str], data: Data, samples: int) -> Iterator[dict[str, np.ndarray]]:
-    """Training data until ``samples`` samples have been seen: never the test data."""
-    seen = 0
-    for inputs, _ in islice(data.train.epoch(0), samples):
-        rows = feeds(names, *_split(on_cpu(inputs)))
-        size = max((len(value) for value in rows.values() if value.ndim), default=1)
-        yield {name: value[: samples - seen] if value.ndim else value for name, value in rows.items()}
-        seen += size
-        if seen >= samples:
-            return
-
-
-def _as_model(control: ControlSection) -> ModelSection:
-    assert control.factory is not None
-    return ModelSection(factory=control.factory, arguments=control.arguments, checkpoint=control.checkpoint)
+    assert model.module is not None
+    args, kwargs = arguments(on_cpu(next(iter(data.test))[0]))
+    return feeds_of(open_session(model.path, 1), with_state(model.module("cpu"), args), kwargs)
 
 
 def _metadata(recipe: Recipe, model: Built, found: OnnxCheck, digest: str) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from sslprune.errors import ExportError
+from sslprune.inputs import tensors_in
 
 
 def read_graph(path: str | Path) -> onnx.ModelProto:
@@ -49,35 +50,41 @@ def _sizes(value: onnx.ValueInfoProto) -> Iterable[Any]:
     return value.type.tensor_type.shape.dim
 
 
-def feeds(names: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Inputs of a torch module as ONNX Runtime takes them: keywords by their names, the rest in order."""
-    given: dict[str, Any] = {name: kwargs[name] for name in names if name in kwargs}
-    rest = [v for v in pytree.tree_leaves((args, {k: v for k, v in kwargs.items() if k not in given})) if _is_tensor(v)]
-    open_names = [name for name in names if name not in given]
-    if len(rest) != len(open_names):
-        raise ExportError(f"{len(rest) + len(given)} inputs for an ONNX model that takes {', '.join(names)}")
-    given.update(zip(open_names, rest, strict=True))
-    return {name: given[name].detach().cpu().numpy() for name in names}
+def feeds_of(
+    session: onnxruntime.InferenceSession, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> dict[str, np.ndarray]:
+    """What an ONNX file is to be fed: keyword inputs by their names where it has them, the others in their order."""
+    names = [node.name for node in session.get_inputs()]
+    named = {name: value for name, value in kwargs.items() if name in names and isinstance(value, Tensor)}
+    rest = tensors_in((args, {name: value for name, value in kwargs.items() if name not in named}))
+    unnamed = [name for name in names if name not in named]
+    if len(rest) != len(unnamed):
+        raise ExportError(f"{len(rest) + len(named)} inputs for an ONNX file that takes {', '.join(names)}")
+    feeds = named | dict(zip(unnamed, rest, strict=True))
+    return {name: value.cpu().numpy() for name, value in feeds.items()}
 
 
 class OnnxModule(nn.Module):
     """An ONNX Runtime session that is called like the torch module it was made from.
 
-    ``like``: an output of that module; tensors are nested as there. The result lies on the inputs' device.
+    ``like``: an output of that module; tensors are nested as there. ``begin``: its ``initial_state``, where it carries
+    state. The result lies on the inputs' device.
     """
 
-    def __init__(self, session: onnxruntime.InferenceSession, like: Any) -> None:
+    def __init__(
+        self, session: onnxruntime.InferenceSession, like: Any, begin: Callable[[int], Any] | None = None
+    ) -> None:
         super().__init__()
         self.session = session
-        self.names = [node.name for node in session.get_inputs()]
         self.leaves, self.spec = pytree.tree_flatten(like)
+        if begin is not None:
+            self.initial_state = begin
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        device = next((v.device for v in pytree.tree_leaves((args, kwargs)) if _is_tensor(v)), torch.device("cpu"))
-        outputs = iter(self.session.run(None, feeds(self.names, args, kwargs)))
-        found = [torch.from_numpy(np.asarray(next(outputs))).to(device) if _is_tensor(v) else v for v in self.leaves]
+        device = next((t.device for t in tensors_in((args, kwargs))), torch.device("cpu"))
+        outputs = iter(self.session.run(None, feeds_of(self.session, args, kwargs)))
+        found = [
+            torch.from_numpy(np.asarray(next(outputs))).to(device) if isinstance(leaf, Tensor) else leaf
+            for leaf in self.leaves
+        ]
         return pytree.tree_unflatten(found, self.spec)
-
-
-def _is_tensor(value: Any) -> bool:
-    return isinstance(value, Tensor)

@@ -13,6 +13,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from sslprune.axes import Axis
+from sslprune.carry import carrying, with_state
 from sslprune.data import Data, build_data
 from sslprune.errors import RecipeError, RepackError
 from sslprune.export import difference, evaluating, random_like, save_program
@@ -22,6 +23,7 @@ from sslprune.graph.find import find_axes
 from sslprune.graph.repack import removed_groups
 from sslprune.graph.repack import repack as repack_model
 from sslprune.graph.trace import trace
+from sslprune.inputs import Inputs, arguments, each, length_of, num_rows, other_lengths, tensors_in, with_length
 from sslprune.models import build_model, device_of, load_checkpoint, load_weights
 from sslprune.plan import write_plan
 from sslprune.recipe import Recipe
@@ -47,9 +49,11 @@ EXACT = 1e-4  # relative difference between masked and repacked above which an e
 def inspect(recipe: Recipe, show: Show) -> Inspection:
     """Every axis of the recipe's model, with what one group costs and whether the recipe prunes it."""
     model, notes = build_model(recipe.model)
-    example = on_cpu(build_data(recipe, show).example)
+    data = build_data(recipe, show)
+    data.check(model)
+    args, kwargs = example_of(model, data)
     with show.progress("finding the axes"):
-        program = trace(model, example)
+        program = trace(model, args, kwargs, sequence=data.sequence)
         axes = find_axes(program)
         try:
             pruned = {axis.name for axis in select(axes, recipe.prune)}
@@ -85,7 +89,8 @@ def run(
     recipe: Recipe, directory: RunDirectory, show: Show, *, resume: bool = False, baseline: Path | None = None
 ) -> Report:
     """Train, repack and export; with ``resume``, stages that are finished already are left as they are."""
-    from sslprune.exporting import check, export  # it stands on the stages here
+    from sslprune.building import check  # both stand on the stages here
+    from sslprune.exporting import export
 
     check(recipe)
     if baseline is not None:
@@ -130,13 +135,14 @@ def repack(directory: RunDirectory, show: Show) -> RepackResult:
         torch.set_num_threads(recipe.run.threads)
     data, device = build_data(recipe, show), device_of(recipe.run)
     dense, masked = trained(recipe, directory.dense), trained(recipe, directory.masked)
-    example = on_cpu(data.example)
+    args, kwargs = example_of(masked, data)
     with show.progress("repacking"):
-        program = trace(masked, example)
+        program = trace(masked, args, kwargs, sequence=data.sequence)
         axes = select(find_axes(program), recipe.prune)
         exact = all(axis.exact for axis in axes)  # the recipe allowed the others by name
         small = repack_model(masked, program, axes, allow_inexact=not exact)
-        macs = [Cost(p, []).macs() for p in (program, trace(small, example))]
+        cut, _ = example_of(small, data)
+        macs = [Cost(p, []).macs() for p in (program, trace(small, cut, kwargs))]
     metrics, equivalence = prove(dense, masked, small, data, device, show, exact=exact)
     sizes = [
         Size(parameters=count(model), macs=round(cost), metrics=metrics[name])
@@ -154,7 +160,7 @@ def repack(directory: RunDirectory, show: Show) -> RepackResult:
         axes=changes(axes, removed_groups(masked, program, axes, not exact), small),
     )
     with show.progress("writing the repacked model"):
-        save_program(small.deployed(), example, directory.program)
+        save_program(small.deployed(), cut, directory.program, kwargs, sequence=data.sequence)
         weights = {name: tensor.detach().clone().contiguous() for name, tensor in small.state_dict().items()}
         write_atomic(directory.weights, lambda path: path.write_bytes(save(weights)))
         write_plan(directory.plan, masked, program, axes, allow_inexact=not exact)
@@ -177,11 +183,17 @@ def prove(
         metrics = {}
         for name, model in (("dense", dense), ("masked", masked), ("repacked", beside)):
             with evaluating(model.to(device)):
-                metrics[name] = evaluate(model, counted(data.test, bar), data.metrics)
+                metrics[name] = evaluate(model, counted(data.test, bar), data.task)
         samples = beside.samples
         with evaluating(beside):
+            lengths = [
+                data.example,
+                *(with_length(data.example, n) for n in other_lengths(data.example, data.sequence)),
+            ]
             for size in (1, 7):
-                beside(*random_like(data.example, size, seed=size))
+                for example in lengths:
+                    args, kwargs = arguments(random_like(example, size, seed=size))
+                    beside(*args, **kwargs)
     for model in (dense, masked, small):
         model.cpu()
     if exact and not beside.max_relative <= EXACT:
@@ -195,20 +207,24 @@ def prove(
 
 
 class Beside(nn.Module):
-    """The repacked model, watched: every input also goes through the masked one, and the difference is kept."""
+    """The repacked model, watched: every input also goes through the masked one, and the difference is kept.
+
+    Each carries its own state, where they carry any.
+    """
 
     def __init__(self, masked: nn.Module, small: nn.Module) -> None:
         super().__init__()
         self.masked, self.small = masked, small
+        self.runs = carrying(masked), carrying(small)
         self.max_abs = self.max_relative = 0.0
         self.samples = 0
 
-    def forward(self, *args: Tensor) -> Any:
-        output = self.small(*args)
-        distance, relative = difference(self.masked(*args), output)
+    def forward(self, *args: Tensor, **kwargs: Tensor) -> Any:
+        output = self.runs[1](*args, **kwargs)
+        distance, relative = difference(self.runs[0](*args, **kwargs), output)
         self.max_abs = float(np.maximum(self.max_abs, distance))  # unlike max, keeps a NaN
         self.max_relative = float(np.maximum(self.max_relative, relative))
-        self.samples += len(args[0])
+        self.samples += num_rows((args, kwargs))
         return output
 
 
@@ -255,5 +271,15 @@ def counted(batches: Iterable[Any], bar: Any) -> Iterator[Any]:
         bar.advance()
 
 
-def on_cpu(args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return tuple(tensor.cpu() for tensor in args)
+def example_of(model: nn.Module, data: Data) -> tuple[tuple[Any, ...], dict[str, Tensor]]:
+    """The data's example as what ``model`` is called with, its state included where it carries one."""
+    args, kwargs = arguments(on_cpu(data.example))
+    full = with_state(model, args)
+    while data.sequence and length_of(args) in {leaf.shape[1] for leaf in tensors_in(full[len(args) :])}:
+        args, kwargs = with_length((args, kwargs), length_of(args) + 1)  # a length is told by its size: let it differ
+        full = with_state(model, args)
+    return full, kwargs
+
+
+def on_cpu(inputs: Inputs) -> Inputs:
+    return each(inputs, lambda tensor: tensor.cpu())

@@ -17,9 +17,11 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors.torch import load_file
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from sslprune.axes import Axis, tensors_of
 from sslprune.errors import RepackError, RunError
+from sslprune.export import STATE
 from sslprune.files import write_text
 from sslprune.graph.inference import infer
 from sslprune.graph.program import Program
@@ -125,6 +127,7 @@ def read_plan(path: str | Path) -> Plan:
 def load(run: str | Path) -> nn.Module:
     """The repacked module of a run directory (or of a ``.pt2`` file), ready to call; it evaluates, it does not train.
 
+    One that carries state has ``initial_state(batch_size)``, as the model had.
     Raises RunError where there is none.
     """
     path = Path(run)
@@ -132,7 +135,15 @@ def load(run: str | Path) -> nn.Module:
     if not path.is_file():
         raise RunError(f"{path}: no repacked model there; run `sslprune repack` first")
     try:
-        return torch.export.load(path).module()
+        files = {STATE: ""}
+        exported = torch.export.load(path, extra_files=files)
+        module = exported.module()
+        if files[STATE]:
+            assert exported.example_inputs is not None
+            state = exported.example_inputs[0][-1]
+            zeros = lambda rows: pytree.tree_map(lambda leaf: leaf.new_zeros(rows, *leaf.shape[1:]), state)  # noqa: E731
+            vars(module)["initial_state"] = zeros
+        return module
     except Exception as error:
         raise RunError(f"{path}: not a readable .pt2 file ({str(error).splitlines()[0]}); repack again") from error
 
@@ -150,7 +161,7 @@ def apply_plan(model: nn.Module, plan: Plan | str | Path, weights: str | Path | 
         path = path / "repacked" / "plan.json" if path.is_dir() else path
         weights = weights or path.with_name("weights.safetensors")
         plan = read_plan(path)
-    fixed = [change for change in plan.operators if change.argument not in ATTRIBUTES]
+    fixed = [c for c in plan.operators if c.argument not in ATTRIBUTES and not _has_one_width(model, c.module)]
     if fixed:
         raise RepackError(
             f"{fixed[0].module or 'the model'}: its own code fixes the arguments of `{fixed[0].operator}`, which the "
@@ -169,7 +180,8 @@ def apply_plan(model: nn.Module, plan: Plan | str | Path, weights: str | Path | 
     for module in {name.rpartition(".")[0] for name in plan.tensors}:
         _tell(model.get_submodule(module))
     for operator in plan.operators:
-        setattr(model.get_submodule(operator.module), operator.argument, operator.value)
+        if operator.argument in ATTRIBUTES:
+            setattr(model.get_submodule(operator.module), operator.argument, operator.value)
     if weights is not None:
         stored, state = load_file(weights), tensors_of(model)
         for name in stored.keys() - state.keys():
@@ -202,11 +214,20 @@ def _shrunk(tensor: torch.Tensor, change: TensorPlan, done: dict[int, torch.Tens
 def _replace(model: nn.Module, name: str, tensor: torch.Tensor) -> None:
     path, _, leaf = name.rpartition(".")
     module = model.get_submodule(path)
-    if isinstance(module, RECURRENT):
+    if isinstance(module, RECURRENT) and not _has_one_width(model, path):
         raise RepackError(
             f"{path}: an nn.{type(module).__name__} holds one width for all its layers; use sslprune.load"
         )
     setattr(module, leaf, tensor)
+
+
+def _has_one_width(model: nn.Module, path: str) -> bool:
+    """Whether the module is a recurrent one of a single layer, whose attributes can say any width."""
+    try:
+        module = model.get_submodule(path)
+    except AttributeError:  # another model than the plan's, which its tensors will say
+        return False
+    return isinstance(module, RECURRENT) and module.num_layers == 1 and not module.proj_size
 
 
 def _tell(module: nn.Module) -> None:
@@ -217,6 +238,9 @@ def _tell(module: nn.Module) -> None:
             module.out_features, module.in_features = weight.shape
         case nn.modules.batchnorm._NormBase():
             module.num_features = next(t.shape[0] for t in (weight, module.running_mean) if t is not None)
+        case nn.RNNBase():
+            own: Any = module
+            own.hidden_size, own.input_size = own.weight_hh_l0.shape[1], own.weight_ih_l0.shape[1]
         case nn.LayerNorm() | nn.RMSNorm():
             module.normalized_shape = tuple(weight.shape)
         case nn.GroupNorm():

@@ -2,9 +2,11 @@
 
 RUN/recipe.toml                                              the recipe with its overrides, paths made absolute
 RUN/train/     checkpoint.pt  dense.safetensors  masked.safetensors  history.json
+               initial.safetensors, the weights that it began with, where the model has no checkpoint
 RUN/repacked/  model.pt2  weights.safetensors  plan.json  result.json
 RUN/export/    model.onnx  dense.onnx, and one file for each quantized variant and control
 RUN/report.json  report.html  junit.xml  summary.md
+RUN/controls/NAME/  as RUN/train/, weights.safetensors at the end; result.json
 """
 
 from __future__ import annotations
@@ -19,6 +21,25 @@ from sslprune.files import write_text
 from sslprune.recipe import Recipe, load_recipe
 
 Stage = Literal["train", "repack", "export"]
+ControlName = Literal["dense", "scratch", "ticket"]
+CONTROLS: tuple[ControlName, ...] = ("dense", "scratch", "ticket")
+
+
+class ControlFiles:
+    """Where one control of a run is trained: what the loop writes, and its figures."""
+
+    def __init__(self, folder: Path) -> None:
+        self.train_dir = folder
+        self.checkpoint = folder / "checkpoint.pt"
+        self.initial = folder / "initial.safetensors"
+        self.dense = folder / "dense.safetensors"  # after the dense epochs
+        self.masked = folder / "weights.safetensors"  # at the end
+        self.history = folder / "history.json"
+        self.result = folder / "result.json"
+
+    def clear(self) -> None:
+        for file in (self.result, self.masked, self.history, self.dense, self.initial, self.checkpoint):
+            file.unlink(missing_ok=True)
 
 
 class RunDirectory:
@@ -30,6 +51,7 @@ class RunDirectory:
 
         self.train_dir = self.path / "train"
         self.checkpoint = self.train_dir / "checkpoint.pt"
+        self.initial = self.train_dir / "initial.safetensors"
         self.dense = self.train_dir / "dense.safetensors"
         self.masked = self.train_dir / "masked.safetensors"
         self.history = self.train_dir / "history.json"
@@ -47,6 +69,15 @@ class RunDirectory:
         self.page = self.path / "report.html"
         self.junit = self.path / "junit.xml"
         self.summary = self.path / "summary.md"
+
+    def control(self, name: ControlName) -> ControlFiles:
+        return ControlFiles(self.path / "controls" / name)
+
+    @property
+    def control_results(self) -> list[Path]:
+        """The figures of the controls that are finished."""
+        results = [self.control(name).result for name in CONTROLS]
+        return [result for result in results if result.is_file()]
 
     def __fspath__(self) -> str:
         return str(self.path)
@@ -141,3 +172,6 @@ class RunDirectory:
             file.unlink(missing_ok=True)
         if stage == "train":
             self.checkpoint.unlink(missing_ok=True)
+            self.initial.unlink(missing_ok=True)
+        for name in CONTROLS if stage != "export" else ():  # of a model that is about to be another one
+            self.control(name).clear()

@@ -10,7 +10,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TaskID,
 from rich.table import Table
 from rich.text import Text
 
-from sslprune.report import Absent, AxisChange, Gate, Inspection, Latency, Report, Speedup
+from sslprune.report import Absent, AxisChange, Gate, Inspection, Latency, Report, Size, Speedup
 from sslprune.rundir import RunDirectory
 from sslprune.show_speed import PERCENT, changes, faster, ms, operators, realised, score, size_text, variants
 
@@ -147,15 +147,19 @@ def _fields(fields: dict[str, Any]) -> str:
 def summary(report: Report, run: RunDirectory) -> RenderableType:
     """The verdict of a run: figures, widths, proof, gates and files, in at most 80 columns where names allow it."""
     proof, small = report.equivalence, report.repacked
-    scores = ", ".join(f"{name} {score(name, value)}" for name, value in proof.metrics.items())
-    same = proof.metrics == small.metrics
+    same = scores(proof.metrics) == scores(small.metrics)
     facts = Table.grid(padding=(0, 2))
     facts.add_column(style="dim", no_wrap=True)
     facts.add_column()
     facts.add_row(
         "proof", f"masked = repacked to {proof.max_relative:.1e} (relative) on {proof.samples:,} test samples"
     )
-    facts.add_row("", f"both score {scores}" if same else Text(f"masked scores {scores}", style="yellow"))
+    facts.add_row(
+        "",
+        f"both score {scores(proof.metrics)}"
+        if same
+        else Text(f"masked scores {scores(proof.metrics)}", style="yellow"),
+    )
     if report.gates:
         facts.add_row("gates", _gates(report.gates))
     facts.add_row("files", Text(f"{run}{os.sep}", overflow="fold"))
@@ -165,6 +169,8 @@ def summary(report: Report, run: RunDirectory) -> RenderableType:
         speed += ["", variants(report)]
     if report.profiles:
         speed += ["", operators(report.profiles[:2]), *([line] if (line := realised(report)) is not None else [])]
+    if report.controls:
+        speed += ["", _controls(report)]
     if report.baseline is not None:
         speed += ["", changes(report.baseline)]
     return Group("", _headline(report), "", _figures(report), *speed, "", _widths(report.axes), "", facts)
@@ -278,6 +284,24 @@ def _figures(report: Report) -> Table:
     return table
 
 
+def _controls(report: Report) -> Table:
+    """Dense and repacked beside what was trained without sparsity."""
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    table.add_column("controls", no_wrap=True)
+    for heading in ("parameters", "MACs", *(f"test {name}" for name in report.dense.metrics)):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("", style="dim")
+    rows: list[tuple[str, Size, str]] = [("dense", report.dense, ""), ("repacked", report.repacked, "")]
+    rows += [(CONTROL_WORDS.get(one.name, one.name), one, one.epochs) for one in report.controls]
+    for word, size, epochs in rows:
+        figures = [score(name, size.metrics.get(name, float("nan"))) for name in report.dense.metrics]
+        table.add_row(word, *_counts(size.parameters, size.macs), *figures, epochs)
+    return table
+
+
+CONTROL_WORDS = {"dense": "dense, trained on", "scratch": "small, from scratch", "ticket": "small, winning ticket"}
+
+
 def _latencies(
     table: Table,
     dense: Sequence[Latency | Absent],
@@ -337,3 +361,8 @@ def _counts(*values: float) -> tuple[str, ...]:
         f"{value:,.0f}" if value < 1e6 else f"{value / 1e6:,.2f} M" if value < 1e9 else f"{value / 1e9:,.2f} G"
         for value in values
     )
+
+
+def scores(metrics: Mapping[str, float]) -> str:
+    """Metrics in one line."""
+    return ", ".join(f"{name} {score(name, value)}" for name, value in metrics.items())

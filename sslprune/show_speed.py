@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # torch is heavy, and nothing here needs it
     from sslprune.bench import Comparison, Footprint
 
 MOST_OPERATORS = 8  # rows of the table; the rest is one row
-PERCENT = frozenset({"accuracy"})  # metrics in percent
+PERCENT = frozenset({"accuracy", "f1"})  # metrics in percent
 
 
 def comparison(measured: Comparison, files: Mapping[str, tuple[int, Footprint | None]]) -> RenderableType:

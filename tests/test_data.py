@@ -8,6 +8,7 @@ import torch
 
 from sslprune.data import Batches, Data, Images, build_data, digits, read_images
 from sslprune.errors import DataError
+from sslprune.inputs import tensors_in
 from sslprune.recipe import Recipe, parse_recipe
 
 pyarrow = pytest.importorskip("pyarrow")
@@ -54,10 +55,10 @@ def test_passes_are_decided_by_seed_and_epoch():
     data = build_data(recipe(factory="sslprune.data:digits", augment=["pad-crop:1", "flip"], batch_size=500))
     first, again, later = (list(data.train.epoch(i)) for i in (3, 3, 4))
     assert len(first) == len(data.train) == 2  # the last, smaller batch is left out
-    assert all(torch.equal(a[0][0], b[0][0]) and torch.equal(a[1], b[1]) for a, b in zip(first, again, strict=True))
+    assert all(all(map(torch.equal, tensors_in(a), tensors_in(b))) for a, b in zip(first, again, strict=True))
     assert not torch.equal(first[0][1], later[0][1])
     assert sum(len(labels) for _, labels in data.test) == 360
-    assert data.example[0].shape == (2, 1, 8, 8)
+    assert tensors_in(data.example)[0].shape == (2, 1, 8, 8)
 
 
 def test_augmentation_moves_and_mirrors():
@@ -67,7 +68,8 @@ def test_augmentation_moves_and_mirrors():
     batches = build_data(recipe(factory="sslprune.data:digits", augment=["pad-crop:1", "flip"], batch_size=400)).train
     assert isinstance(batches, Batches)
     batches.images = images
-    ((pixels,), _) = next(batches.epoch(0))
+    inputs, _ = next(batches.epoch(0))
+    pixels = tensors_in(inputs)[0]
     seen = pixels.mean(0)[0]
     assert ((pixels == 0) | (pixels == 1)).all() and pixels.flatten(1).sum(1).max() == 1
     assert (seen > 0).all()  # up and down by one; left by one or mirrored: every pixel is reached
@@ -77,7 +79,7 @@ def test_augmentation_moves_and_mirrors():
 def test_normalisation(tmp_path):
     path = write(tmp_path / "a.parquet", [png(value=51)] * 3, [0, 1, 1])
     data = build_data(recipe(train=path, test=path, mean=[0.2, 0.5, 0.5], std=[0.1, 1.0, 0.25]))
-    pixels = data.example[0]
+    pixels = tensors_in(data.example)[0]
     assert pixels.shape == (2, 3, 4, 6)
     torch.testing.assert_close(pixels[0, :, 0, 0], torch.tensor([0.0, -0.5, 2.0]))
 

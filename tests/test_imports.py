@@ -11,12 +11,12 @@ import sslprune
 
 PACKAGE = Path(sslprune.__file__).parent
 LAYERS = [
-    {"errors", "axes", "files", "grain", "recipe"},
+    {"errors", "axes", "carry", "files", "grain", "inputs", "recipe", "tasks"},
     {"graph"},
     {"data", "models", "zoo", "train", "plan", "export", "bench", "report", "rundir", "show", "starter"}
     | {"onnx_file", "quantize", "show_speed"},
-    {"pipeline", "exporting"},
-    {"cli"},
+    {"pipeline", "building", "exporting", "control"},
+    {"cli", "guard"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
@@ -46,7 +46,9 @@ def test_imports_go_one_way(path: str) -> None:
             assert RANK[other] <= RANK[name], f"{path} imports {imported}, which stands above it"
 
 
-@pytest.mark.parametrize(("library", "owners"), [("typer", {"cli.py"}), ("rich", {"show.py", "show_speed.py"})])
+@pytest.mark.parametrize(
+    ("library", "owners"), [("typer", {"cli.py", "guard.py"}), ("rich", {"show.py", "show_speed.py"})]
+)
 def test_terminal_libraries_stay_in_their_place(library: str, owners: set[str]) -> None:
     users = {path for path in MODULES if any(name.split(".")[0] == library for name in imports(path))}
     assert users == owners

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 import sslprune
 from sslprune.axes import Axis, tensors_of, zero_groups, zero_mask
 from sslprune.errors import RepackError
-from sslprune.export import difference, open_session, random_like, tensors_in
+from sslprune.export import difference, open_session, random_like
 from sslprune.graph.cost import Cost, Measure
 from sslprune.graph.program import Program
+from sslprune.inputs import tensors_in
 from tests.architectures import ARCHITECTURES
 from tests.laws import (
     kept_indices,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sslprune.errors import ExportError
 from sslprune.export import export_onnx, open_session
-from sslprune.onnx_file import OnnxModule, feeds, read_graph, write_metadata
+from sslprune.onnx_file import OnnxModule, feeds_of, read_graph, write_metadata
 from sslprune.quantize import notes, quantize
 
 
@@ -151,10 +151,9 @@ def test_a_session_is_called_like_the_module(tmp_path: Path) -> None:
     module = OnnxModule(open_session(tmp_path / "m.onnx"), expected)
     found = module(a, b, scale=scale)
     assert torch.allclose(found["sum"], expected["sum"]) and torch.allclose(found["parts"][1], expected["parts"][1])
-    assert list(feeds(["first", "second", "scale"], (a,), {"scale": scale, "second": b})) == [
-        "first",
-        "second",
-        "scale",
-    ]
-    with pytest.raises(ExportError, match="1 inputs for an ONNX model that takes first, second"):
-        feeds(["first", "second"], (a,), {})
+    session = open_session(tmp_path / "m.onnx")
+    fed = feeds_of(session, (a,), {"scale": scale, "second": b})
+    for name, value in (("first", a), ("second", b), ("scale", scale)):
+        assert np.array_equal(fed[name], value)
+    with pytest.raises(ExportError, match="1 inputs for an ONNX file that takes first, second, scale"):
+        feeds_of(session, (a,), {})

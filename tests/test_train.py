@@ -88,6 +88,7 @@ def files(folder: Path) -> SimpleNamespace:
     return SimpleNamespace(
         train_dir=folder,
         checkpoint=folder / "checkpoint.pt",
+        initial=folder / "initial.safetensors",
         dense=folder / "dense.safetensors",
         masked=folder / "masked.safetensors",
         history=folder / "history.json",
@@ -129,6 +130,7 @@ def test_history_and_files(whole):
     assert sum(history[-1]["norms"].values()) < sum(history[0]["norms"].values())
     assert {path.name for path in whole.train_dir.iterdir()} == {
         "checkpoint.pt",
+        "initial.safetensors",
         "dense.safetensors",
         "masked.safetensors",
         "history.json",
@@ -267,7 +269,7 @@ def test_evaluate_counts_samples_not_batches():
     zeros = torch.zeros(3, dtype=torch.int64)
     batches = [((right.repeat(3, 1),), zeros), ((wrong,), zeros[:1])]
     model.train()
-    assert evaluate(model, batches, ["accuracy"]) == {"accuracy": 75.0}
+    assert evaluate(model, batches) == {"accuracy": 75.0}
     assert model.training
     with pytest.raises(DataError, match="label 2 is out of range"):
         evaluate(model, [((right,), torch.tensor([2]))])

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from sslprune.carry import with_state
 from sslprune.data.images import Images, count_images, read_images
 from sslprune.errors import DataError
+from sslprune.inputs import Inputs, arguments, each, length_of, num_rows
 from sslprune.models import device_of, find_callable
 from sslprune.recipe import DataSection, Recipe
+from sslprune.tasks import Task, logits_of, task_of
 
-Batch = tuple[tuple[Tensor, ...], Tensor]  # the model's arguments, the targets
+CLASSIFICATION = Task()
+Batch = tuple[Inputs, Tensor]  # the model's arguments (a tuple, or a dict by name), the targets
 
 
 class Batches:
@@ -100,7 +104,7 @@ class Batches:
 
 
 class LoaderBatches:
-    """A person's own loader, seen as batches: it must yield (inputs, targets), inputs a tensor or a tuple of them."""
+    """A person's own loader, seen as batches of (inputs, targets): inputs a tensor, a tuple or a dict of tensors."""
 
     def __init__(self, loader: Iterable[Any], device: torch.device, train_seed: int | None):
         if not isinstance(loader, Sized):
@@ -134,25 +138,66 @@ class LoaderBatches:
     def _moved(self, item: Any) -> Batch:
         if not isinstance(item, Sequence) or len(item) != 2 or not isinstance(item[1], Tensor):
             raise DataError(f"data.factory: a batch is a {type(item).__name__}; expected (inputs, targets)")
-        inputs = item[0] if isinstance(item[0], tuple | list) else (item[0],)
-        return tuple(value.to(self.device) for value in inputs), item[1].to(self.device)
+        given = item[0]
+        inputs: Inputs = dict(given) if isinstance(given, Mapping) else (given,)
+        if isinstance(given, tuple | list):
+            inputs = tuple(given)
+        return each(inputs, lambda value: value.to(self.device)), item[1].to(self.device)
+
+
+class Source(Protocol):
+    """Batches, in passes: each decided by the run's seed and its number."""
+
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[Batch]: ...
+    def epoch(self, epoch: int) -> Iterator[Batch]: ...
 
 
 @dataclass(frozen=True)
 class Data:
-    """What a run learns from and is judged by. ``test`` is used for reporting only, never for a choice."""
+    """What a run learns from and is judged by. ``test`` is used for reporting only, never for a choice.
 
-    train: Batches | LoaderBatches
-    test: Batches | LoaderBatches
-    metrics: tuple[str, ...] = ("accuracy",)
+    ``sequence``: dimension 1 of the inputs is a length that may differ from batch to batch, at most this many steps;
+    None: it is not. ``train.epoch(number)`` and ``test`` yield batches, and both know how many (``len``).
+    """
+
+    train: Source
+    test: Source
+    task: Task = CLASSIFICATION
+    sequence: int | None = None
+    valid: Source | None = None  # what epochs are judged by, in place of the test data
+    num_ids: int | None = None  # of the tokens: 0 to one less
+
+    def check(self, model: nn.Module) -> None:
+        """Raise DataError unless ``model`` (on the CPU) knows every token of the data."""
+        if self.num_ids is None:
+            return
+        args, kwargs = arguments(each(self.example, Tensor.cpu))
+        was_training = model.training
+        model.eval()
+        try:
+            with torch.no_grad():
+                known = logits_of(model(*with_state(model, args), **kwargs)).shape[-1]
+        except IndexError:
+            known = 0
+        finally:
+            model.train(was_training)
+        if known < self.num_ids:
+            raise DataError(
+                f"the data have {self.num_ids:,} words, and the model {f'{known:,}' if known else 'fewer'}; "
+                f"set model.arguments.vocabulary = {self.num_ids}, or data.vocabulary to the model's own words"
+            )
 
     @cached_property
-    def example(self) -> tuple[Tensor, ...]:
+    def example(self) -> Inputs:
         """The model's arguments for two samples of the test data: what the model is traced with."""
-        inputs, _ = next(iter(self.test))
-        if len(inputs[0]) < 2:
+        inputs = getattr(self.test, "example", None) or next(iter(self.test))[0]
+        rows = num_rows(inputs)
+        if rows < 2:
             raise DataError("the test data hold one sample; expected at least two")
-        return tuple(value[:2].clone() for value in inputs)
+        if self.sequence is not None and length_of(inputs) < 2:
+            raise DataError("the test data begin with sequences of one step; expected at least two")
+        return each(inputs, lambda value: value[:2].clone() if value.dim() and len(value) == rows else value.clone())
 
 
 def build_data(recipe: Recipe, show: Any = None) -> Data:
@@ -161,10 +206,15 @@ def build_data(recipe: Recipe, show: Any = None) -> Data:
     ``show`` is told of the reading of large files. Raises DataError for what is missing, empty or of another shape.
     """
     section, device = recipe.data, device_of(recipe.run)
+    task = task_of(section.task, section.metrics, lambda name: find_callable(name, "data.metrics"))
+    if section.factory is None and section.task == "language-modelling":
+        from sslprune.data.text import text_data  # which knows what a batch is from here
+
+        return text_data(section, task, device)
     if section.factory is None:
         assert section.train is not None and section.test is not None
         train, test = (_reader(path, show) for path in (section.train, section.test))
-        return Data(Batches(train, section, device, recipe.run.seed), Batches(test, section, device, None))
+        return Data(Batches(train, section, device, recipe.run.seed), Batches(test, section, device, None), task)
     made = find_callable(section.factory, "data.factory")(**section.arguments)
     if isinstance(made, Data):
         return made
@@ -175,8 +225,11 @@ def build_data(recipe: Recipe, show: Any = None) -> Data:
         return Data(
             Batches(lambda: first, section, device, recipe.run.seed),
             Batches(lambda: second, section, device, None),
+            task,
         )
-    return Data(LoaderBatches(first, device, recipe.run.seed), LoaderBatches(second, device, None))
+    return Data(
+        LoaderBatches(first, device, recipe.run.seed), LoaderBatches(second, device, None), task, section.max_length
+    )
 
 
 def _reader(path: str, show: Any) -> Callable[[], Images]:

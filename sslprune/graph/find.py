@@ -114,9 +114,16 @@ def _inexact(g: Inference) -> dict[int, int]:
     vanish: dict[tuple[fx.Node, int], np.ndarray] = {}
     vanishing = Vanishing(vanish, atoms_of)
     for graph in g.program.graphs:
+        carried = g.program.carried_inputs(graph)
         for node in graph.nodes:
             facts = g.facts[node]
-            if node.op == "get_attr":
+            if node in carried:  # by induction: it starts at zero, and the output below says whether it stays there
+                vanish[node, 0] = atoms_of(tuple(facts.outputs[0]))
+            elif node.op == "output":
+                for old, new in carried.items():
+                    why = f"the state {old.name} does not stay at zero"
+                    mark(np.setdiff1d(vanish[old, 0], vanish.get((new, 0), np.empty(0, np.int64))), why)
+            elif node.op == "get_attr":
                 name = str(node.target)
                 if g.program.is_trained(name):
                     dims = (dim for i, dim in enumerate(g.state[name]) if (name, i) not in g.unzeroed)

@@ -74,6 +74,7 @@ class Inference:
         for graph in program.graphs:
             self.folded.update(folded(graph, program.is_trained))
             self._whole = set().union(*self.folded.values())  # evaluated on whole tensors: what it mixes stays exact
+            self._carried = program.carried_inputs(graph)
             for node in graph.nodes:
                 self._visit(node)
 
@@ -84,11 +85,20 @@ class Inference:
         if node.op == "placeholder":
             value = node.meta.get("val")
             if isinstance(value, torch.Tensor):
-                self.out(node, [fixed(n, f"it reaches the model's input {node.name}") for n in self.shape(node)])
+                dims = [fixed(n, f"it reaches the model's input {node.name}") for n in self.shape(node)]
+                if node in self._carried:  # whatever goes from the new state goes from the old one: all but the batch
+                    dims = dims[:1] + [self.atoms.fresh(n) if n > 1 else fixed(n) for n in self.shape(node)[1:]]
+                self.out(node, dims)
         elif node.op == "get_attr":
             self.out(node, self.state[str(node.target)])
         elif node.op == "output":
-            for leaf in node.all_input_nodes:
+            state = set(self._carried.values())
+            for old, new in self._carried.items():
+                for one, other in zip(self.dims(old)[1:], self.dims(new)[1:], strict=True):
+                    self.unify(one, other, new)
+                self.freeze(self.dims(new)[:1], node, "the batch")
+            plain = [leaf for leaf in node.all_input_nodes if leaf not in state or self._also_given(node, leaf)]
+            for leaf in plain:
                 for dims in self.facts[leaf].outputs:
                     self.atoms.freeze(dims, "it reaches the model's output")
         elif node.op == "call_function":
@@ -101,6 +111,11 @@ class Inference:
                 RULES.get(operator_name(node), unknown)(self, node, arguments(node))
             elif any(self.is_tensor(n) for n in node.all_input_nodes):
                 unknown(self, node, SimpleNamespace())
+
+    def _also_given(self, output: fx.Node, leaf: fx.Node) -> bool:
+        """Whether a tensor of the new state is an output of its own besides."""
+        leaves: Any = output.args[0]
+        return sum(other is leaf for other in leaves) > sum(new is leaf for new in self._carried.values())
 
     # -- reading ------------------------------------------------------------------------------------------------------
 

@@ -22,7 +22,9 @@ class Program:
 
     ``evaluation`` and ``training`` are flat graphs whose ``get_attr`` nodes name parameters and buffers of the model
     (``training`` is None where the model does not export in training mode). ``tensors`` holds the shapes' tensors by
-    graph name, ``constants`` those that are not the model's own. ``batch`` is the example's batch size.
+    graph name, ``constants`` those that are not the model's own. ``batch`` is the example's batch size. ``carried``
+    is the state that the model carries from call to call, as pairs (input, output) of places among the inputs' and
+    outputs' leaves: it starts at zero, and each output is that input of the next call.
     """
 
     evaluation: fx.Graph
@@ -36,12 +38,20 @@ class Program:
     out_spec: pytree.TreeSpec
     batch: int
     dynamic_batch: bool
+    sequence: int | None = None  # the longest sequence (dimension 1 of the inputs); None: lengths are not open
     notes: tuple[str, ...] = ()
+    carried: tuple[tuple[int, int], ...] = ()
     _cache: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def graphs(self) -> tuple[fx.Graph, ...]:
         return (self.evaluation,) if self.training is None else (self.evaluation, self.training)
+
+    def carried_inputs(self, graph: fx.Graph) -> dict[fx.Node, fx.Node]:
+        """The inputs of one of the graphs that take the carried state, each with what it will be in the next call."""
+        inputs = [node for node in graph.nodes if node.op == "placeholder"]
+        outputs = next(node for node in reversed(graph.nodes) if node.op == "output").args[0]
+        return {inputs[i]: outputs[o] for i, o in self.carried}
 
     def is_trained(self, name: str) -> bool:
         """Whether a tensor of the graphs is a parameter that training changes."""

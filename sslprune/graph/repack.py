@@ -12,6 +12,7 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from sslprune.axes import Axis, tensors_of, zero_mask
+from sslprune.carry import Carrying
 from sslprune.errors import RepackError
 from sslprune.graph.branches import Branch, operands_of
 from sslprune.graph.columns import columns_gone, gathered
@@ -107,10 +108,12 @@ def remove(
             small = nn.Parameter(small, requires_grad=source.requires_grad)
         for alias in program.aliases.get(name, (name,)):
             tensors[alias] = small
-    small_model = Packed(tuple(graphs), tensors, tuple(program.kwargs), program.out_spec)
+    cuts = _cuts(program, axes, removed)
+    carried = _without(model.initial_state(2), cuts) if cuts else None  # type: ignore[operator]
+    small_model = Packed(tuple(graphs), tensors, tuple(program.kwargs), program.out_spec, carried)
     small_model.train(model.training and len(graphs) > 1)
     if verify:
-        difference = max_relative_difference(model, small_model, program.args, program.kwargs)
+        difference = max_relative_difference(model, small_model, program.args, program.kwargs, cuts)
         if not difference <= TOLERANCE and not _only_rounding(model, program, axes, removed):
             raise RepackError(
                 f"the repacked model differs from the masked one by {difference:.3g} (relative; {TOLERANCE:g} is "
@@ -258,14 +261,48 @@ def _only_rounding(model: nn.Module, program: Program, axes: Sequence[Axis], rem
         masked = copy.deepcopy(model).double()
         small = remove(masked, program, axes, removed, verify=False)
         args, kwargs = pytree.tree_map(wide, program.args), pytree.tree_map(wide, program.kwargs)
-        return max_relative_difference(masked, small, args, kwargs) <= ROUNDING
+        return max_relative_difference(masked, small, args, kwargs, _cuts(program, axes, removed)) <= ROUNDING
     except RuntimeError:  # a model that fixes float32 in its own code has no float64 to compare in
         return False
 
 
+def _cuts(program: Program, axes: Sequence[Axis], removed: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
+    """What stays of each tensor of the carried state: one mask a dimension, without the batch."""
+    g, kept = infer(program), kept_atoms(program, axes, removed)
+    return [[kept.mask(dim) for dim in g.dims(node)[1:]] for node in program.carried_inputs(program.evaluation)]
+
+
+def _without(state: Any, cuts: list[list[np.ndarray]]) -> Any:
+    """The carried ``state`` without the units that are gone."""
+    leaves, spec = pytree.tree_flatten(state)
+    leaves = [_sliced(leaf, [np.ones(len(leaf), bool), *cut]) for leaf, cut in zip(leaves, cuts, strict=True)]
+    return pytree.tree_unflatten(leaves, spec)
+
+
+def _with_zeros(state: Any, cuts: list[list[np.ndarray]]) -> list[torch.Tensor]:
+    """The tensors of a carried ``state`` with zeros for the units that are gone."""
+    leaves = pytree.tree_leaves(state)
+    for i, cut in enumerate(cuts):
+        for d, mask in enumerate(cut, 1):
+            sizes = [*leaves[i].shape[:d], mask.size, *leaves[i].shape[d + 1 :]]
+            at = torch.from_numpy(np.flatnonzero(mask)).to(leaves[i].device)
+            leaves[i] = leaves[i].new_zeros(sizes).index_copy(d, at, leaves[i])
+    return leaves
+
+
 @torch.no_grad()
-def max_relative_difference(one: nn.Module, other: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> float:
-    """Largest absolute difference over the largest absolute value, over all floating outputs, in evaluation mode."""
+def max_relative_difference(
+    one: nn.Module,
+    other: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    cuts: list[list[np.ndarray]] | None = None,
+) -> float:
+    """Largest absolute difference over the largest absolute value, over all floating outputs, in evaluation mode.
+
+    Models that carry state run twice, from zeros; ``cuts`` say what ``other``'s state has of ``one``'s, and what it
+    lacks has to be zero there.
+    """
     modes = {module: module.training for m in (one, other) for module in m.modules()}
     device = next((p.device for p in one.parameters()), torch.device("cpu"))
     place = lambda leaf: leaf.to(device) if isinstance(leaf, torch.Tensor) else leaf  # noqa: E731
@@ -274,7 +311,13 @@ def max_relative_difference(one: nn.Module, other: nn.Module, args: tuple[Any, .
         one.eval()
         other.eval()
         with quiet():
-            expected, found = (pytree.tree_leaves(m(*args, **kwargs)) for m in (one, other))
+            if cuts:
+                runs = Carrying(one), Carrying(other)
+                expected, found = ([run(*args[:-1], **kwargs) for _ in range(2)] for run in runs)
+                expected, found = [expected, runs[0].state], [found, _with_zeros(runs[1].state, cuts)]
+            else:
+                expected, found = (m(*args, **kwargs) for m in (one, other))
+            expected, found = map(pytree.tree_leaves, (expected, found))
     finally:
         for module, mode in modes.items():
             module.training = mode

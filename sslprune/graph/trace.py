@@ -15,9 +15,12 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from sslprune.axes import tensors_of
+from sslprune.carry import carries
 from sslprune.errors import TraceError
+from sslprune.graph.lengths import any_length
 from sslprune.graph.program import Program, batch_size, operator_name, quiet
 from sslprune.graph.refusals import own_failure, own_failure_text, place, reason, where, why_not
+from sslprune.inputs import length_of, open_dimensions
 
 PASSES = {"dropout", "feature_dropout", "alpha_dropout", "type_as"}  # may return the input itself, and do not say so
 
@@ -37,18 +40,21 @@ def _doubled(value: Any, batch: int) -> Any:
 
 
 def export(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_batch: bool = True
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    dynamic_batch: bool = True,
+    sequence: int | None = None,
 ) -> torch.export.ExportedProgram:
-    """``torch.export`` with dimension 0 of every tensor input that has the batch's size left open."""
-    batch = batch_size(args, kwargs)
+    """``torch.export`` with the batch, and the length of sequences where there are any, left open."""
+    dimensions = open_dimensions((args, kwargs), sequence)
 
     def spec(leaf: Any) -> Any:
         if isinstance(leaf, torch.Tensor):
-            open_ = dynamic_batch and leaf.dim() and leaf.shape[0] == batch
-            return {0: torch.export.Dim.AUTO} if open_ else {}
+            return dict.fromkeys(dimensions(leaf), torch.export.Dim.AUTO) if dynamic_batch else {}
         return None
 
-    with _keywords_named(model, kwargs), quiet(), torch.no_grad():
+    with _keywords_named(model, kwargs), quiet(), any_length(), torch.no_grad():
         given = inspect.signature(model.forward).bind(*args, **kwargs).arguments
         shapes = pytree.tree_map(spec, dict(given))
         return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
@@ -83,7 +89,7 @@ def _keywords_named(model: nn.Module, kwargs: Mapping[str, Any]) -> Iterator[Non
 
 def _graph(exported: torch.export.ExportedProgram) -> tuple[fx.Graph, nn.Module]:
     """The exported program's graph without guards or in-place operators, its state as ``get_attr`` nodes."""
-    with quiet():
+    with quiet(), any_length():
         module = exported.module(check_guards=False)
         if _sub_graphs(module) or not _functionalize(module.graph):
             module = exported.run_decompositions({}).module(check_guards=False)
@@ -190,10 +196,14 @@ def trace(
     model: nn.Module,
     args: tuple[Any, ...],
     kwargs: dict[str, Any] | None = None,
+    *,
+    sequence: int | None = None,
 ) -> Program:
     """Capture ``model`` as a `Program`: a training and an evaluation graph, with dimension 0 (the batch) left open.
 
-    ``args`` and ``kwargs`` are example inputs, any batch size. The model is left in the mode that it was in.
+    ``args`` and ``kwargs`` are example inputs, any batch size; the last of ``args`` is the state of a model that
+    carries one (see ``sslprune.carry``). Where ``sequence`` is given, dimension 1 of the inputs is a length, of at most
+    that many steps, and is left open too. The model is left in the mode that it was in.
     Raises TraceError, quoting ``torch.export``'s reason, where the model cannot be exported.
     """
     if not isinstance(model, nn.Module):
@@ -209,7 +219,7 @@ def trace(
     with _unchanged(model):
         _set_mode(model, False)
         given = args, kwargs
-        exported, args, kwargs, dynamic = _try_export(model, args, kwargs)
+        exported, args, kwargs, dynamic = _try_export(model, args, kwargs, sequence)
         _check_types(exported.graph, model, *given)
         if not dynamic:
             notes.append("the batch size is fixed: the model does not export with an open one")
@@ -218,7 +228,7 @@ def trace(
         try:
             if not _set_mode(model, True):
                 raise TraceError("the model has no training mode")
-            training, training_module = _graph(export(model, args, kwargs, dynamic))
+            training, training_module = _graph(export(model, args, kwargs, dynamic, sequence))
         except Exception as error:
             notes.append(f"no training graph: {reason(error)}{where(error, model)}")
     own = tensors_of(model)
@@ -243,8 +253,41 @@ def trace(
     return Program(
         evaluation=evaluation, training=training, args=args, kwargs=kwargs, tensors=tensors, constants=constants,
         aliases=aliases, in_spec=exported.call_spec.in_spec, out_spec=exported.call_spec.out_spec,
-        batch=batch_size(args, kwargs), dynamic_batch=dynamic, notes=tuple(notes),
+        batch=batch_size(args, kwargs), dynamic_batch=dynamic, sequence=sequence, notes=tuple(notes),
+        carried=_carried(model, args, kwargs, exported),
     )  # fmt: skip
+
+
+def _carried(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], exported: torch.export.ExportedProgram
+) -> tuple[tuple[int, int], ...]:
+    """Where the carried state stands among the leaves of the inputs and of the outputs; raises TraceError for none."""
+    if not carries(model):
+        return ()
+    initial = pytree.tree_leaves(model.initial_state(batch_size(args, kwargs)))  # type: ignore[operator]
+    given, spec = pytree.tree_leaves(args[-1]), exported.call_spec.out_spec
+    returned = spec.child(spec.num_children - 1).num_leaves if spec.num_children > 1 else 0
+    inputs, outputs = len(pytree.tree_leaves(args)) - len(given), spec.num_leaves - returned
+    values: list[Any] = [node.meta.get("val") for node in _outputs(exported.graph)[outputs:]] if returned else []
+    shapes = [
+        [tuple(leaf.shape[1:]) for leaf in leaves if isinstance(leaf, torch.Tensor)]
+        for leaves in (initial, given, values)
+    ]
+    if not initial or shapes[0] != shapes[1] or shapes[0] != shapes[2]:
+        raise TraceError(
+            f"{type(model).__name__} has an initial_state of shapes {shapes[0]}, without the batch; expected the same "
+            f"as last argument, got {shapes[1]}, and as last of the outputs, got {shapes[2]}"
+        )
+    if any(leaf.count_nonzero() for leaf in initial):
+        raise TraceError(
+            f"{type(model).__name__}: the initial state is not zero; expected zeros, which stay where units go"
+        )
+    return tuple((inputs + i, outputs + i) for i in range(len(given)))
+
+
+def _outputs(graph: fx.Graph) -> list[fx.Node]:
+    leaves: Any = next(node for node in reversed(graph.nodes) if node.op == "output").args[0]
+    return list(leaves)
 
 
 @contextlib.contextmanager
@@ -291,21 +334,32 @@ def _set_mode(model: nn.Module, training: bool) -> bool:
 
 
 def _try_export(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], sequence: int | None
 ) -> tuple[torch.export.ExportedProgram, tuple[Any, ...], dict[str, Any], bool]:
     """The exported model, the example inputs that it was exported with, and whether the batch is open.
 
-    An example of batch 1 is tried as one of batch 2; what does not export so has its batch size fixed.
+    An example of batch 1 is tried as one of batch 2; what does not export so has its batch size fixed. A length that
+    was to stay open and does not is a TraceError.
     """
     batch = batch_size(args, kwargs)
     wide_args, wide_kwargs = _doubled(args, batch), _doubled(kwargs, batch)
     try:
-        exported = export(model, wide_args, wide_kwargs)
+        exported = export(model, wide_args, wide_kwargs, sequence=sequence)
         inputs = {spec.arg.name for spec in exported.graph_signature.input_specs if spec.kind.name == "USER_INPUT"}
         sizes = [node.meta["val"].shape for node in exported.graph.nodes if node.name in inputs and "val" in node.meta
                  and isinstance(node.meta["val"], torch.Tensor) and node.meta["val"].dim()]  # fmt: skip
+        if sequence is not None and not any(_is_open(shape[1]) for shape in sizes if len(shape) > 1):
+            raise TraceError(
+                f"{type(model).__name__} fixes the length of its input at {length_of((args, kwargs))}: its own code "
+                "turns a size into a number; give it batches of one length: leave data.max_length out, or set "
+                "data.fixed_length = true"
+            )
         return exported, wide_args, wide_kwargs, any(_is_open(shape[0]) for shape in sizes)
-    except Exception:
+    except TraceError:
+        raise
+    except Exception as error:
+        if sequence is not None:
+            raise TraceError(f"{type(model).__name__} {why_not(model, args, kwargs, error)}") from error
         try:
             return export(model, args, kwargs, dynamic_batch=False), args, kwargs, False
         except Exception as error:

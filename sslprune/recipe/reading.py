@@ -53,8 +53,7 @@ def parse_recipe(values: dict[str, Any], source: str = "recipe", folder: Path | 
     data = recipe.data.model_copy(
         update={
             "factory": _located_factory(recipe.data.factory, folder),
-            "train": _located(recipe.data.train, folder),
-            "test": _located(recipe.data.test, folder),
+            **{key: _located(getattr(recipe.data, key), folder) for key in ("train", "valid", "test", "vocabulary")},
         }
     )
     controls = [

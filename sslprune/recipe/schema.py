@@ -77,6 +77,13 @@ class DataSection(Section):
     augment: list[str] = []  # "pad-crop:4", "flip"
     batch_size: Count = 128
     eval_batch_size: Count = 500
+    task: str = "classification"  # or "tagging", "language-modelling": see sslprune.tasks
+    metrics: list[str] = []  # of sslprune.tasks.METRICS, or "module:callable"; empty: what the task is judged by
+    valid: str | None = None  # what the epochs are judged by in place of the test data
+    vocabulary: str | None = None  # of a language model: words, one a line; else those of the training text
+    steps: Count = 35  # of a language model: words a batch, and of truncated backpropagation
+    fixed_length: bool = False  # of a language model: its graph has one length, as one unrolled in time does
+    max_length: Annotated[int, Field(ge=2)] | None = None  # the inputs are sequences (dimension 1), at most this long
 
     @model_validator(mode="after")
     def _one_source(self) -> DataSection:
@@ -139,6 +146,7 @@ class TrainSection(Section):
     gamma: Fraction = 0.1  # ... to this times what it was
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     clip_norm: Positive | None = None
+    loss_factor: Positive = 1.0  # of the loss before its gradient; 35 where a paper sums over 35 steps, as lr then does
     amp: Literal["auto", "off"] = "auto"  # bfloat16 where a CUDA device has it
 
     @model_validator(mode="after")

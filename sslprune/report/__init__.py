@@ -3,7 +3,6 @@
 from sslprune.report.environment import environment, has_vnni
 from sslprune.report.gates import compare_reports, judge
 from sslprune.report.values import (
-    LOWER_IS_BETTER,
     SCHEMA,
     SCHEMA_FILE,
     Absent,
@@ -12,6 +11,7 @@ from sslprune.report.values import (
     Baseline,
     Budget,
     Change,
+    Control,
     Equivalence,
     Figures,
     Gate,
@@ -26,12 +26,12 @@ from sslprune.report.values import (
     Speedup,
     Staircase,
     Variant,
+    read_controls,
     report_schema,
 )
 from sslprune.report.words import setting_text, verdict_text, why_not_faster
 
 __all__ = [
-    "LOWER_IS_BETTER",
     "SCHEMA",
     "SCHEMA_FILE",
     "Absent",
@@ -40,6 +40,7 @@ __all__ = [
     "Baseline",
     "Budget",
     "Change",
+    "Control",
     "Equivalence",
     "Figures",
     "Gate",
@@ -58,6 +59,7 @@ __all__ = [
     "environment",
     "has_vnni",
     "judge",
+    "read_controls",
     "report_schema",
     "setting_text",
     "verdict_text",

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
 from sslprune.recipe import GateSection, GatesSection, Recipe
 from sslprune.report.values import (
-    LOWER_IS_BETTER,
     Absent,
     Baseline,
     Change,
@@ -21,6 +20,7 @@ from sslprune.report.values import (
     Variant,
 )
 from sslprune.report.words import setting_text
+from sslprune.tasks import LOWER_IS_BETTER
 
 SAME = 0.005  # relative: a change in size below this is none
 
@@ -32,6 +32,7 @@ def judge(
     speedup: Sequence[Speedup | Absent],
     equivalence: Equivalence,
     variants: Sequence[Variant] = (),
+    lower_is_better: Collection[str] = LOWER_IS_BETTER,
 ) -> list[Gate]:
     """Hold what was measured against the recipe's gates; gates that the recipe does not set are left out.
 
@@ -39,16 +40,15 @@ def judge(
     the first metric. ``min_speedup`` is the smallest ratio over the timings that the gate's section names. A value that
     could not be measured (NaN) fails.
     """
-    found = _judged(
-        GateSection(**recipe.gates.model_dump()), dense, repacked, speedup, equivalence.max_relative, recipe
-    )
+    own, difference = GateSection(**recipe.gates.model_dump()), equivalence.max_relative
+    found = _judged(own, dense, repacked, speedup, difference, recipe, lower_is_better)
     by_name = {variant.name: variant for variant in variants}
     for section in recipe.gate:
         if section.variant == "repacked":
-            found += _judged(section, dense, repacked, speedup, equivalence.max_relative, recipe)
+            found += _judged(section, dense, repacked, speedup, difference, recipe, lower_is_better)
         elif section.variant in by_name:
             other = by_name[section.variant]
-            found += _judged(section, dense, other, other.speedup, other.max_relative, recipe)
+            found += _judged(section, dense, other, other.speedup, other.max_relative, recipe, lower_is_better)
         else:  # the recipe is checked before training; a run directory may still be older than its recipe
             limits = [(name, limit) for name, limit in _limits(section)]
             found += [Gate(name=n, limit=v, value=None, passed=False, variant=section.variant) for n, v in limits]
@@ -69,10 +69,11 @@ def _judged(
     speedup: Sequence[Speedup | Absent],
     difference: float | None,
     recipe: Recipe,
+    lower_is_better: Collection[str],
 ) -> list[Gate]:
     missing = float("nan")
     drops = [
-        (after - before) if name in LOWER_IS_BETTER else (before - after)
+        (after - before) if name in lower_is_better else (before - after)
         for name, before, after in ((n, dense.metrics[n], model.metrics.get(n, missing)) for n in dense.metrics)
     ]
     batch_size = section.batch_size or recipe.data.batch_size

@@ -23,7 +23,7 @@ from sslprune.report.values import Figures, Latency, Report, Speedup, Variant
 from sslprune.report.words import setting_text, verdict_text, why_not_faster
 
 TEMPLATE = Path(__file__).parent / "page.html"
-PERCENT = frozenset({"accuracy"})
+PERCENT = frozenset({"accuracy", "f1"})
 MOST_MATRICES = 12
 MOST_OPERATORS = 7
 COLORS = 8  # classes s0 to s7 of the style sheet
@@ -191,9 +191,9 @@ def _trade(report: Report, history: Sequence[dict[str, Any]]) -> Markup:
     scale = 1e6 if report.dense.macs >= 1e6 else 1.0
     series = []
     way = [
-        (record["cost"] * report.dense.macs / scale, record["test"][metric])
+        (record["cost"] * report.dense.macs / scale, _judged(record)[metric])
         for record in history
-        if record["phase"] != "dense" and metric in record.get("test", {})
+        if record["phase"] != "dense" and metric in _judged(record)
     ]
     if way and report.budget.measure == "macs":
         series.append(Series("during training, epoch by epoch", way, 7))
@@ -217,9 +217,9 @@ def _training(history: Sequence[dict[str, Any]]) -> list[tuple[str, Markup, list
     ]
     legend = [(line.name, line.color) for line in cost]
     charts.append(("cost, as a fraction of the dense model's", chart(cost, "epoch", "cost"), legend))
-    for name in history[-1].get("test", {}):
-        line = [(e, r["test"].get(name, float("nan"))) for e, r in zip(epochs, history, strict=True)]
-        charts.append((f"test {name}", chart([Series(name, line, 1, marks=len(epochs) < 30)], "epoch", name), []))
+    for name in _judged(history[-1]):
+        line = [(e, _judged(r).get(name, float("nan"))) for e, r in zip(epochs, history, strict=True)]
+        charts.append((f"{name} by epoch", chart([Series(name, line, 1, marks=len(epochs) < 30)], "epoch", name), []))
     norms = [(e, r["norms"]) for e, r in zip(epochs, history, strict=True) if r.get("norms")]
     if norms:
         first = norms[0][1]
@@ -233,6 +233,11 @@ def _training(history: Sequence[dict[str, Any]]) -> list[tuple[str, Markup, list
         title = "mean norm of the groups of each axis, relative to its first epoch"
         charts.append((title, chart(lines, "epoch", "relative norm"), legend))
     return [(title, Markup(drawn), legend) for title, drawn, legend in charts if drawn]
+
+
+def _judged(record: dict[str, Any]) -> dict[str, float]:
+    """An epoch's metrics: on the validation data where there are some."""
+    return record.get("valid") or record.get("test") or {}
 
 
 def _widths(report: Report) -> list[tuple[str, list[dict[str, Any]]]]:

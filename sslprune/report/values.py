@@ -7,6 +7,7 @@ milliseconds, ``_bytes`` bytes; ``macs`` are multiply-accumulates for one sample
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -17,7 +18,6 @@ from sslprune.files import write_text
 
 SCHEMA: Literal[1] = 1
 SCHEMA_FILE = Path(__file__).parent / "report.schema.json"
-LOWER_IS_BETTER = frozenset({"loss", "perplexity"})
 
 
 class _Value(BaseModel):
@@ -223,6 +223,18 @@ class RepackResult(_Value):
     axes: list[AxisChange]
 
 
+class Control(Size):
+    """A model trained without sparsity beside the run: ``name`` says from where, ``epochs`` for how long."""
+
+    name: str
+    epochs: str
+
+
+def read_controls(files: Sequence[Path]) -> list[Control]:
+    """The figures of finished controls."""
+    return [Control.load(file) for file in files]
+
+
 class AxisFacts(_Value):
     """An axis as ``inspect`` tells it; what one group saves is the mean over the axis's groups.
 
@@ -305,6 +317,7 @@ class Report(_Value):
     axes: list[AxisChange]
     environment: dict[str, str | int]
     gates: list[Gate]
+    controls: list[Control] = []
     variants: list[Variant] = []
     profiles: list[Profile] = []
     staircase: Staircase | None = None

@@ -7,17 +7,17 @@ import io
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from sslprune.carry import carrying, with_state
 from sslprune.data import Data, build_data
 from sslprune.errors import TrainingError
 from sslprune.files import write_atomic, write_json
@@ -25,10 +25,11 @@ from sslprune.grain import grain
 from sslprune.graph.cost import Cost
 from sslprune.graph.find import find_axes
 from sslprune.graph.trace import trace
+from sslprune.inputs import Inputs, arguments, call, each
 from sslprune.models import build_model, device_of, load_checkpoint
 from sslprune.recipe import Recipe, parse_recipe
 from sslprune.train.budget import BudgetController
-from sslprune.train.evaluate import check_targets, evaluate
+from sslprune.train.evaluate import evaluate
 from sslprune.train.lasso import GroupLasso
 from sslprune.train.optimizer import build_optimizer, learning_rate
 from sslprune.train.select import select_with_sections
@@ -41,6 +42,7 @@ class TrainFiles(Protocol):
 
     train_dir: Path
     checkpoint: Path
+    initial: Path
     dense: Path
     masked: Path
     history: Path
@@ -97,10 +99,16 @@ class Trainer:
         self.controller = self._controller() if self.schedule.steps["sparse"] else None
         self.optimizer = build_optimizer(self.model, recipe.train)
         self.teacher: nn.Module | None = None
+        self.student: Callable[..., Any] = self.model
+        self.tutor: Callable[..., Any] | None = None
+        self.judge = "valid" if data.valid is not None else "test"  # the data that each epoch is judged by
         self.history: list[dict[str, Any]] = []
 
     def fit(self) -> None:
         """Train the epochs that are not done yet, and write the masked model."""
+        first = None  # kept until there is a run to keep it for
+        if not self.history and self.recipe.model.checkpoint is None:
+            first = weights_of(self.model)
         for epoch in self.schedule.epochs[len(self.history) :]:
             self._enter(epoch.phase)
             started = time.perf_counter()
@@ -114,13 +122,16 @@ class Trainer:
                     "cost": self.controller.fraction if self.controller else 1.0,
                     "plan": self.controller.planned if self.controller and epoch.phase != "dense" else 1.0,
                     "norms": self._mean_norms(),
-                    "test": evaluate(self.model, self.data.test, self.data.metrics),
+                    self.judge: evaluate(self.model, self.data.valid or self.data.test, self.data.task),
                     "seconds": round(time.perf_counter() - started, 3),
                 }
             )
+            if first is not None:
+                write_weights(self.run.initial, first)
+                first = None
             write_checkpoint(self.run.checkpoint, self.state_dict())
             write_json(self.run.history, self.history)
-            self.show.say(_line(epoch, self.history[-1]))
+            self.show.say(_line(epoch, self.history[-1], self.judge))
         self._enter("done")
         write_weights(self.run.masked, self.model)
 
@@ -134,8 +145,9 @@ class Trainer:
 
     def _controller(self) -> BudgetController:
         with self.show.progress("finding the axes"):
-            example = tuple(value.to(self.device) for value in self.data.example)
-            program = trace(self.model, example)
+            example = each(self.data.example, lambda value: value.to(self.device))
+            args, kwargs = arguments(example)
+            program = trace(self.model, with_state(self.model, args), kwargs, sequence=self.data.sequence)
             axes = find_axes(program)
         chosen = select_with_sections(axes, self.recipe.prune)
         pruned = [axis for axis, _ in chosen]
@@ -169,10 +181,12 @@ class Trainer:
         total = torch.zeros((), device=self.device)
         lr = 0.0
         self.model.train()
+        self.student = carrying(self.model)  # over one epoch: a text begins anew with the next
+        self.tutor = carrying(self.teacher) if self.teacher is not None else None
         with self.show.progress(epoch.label, epoch.num_steps) as bar:
             batches = self.data.train.epoch(epoch.number)
-            for step, (lr, (args, targets)) in enumerate(zip(rates, batches, strict=False)):
-                loss = self._step(args, targets, lr, epoch.phase)
+            for step, (lr, (inputs, targets)) in enumerate(zip(rates, batches, strict=False)):
+                loss = self._step(inputs, targets, lr, epoch.phase)
                 total += loss
                 fields: dict[str, Any] = {}
                 if step % CHECK_EVERY == CHECK_EVERY - 1 or step == epoch.num_steps - 1:
@@ -185,13 +199,14 @@ class Trainer:
         self._check(finite, f"{epoch.label}: a weight is not finite")
         return float(total) / epoch.num_steps, lr
 
-    def _step(self, args: tuple[Tensor, ...], targets: Tensor, lr: float, phase: str) -> Tensor:
+    def _step(self, inputs: Inputs, targets: Tensor, lr: float, phase: str) -> Tensor:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
-        args = tuple(_channels_last(value) for value in args)
+        inputs = each(inputs, _channels_last)
         with self._precision():
-            loss = self._loss(args, targets)
+            loss = self._loss(inputs, targets)
+        loss = loss * self.recipe.train.loss_factor
         loss.backward()
         if self.recipe.train.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.train.clip_norm)
@@ -200,21 +215,21 @@ class Trainer:
         self.optimizer.step()
         if self.controller is not None and phase != "dense":
             self.controller.step(lr)
-        return loss.detach()
+        return loss.detach() / self.recipe.train.loss_factor
 
-    def _loss(self, args: tuple[Tensor, ...], targets: Tensor) -> Tensor:
-        outputs = self.model(*args)
+    def _loss(self, inputs: Inputs, targets: Tensor) -> Tensor:
+        outputs, task = call(self.student, inputs), self.data.task
         if not self.history:  # once over the data is enough, and on a GPU each look waits for the device
-            check_targets(outputs, targets)
-        loss = F.cross_entropy(outputs, targets, label_smoothing=self.recipe.train.label_smoothing)
-        if self.teacher is None or self.recipe.distill is None:
+            task.check(outputs, targets)
+        loss = task.loss(outputs, targets, self.recipe.train.label_smoothing)
+        if self.tutor is None or self.recipe.distill is None:
             return loss
-        t, weight = self.recipe.distill.temperature, self.recipe.distill.weight
+        weight = self.recipe.distill.weight
         with torch.no_grad():
-            taught = F.log_softmax(self.teacher(*args) / t, dim=1)
-        # Hinton et al. 2015, section 2: t² keeps the gradients of both parts in proportion
-        soft = F.kl_div(F.log_softmax(outputs / t, dim=1), taught, log_target=True, reduction="batchmean") * t**2
-        return (1 - weight) * loss + weight * soft
+            taught = call(self.tutor, inputs)
+        return (1 - weight) * loss + weight * task.distillation(
+            outputs, taught, targets, self.recipe.distill.temperature
+        )
 
     def _precision(self) -> AbstractContextManager[Any]:
         if self.recipe.train.amp == "auto" and self.device.type == "cuda" and torch.cuda.is_bf16_supported():
@@ -256,19 +271,21 @@ class Trainer:
             torch.cuda.set_rng_state(state["cuda_random"], self.device)
 
 
-def train(recipe: Recipe, run: TrainFiles, show: Any) -> None:
-    """Train ``recipe`` into ``run``; where its checkpoint exists, go on from there, to the same result.
+def train(recipe: Recipe, run: TrainFiles, show: Any, start: nn.Module | None = None) -> None:
+    """Train ``recipe``, or ``start`` by it, into ``run``; where its checkpoint exists, go on from there, to the same.
 
     Writes checkpoint.pt and history.json after each epoch, dense.safetensors (the model before any sparsity) and, last,
-    masked.safetensors. Raises the errors of the recipe, its data, its model and its budget before any training, and
-    TrainingError for a loss that is not finite.
+    masked.safetensors; after the first epoch, the weights that a model without a checkpoint began with. Raises the
+    errors of the recipe, its data, its model and its budget before any training, and TrainingError for a loss that is
+    not finite.
     """
     with _threads(recipe.run.threads):
         torch.manual_seed(recipe.run.seed)
         data = build_data(recipe, show)
-        model, notes = build_model(recipe.model)
+        model, notes = (start, []) if start is not None else build_model(recipe.model)
         for note in notes:
             show.say(note)
+        data.check(model)
         trainer = Trainer(recipe, run, data, model, show)
         if run.checkpoint.is_file():
             trainer.load_state_dict(load_checkpoint(run.checkpoint))
@@ -287,10 +304,15 @@ def _threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def write_weights(path: Path, model: nn.Module) -> None:
-    """Every parameter and buffer of ``model`` by its name, as safetensors, on the CPU."""
-    weights = {name: value.detach().cpu().contiguous().clone() for name, value in model.state_dict().items()}
-    write_atomic(path, lambda temporary: temporary.write_bytes(save(weights)))
+def weights_of(model: nn.Module) -> dict[str, Tensor]:
+    """A copy of every parameter and buffer of ``model`` by its name, on the CPU."""
+    return {name: value.detach().cpu().contiguous().clone() for name, value in model.state_dict().items()}
+
+
+def write_weights(path: Path, weights: nn.Module | dict[str, Tensor]) -> None:
+    """The weights of a model, as safetensors."""
+    packed = save(weights_of(weights) if isinstance(weights, nn.Module) else weights)
+    write_atomic(path, lambda temporary: temporary.write_bytes(packed))
 
 
 def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -305,7 +327,7 @@ def _channels_last(value: Tensor) -> Tensor:
     return value.contiguous(memory_format=torch.channels_last) if value.dim() == 4 else value
 
 
-def _line(epoch: Epoch, record: dict[str, Any]) -> str:
-    test = ", ".join(f"{name} {value:.2f}" for name, value in record["test"].items())
+def _line(epoch: Epoch, record: dict[str, Any], judge: str) -> str:
+    scores = ", ".join(f"{name} {value:.2f}" for name, value in record[judge].items())
     cost = f", cost {record['cost']:.3f} (plan {record['plan']:.3f})" if epoch.phase == "sparse" else ""
-    return f"{epoch.label}: loss {record['loss']:.4f}, test {test}{cost}, {record['seconds']:.1f} s"
+    return f"{epoch.label}: loss {record['loss']:.4f}, {judge} {scores}{cost}, {record['seconds']:.1f} s"

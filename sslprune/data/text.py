@@ -1,0 +1,150 @@
+"""Plain text for language models: one sentence a line, words between spaces, ``<eos>`` after each line.
+
+Training reads the text as ``batch_size`` parallel streams, ``steps`` words at a time, in order, so that a model's state
+can be carried from batch to batch. Evaluation reads it as one stream, and predicts every word of the file.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sslprune.data.batches import Batch, Data
+from sslprune.errors import DataError
+from sslprune.recipe import DataSection
+from sslprune.tasks import IGNORED, Task
+
+END, UNKNOWN = "<eos>", "<unk>"
+LONGEST = 1_000_000  # steps: a recurrent model reads any number
+
+
+class Vocabulary:
+    """Words and their ids: ``words[id]``, ``ids[word]``; ``<eos>`` is always one of them."""
+
+    def __init__(self, words: Sequence[str], source: str | Path) -> None:
+        self.words, self.source = tuple(words), source
+        self.ids = {word: i for i, word in enumerate(self.words)}
+
+    @classmethod
+    def of(cls, lines: Sequence[str], source: str | Path = "the text") -> Vocabulary:
+        """Every word of a text, the most frequent first, words as frequent in alphabetical order."""
+        counts = Counter(word for line in lines for word in line.split())
+        counts[END] += len(lines)
+        return cls(sorted(counts, key=lambda word: (-counts[word], word)), source)
+
+    @classmethod
+    def read(cls, path: str | Path) -> Vocabulary:
+        """A file of words: one a line, or a JSON list. Raises DataError for one that is empty or has a word twice."""
+        lines = read_lines(path)
+        try:
+            words = json.loads("\n".join(lines)) if Path(path).suffix == ".json" else [line.strip() for line in lines]
+        except json.JSONDecodeError as error:
+            raise DataError(f"{path}: not JSON ({error}); expected a list of words") from error
+        if not isinstance(words, list) or not all(isinstance(word, str) and word.split() == [word] for word in words):
+            raise DataError(f"{path}: expected a list of words, one a line and none empty")
+        twice = next((word for word, count in Counter(words).items() if count > 1), None)
+        if twice is not None:
+            raise DataError(f'{path}: "{twice}" stands there twice; expected each word once')
+        if END not in words:
+            raise DataError(f"{path}: {END} is missing; it follows each line of the text")
+        return cls(words, path)
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    def encode(self, lines: Sequence[str], source: str | Path) -> Tensor:
+        """The ids of a text, shape (words + lines,) int64; raises DataError for a word that it lacks."""
+        ids, unknown = [], self.ids.get(UNKNOWN)
+        for number, line in enumerate(lines, 1):
+            for word in line.split():
+                found = self.ids.get(word, unknown)
+                if found is None:
+                    raise DataError(
+                        f'{source}: line {number}: "{word}" is not among the {len(self)} words of {self.source}, '
+                        f"which has no {UNKNOWN}; give data.vocabulary, or put {UNKNOWN} in the text"
+                    )
+                ids.append(found)
+            ids.append(self.ids[END])
+        return torch.tensor(ids)
+
+
+def read_lines(path: str | Path) -> list[str]:
+    """The lines of a UTF-8 file; raises DataError for one that is missing, empty, or not text."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such file") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 text (byte {error.start})") from error
+    if not text.strip():
+        raise DataError(f"{path}: empty; expected text, one sentence a line")
+    return text.splitlines()
+
+
+class TextBatches:
+    """Batches of a text, as ``((words,), next words)``, both (streams, steps) int64, in order, all of one shape.
+
+    Training has many ``streams``, and leaves out what does not fill them. Evaluation (``start`` is the id of ``<eos>``,
+    which comes before the text, so that its first word is predicted too) has one. Places after the end are -100.
+    """
+
+    def __init__(
+        self, ids: Tensor, steps: int, streams: int, device: torch.device, *, start: int | None = None
+    ) -> None:
+        if start is not None:
+            ids = torch.cat([torch.tensor([start]), ids])
+        length = len(ids) // streams
+        self.streams = ids[: length * streams].view(streams, length).to(device)
+        self.steps = steps
+
+    def __len__(self) -> int:
+        return -(-(self.streams.shape[1] - 1) // self.steps)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.epoch(0)
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """One pass, the same each time: a text has but one order."""
+        missing = len(self) * self.steps - (self.streams.shape[1] - 1)
+        words, targets = (
+            F.pad(self.streams[:, :-1], (0, missing)),
+            F.pad(self.streams[:, 1:], (0, missing), value=IGNORED),
+        )
+        for pair in zip(words.split(self.steps, 1), targets.split(self.steps, 1), strict=True):
+            yield (pair[0],), pair[1]
+
+    @property
+    def example(self) -> tuple[Tensor, ...]:
+        """Two streams of ``steps`` words, the first and the last id of the text among them."""
+        words = self.streams.flatten()
+        two = words[torch.arange(2 * self.steps, device=words.device) % len(words)]
+        two[0], two[1] = words.min(), words.max()
+        return (two.view(2, self.steps),)
+
+
+def text_data(section: DataSection, task: Task, device: torch.device) -> Data:
+    """The training, validation and test text of a recipe, with the vocabulary that it names or the training text's."""
+    assert section.train is not None and section.test is not None
+    lines = read_lines(section.train)
+    vocabulary = Vocabulary.read(section.vocabulary) if section.vocabulary else Vocabulary.of(lines, section.train)
+    ids = vocabulary.encode(lines, section.train)
+    if len(ids) < 2 * section.batch_size:
+        raise DataError(
+            f"{section.train}: {len(ids)} words are too few for {section.batch_size} parallel streams of two or more; "
+            "lower data.batch_size"
+        )
+    end = vocabulary.ids[END]
+
+    def judged(path: str) -> TextBatches:
+        return TextBatches(vocabulary.encode(read_lines(path), path), section.steps, 1, device, start=end)
+
+    train = TextBatches(ids, section.steps, section.batch_size, device)
+    valid = judged(section.valid) if section.valid else None
+    sequence = None if section.fixed_length else LONGEST
+    return Data(train, judged(section.test), task, sequence, valid, len(vocabulary))

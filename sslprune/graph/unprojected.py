@@ -1,0 +1,92 @@
+"""An LSTM with a projection (Sak et al. 2014), said with one that has none: ONNX's LSTM operator knows no projection.
+
+With m = o ⊙ tanh(c), the projected state is h = P m, and the gates read W_hh h = (W_hh P) m. So the plain LSTM with the
+recurrent matrix W_hh P computes m, and P is applied to its outputs. A first state h0 becomes P⁺ h0, as P P⁺ h0 = h0
+for a P of full row rank; where it is not of full rank the comparison after the export says so.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+aten = torch.ops.aten
+
+
+def unproject_(module: fx.GraphModule) -> bool:
+    """Rewrite, in place, each projected ``aten.lstm`` of an exported module; returns whether there was one."""
+    nodes = [node for node in module.graph.nodes if node.target is aten.lstm.input and _projected(node)]
+    for node in nodes:
+        _rewrite(module, node)
+    if nodes:
+        module.graph.eliminate_dead_code()
+        module.recompile()
+    return bool(nodes)
+
+
+def _projected(node: fx.Node) -> bool:
+    _, _, params, _, num_layers, _, _, bidirectional, _ = node.args
+    per_direction = len(params) // (num_layers * (2 if bidirectional else 1))
+    return per_direction in (3, 5) and all(weight.op == "get_attr" for weight in params)
+
+
+def _rewrite(module: fx.GraphModule, node: fx.Node) -> None:
+    """One plain LSTM a layer: a layer reads the projected output of the one below."""
+    x, (h0, c0), params, has_biases, num_layers, dropout, train, bidirectional, batch_first = node.args
+    directions = 2 if bidirectional else 1
+    per = len(params) // (num_layers * directions)
+    graph = module.graph
+    last_h, last_c = [], []
+    with graph.inserting_before(node):
+
+        def call(target: Any, *args: Any) -> fx.Node:
+            return graph.call_function(target, args)
+
+        def constant(tensor: Tensor, word: str) -> fx.Node:
+            name = f"_{node.name}_{word}_{len(module._buffers)}"
+            module.register_buffer(name, tensor.detach())
+            return graph.get_attr(name)
+
+        def projected(value: fx.Node, matrices: list[Tensor], dim: int) -> fx.Node:
+            """``value`` times the transpose of each direction's matrix; the directions are the halves of ``dim``."""
+            size = matrices[0].shape[1] if dim == -1 else 1
+            parts = [
+                call(
+                    aten.linear.default,
+                    call(aten.slice.Tensor, value, dim, d * size, (d + 1) * size) if directions > 1 else value,
+                    constant(matrix, "projection"),
+                )
+                for d, matrix in enumerate(matrices)
+            ]
+            return call(aten.cat.default, parts, dim) if directions > 1 else parts[0]
+
+        for layer in range(num_layers):
+            weights, down = [], []
+            for d in range(directions):
+                w_ih, w_hh, *biases, w_hr = params[(layer * directions + d) * per : (layer * directions + d + 1) * per]
+                recurrent, projection = (_tensor(module, weight) for weight in (w_hh, w_hr))
+                merged = (recurrent.double() @ projection.double()).to(recurrent.dtype)
+                weights += [w_ih, constant(merged, "recurrent"), *biases]
+                down.append(projection)
+            up = [torch.linalg.pinv(projection.double()).to(projection.dtype) for projection in down]
+            h, c = (call(aten.slice.Tensor, s, 0, layer * directions, (layer + 1) * directions) for s in (h0, c0))
+            state = [projected(h, up, 0), c]
+            made = call(aten.lstm.input, x, state, weights, has_biases, 1, 0.0, train, bidirectional, batch_first)
+            x = projected(call(operator.getitem, made, 0), down, -1)
+            last_h.append(projected(call(operator.getitem, made, 1), down, 0))
+            last_c.append(call(operator.getitem, made, 2))
+            if dropout and layer + 1 < num_layers:
+                x = call(aten.dropout.default, x, dropout, train)
+        for user in list(node.users):
+            states = [x, last_h, last_c][user.args[1]]
+            user.replace_all_uses_with(states if user.args[1] == 0 else call(aten.cat.default, states, 0))
+            graph.erase_node(user)
+    graph.erase_node(node)
+
+
+def _tensor(module: fx.GraphModule, node: fx.Node) -> Tensor:
+    path, _, name = str(node.target).rpartition(".")
+    return getattr(module.get_submodule(path), name)

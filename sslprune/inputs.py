@@ -1,0 +1,88 @@
+"""What a model is called with: a tuple of tensors, or a dict of them by name; and which of their dimensions are open.
+
+Dimension 0 of an input is the batch. Where the data say so, dimension 1 is the length of a sequence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+Inputs = tuple[Tensor, ...] | dict[str, Tensor]
+
+BATCH, SEQUENCE = "batch", "sequence"  # what the open dimensions are called in an ONNX file
+
+
+def arguments(inputs: Inputs) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+    """``inputs`` as positional and keyword arguments."""
+    return ((), dict(inputs)) if isinstance(inputs, Mapping) else (tuple(inputs), {})
+
+
+def call(model: Callable[..., Any], inputs: Inputs) -> Any:
+    """``model(*inputs)`` or ``model(**inputs)``."""
+    args, kwargs = arguments(inputs)
+    return model(*args, **kwargs)
+
+
+def each(inputs: Inputs, change: Callable[[Tensor], Tensor]) -> Inputs:
+    """``inputs`` with every tensor changed."""
+    if isinstance(inputs, Mapping):
+        return {name: change(value) for name, value in inputs.items()}
+    return tuple(change(value) for value in inputs)
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """The tensors of a nested input or output, in order."""
+    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+
+
+def num_rows(inputs: Any) -> int:
+    """The batch size: dimension 0 of the first tensor that has one; 1 where there is none."""
+    return next((leaf.shape[0] for leaf in tensors_in(inputs) if leaf.dim()), 1)
+
+
+def length_of(inputs: Any) -> int:
+    """The length of the sequences: dimension 1 of the first tensor that has one; 0 where there is none."""
+    return next((leaf.shape[1] for leaf in tensors_in(inputs) if leaf.dim() > 1), 0)
+
+
+def open_dimensions(inputs: Any, sequence: int | None) -> Callable[[Tensor], dict[int, str]]:
+    """Which dimensions of each tensor among ``inputs`` may have any size, by their names.
+
+    Dimension 0 where it has the batch's size, and, unless ``sequence`` is None, dimension 1 where it has the length.
+    """
+    rows, length = num_rows(inputs), length_of(inputs)
+
+    def dimensions(leaf: Tensor) -> dict[int, str]:
+        found = {0: BATCH} if leaf.dim() and leaf.shape[0] == rows else {}
+        if sequence is not None and found and leaf.dim() > 1 and leaf.shape[1] == length:
+            found[1] = SEQUENCE
+        return found
+
+    return dimensions
+
+
+def with_length(value: Any, length: int) -> Any:
+    """Inputs of another length: shorter ones keep the first and the last place, longer ones repeat from the start."""
+    old = length_of(value)
+    shorter = length < old
+    places = torch.linspace(0, old - 1, length).round().long() if shorter else torch.arange(length) % max(1, old)
+
+    def change(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor) or leaf.dim() < 2 or leaf.shape[1] != old:
+            return leaf
+        return leaf[:, places.to(leaf.device)]
+
+    return pytree.tree_map(change, value)
+
+
+def other_lengths(value: Any, sequence: int | None) -> list[int]:
+    """Two lengths to try beside that of ``value``, none above ``sequence``; empty where lengths are not open."""
+    if sequence is None:
+        return []
+    length = length_of(value)
+    return sorted({max(2, length // 2), min(sequence, 2 * length + 1)} - {length})
