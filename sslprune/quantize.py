@@ -10,6 +10,8 @@ bf16           weights stored in bfloat16 and widened when the file is loaded: h
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,13 +20,14 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import onnx
+import onnxruntime
 from onnx import TensorProto, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 
 from sslprune.errors import ExportError
-from sslprune.export import PROTOBUF_LIMIT, first_line, open_session
+from sslprune.export import PROTOBUF_LIMIT, first_line
 from sslprune.files import write_beside
 from sslprune.onnx_file import read_graph
 from sslprune.report.environment import has_vnni
@@ -54,10 +57,7 @@ def quantize(source: str | Path, path: str | Path, kind: str, calibration: Itera
             raise
         except Exception as error:
             raise ExportError(f"export.quantize: {kind} of {source.name} failed: {first_line(error)}") from error
-        try:
-            open_session(temporary, 1)
-        except ExportError as error:
-            raise ExportError(f"export.quantize: {kind} of {source.name}: {first_line(error.__cause__)}") from error
+        _check_opens(temporary, f"export.quantize: {kind} of {source.name}")
 
     write_beside(path, write)
     return notes(kind, source)
@@ -184,6 +184,28 @@ def _prepared(source: Path) -> Iterator[Path]:
 def _attends(source: Path) -> bool:
     """Whether there is a softmax inside: masks of -1e38 and layer norms around it must stay float32."""
     return any(node.op_type == "Softmax" for node in read_graph(source).graph.node[:-1])
+
+
+OPEN = """
+import sys, onnxruntime
+options = onnxruntime.SessionOptions()
+options.log_severity_level = 4
+try:
+    onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
+except Exception as error:
+    sys.exit(str(error).splitlines()[0])
+"""
+
+
+def _check_opens(path: Path, what: str) -> None:
+    """Raise ExportError unless ONNX Runtime opens ``path``: in another process, since some variants crash it."""
+    done = subprocess.run([sys.executable, "-P", "-c", OPEN, str(path)], capture_output=True, text=True)
+    if done.returncode < 0:
+        raise ExportError(
+            f"{what}: ONNX Runtime {onnxruntime.__version__} crashes on the result; leave {path.stem} out"
+        )
+    if done.returncode:
+        raise ExportError(f"{what}: ONNX Runtime {onnxruntime.__version__} cannot open it: {done.stderr.strip()}")
 
 
 def _check_quantized(path: Path, kind: str) -> None:

@@ -93,6 +93,20 @@ def test_what_cannot_be_quantized_is_one_line(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["relu.onnx"]
 
 
+def test_a_variant_that_crashes_the_runtime_is_one_line(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crash, fail = "import os; os.abort()", "import sys; sys.exit('no kernel for LSTM')"
+    for program, said in (
+        (crash, "crashes on the result; leave bf16 out"),
+        (fail, "cannot open it: no kernel for LSTM"),
+    ):
+        monkeypatch.setattr("sslprune.quantize.OPEN", program)
+        with pytest.raises(ExportError, match=f"export.quantize: bf16 of model.onnx: .*{said}"):
+            quantize(source, tmp_path / "bf16.onnx", "bf16", [])
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_processor_without_vnni_is_warned_of(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for has, said in ((True, False), (False, True), (None, False)):
         monkeypatch.setattr("sslprune.quantize.has_vnni", lambda has=has: has)
