@@ -19,6 +19,7 @@ from sslprune.report import (
     AxisChange,
     Baseline,
     Change,
+    Control,
     OnnxCheck,
     OperatorTime,
     Profile,
@@ -81,6 +82,7 @@ def full() -> Report:
         axes=[AxisChange(name=f"layer{i}.conv", kind="filters", before=64, after=i) for i in range(60)]
         + [AxisChange(name="layer1", kind="layers", before=1, after=0)],
         profiles=profiles,
+        controls=[Control(name="scratch", epochs="3ep", parameters=2000, macs=10_000_000, metrics={"accuracy": 91.0})],
         staircase=Staircase(round_to=16, step=16, seconds={32: 0.3, 47: 0.9, 48: 0.6, 64: 1.0}, gain=1.4),
         baseline=Baseline(
             file="old.json",
@@ -136,7 +138,7 @@ def test_the_page_is_whole_and_loads_nothing(page: Path) -> None:
         "2.50x smaller", "2.00x faster", "98.00 % → 97.50 %", "2e-07", "proven equal", "All 1 gates passed",
         "no measurable difference (0.91–1.11)", "4.00x faster (3.90–4.10)", "80 % (batch 64, 1 thread)",
         "layer59.conv", "64 → 59", "11 of 16 rows, 6 of 8 columns", "measured on another machine", "no VNNI",
-        "step is 16", "onnxruntime", "CUDA: absent",
+        "step is 16", "onnxruntime", "scratch", "91.00 %", "CUDA: absent",
     ):  # fmt: skip
         assert expected in said, expected
     assert found.tags.count("img") == 12 and "untouched" not in said

@@ -202,6 +202,11 @@ def _trade(report: Report, history: Sequence[dict[str, Any]]) -> Markup:
             label = f"{name}: {_score(metric, figures.metrics[metric])}, {_count(figures.macs)} MACs"
             point = (figures.macs / scale, figures.metrics[metric])
             series.append(Series(name, [point], color, marks=True, labels=[label]))
+    for control in report.controls:
+        if metric in control.metrics:
+            label = f"{control.name}, without sparsity: {_score(metric, control.metrics[metric])}"
+            point = (control.macs / scale, control.metrics[metric])
+            series.append(Series(control.name, [point], 7, marks=True, labels=[label]))
     return Markup(chart(series, "million MACs per sample" if scale > 1 else "MACs per sample", f"test {metric}"))
 
 
