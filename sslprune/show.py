@@ -20,9 +20,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TaskID,
 from rich.table import Table
 from rich.text import Text
 
-from sslprune.report import Absent, AxisChange, Gate, Inspection, Latency, Report, Size, Speedup
+from sslprune.report import Absent, AxisChange, Gate, Inspection, Latency, Report, Size, Speedup, realised
 from sslprune.rundir import RunDirectory
-from sslprune.show_speed import PERCENT, changes, faster, ms, operators, realised, score, size_text, variants
+from sslprune.show_speed import PERCENT, changes, faster, ms, operators, score, size_text, variants
 
 FIRST_SEEN = 0.4  # seconds: what takes less never flashes a bar
 PLAIN_EVERY = 10.0  # seconds between two plain lines of one task
@@ -168,7 +168,7 @@ def summary(report: Report, run: RunDirectory) -> RenderableType:
     if report.variants:
         speed += ["", variants(report)]
     if report.profiles:
-        speed += ["", operators(report.profiles[:2]), *([line] if (line := realised(report)) is not None else [])]
+        speed += ["", operators(report.profiles[:2]), *realised(report)]
     if report.controls:
         speed += ["", _controls(report)]
     if report.baseline is not None:

@@ -111,15 +111,6 @@ def changes(baseline: Baseline) -> RenderableType:
     return Group(heading, table)
 
 
-def realised(report: Report) -> Text | None:
-    """The share of the theoretical gain that the clock shows, in the setting that is kindest to neither."""
-    shares = [s for s in report.speedup if isinstance(s, Speedup) and s.realised is not None]
-    if not shares:
-        return None
-    said = ", ".join(f"{100 * (s.realised or 0):.0f} % ({setting_text(s)})" for s in shares)
-    return Text(f"of {report.macs_ratio:.2f}x fewer MACs, the clock shows {said}")
-
-
 def faster(speedup: Speedup) -> Text:
     """A ratio with its interval; no measurable difference where that holds 1."""
     interval = (f" ({speedup.low:.2f}\u2013{speedup.high:.2f})", "dim")

@@ -167,7 +167,7 @@ def test_gates_of_a_variant_and_of_one_timing() -> None:
         gates={},
         gate=[
             {"variant": "int8-static", "min_speedup": 5.0, "max_metric_drop": 0.5, "max_output_difference": 0.05},
-            {"variant": "int8-static", "min_speedup": 5.0, "batch_size": 1, "threads": 1},
+            {"variant": "int8-static", "min_speedup": 5.0, "batch_size": 1, "threads": 0},
             {"variant": "int8-static", "min_speedup": 5.0, "device": "cuda"},
         ],
     )

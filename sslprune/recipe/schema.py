@@ -208,7 +208,7 @@ class GateSection(GatesSection):
     device: str = "cpu"
     runtime: str = "onnxruntime"
     batch_size: Count | None = None  # the recipe's batch
-    threads: Annotated[int, Field(ge=0)] | None = None  # all that were measured
+    threads: Annotated[int, Field(ge=0)] | None = None  # 0: all cores; left out: whatever was measured
     max_output_difference: Positive | None = None
 
 

@@ -29,7 +29,7 @@ from sslprune.report.values import (
     read_controls,
     report_schema,
 )
-from sslprune.report.words import setting_text, verdict_text, why_not_faster
+from sslprune.report.words import realised, setting_text, verdict_text, why_not_faster
 
 __all__ = [
     "SCHEMA",
@@ -60,6 +60,7 @@ __all__ = [
     "has_vnni",
     "judge",
     "read_controls",
+    "realised",
     "report_schema",
     "setting_text",
     "verdict_text",

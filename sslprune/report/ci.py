@@ -10,7 +10,7 @@ from xml.etree import ElementTree as XML
 from sslprune.errors import SslpruneError
 from sslprune.files import write_text
 from sslprune.report.values import Absent, Figures, Report, Speedup, Variant
-from sslprune.report.words import setting_text, verdict_text, why_not_faster
+from sslprune.report.words import realised, setting_text, verdict_text, why_not_faster
 
 
 def write_ci(report: Report, junit_file: Path, summary_file: Path) -> None:
@@ -99,6 +99,7 @@ def markdown(report: Report) -> str:
     lines += _table(
         ("model", "parameters", "MACs", "file bytes", *names, *(f"speed-up, {setting_text(s)}" for s in settings)), rows
     )
+    lines += [f"{line}.\n" for line in realised(report)]
     for variant in report.variants:
         lines += [f"{note}.\n" for note in [*variant.notes, *why_not_faster(report, variant)]]
     if report.baseline is not None:

@@ -77,12 +77,14 @@ def _judged(
         for name, before, after in ((n, dense.metrics[n], model.metrics.get(n, missing)) for n in dense.metrics)
     ]
     batch_size = section.batch_size or recipe.data.batch_size
+    most = max((s.threads for s in speedup if isinstance(s, Speedup)), default=0)
+    threads = most if section.threads == 0 else section.threads
     ratios = [
         s.ratio
         for s in speedup
         if isinstance(s, Speedup)
         and (s.device, s.runtime, s.batch_size) == (section.device, section.runtime, batch_size)
-        and section.threads in (None, s.threads)
+        and threads in (None, s.threads)
     ]
     first = next(iter(model.metrics.values()), missing)
     values: dict[str, float] = {
@@ -98,8 +100,8 @@ def _judged(
     where = f"{section.device}, batch {batch_size}"
     if section.runtime != "onnxruntime":
         where = f"{section.runtime} on {where}"
-    if section.threads is not None:
-        where += f", {section.threads} thread{'s' * (section.threads != 1)}"
+    if threads is not None:
+        where += f", {threads} thread{'s' * (threads != 1)}"
     plain = section.device == "cpu" and section.batch_size is section.threads is None
     return [
         Gate(

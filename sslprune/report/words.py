@@ -45,3 +45,17 @@ def why_not_faster(report: Report, variant: Variant) -> list[str]:
         if o.operator.removeprefix("Dynamic").startswith(INTEGER) or o.operator.startswith(INTEGER)
     )
     return [f"{said}: {100 * whole / total:.0f} % of its time is in 8-bit operators ({', '.join(first)})"]
+
+
+def realised(report: Report) -> list[str]:
+    """The share of the theoretical gain that the clock shows, and what widths on the machine's steps are worth."""
+    shares = [s for s in report.speedup if isinstance(s, Speedup) and s.realised is not None]
+    told = ", ".join(f"{100 * (s.realised or 0):.0f} % ({setting_text(s)})" for s in shares)
+    lines = [f"of {report.macs_ratio:.2f}x fewer MACs, the clock shows {told}"] if shares else []
+    stairs = report.staircase
+    if stairs is not None and stairs.gain is not None:
+        lines.append(
+            f"widths on multiples of {stairs.round_to}: off this machine's step of {stairs.step},"
+            f" a lone convolution costs {stairs.gain:.2f}x per MAC"
+        )
+    return lines
