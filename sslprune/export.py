@@ -20,8 +20,8 @@ from sslprune.carry import carries
 from sslprune.errors import ExportError
 from sslprune.files import write_atomic, write_beside
 from sslprune.graph.lengths import any_length
+from sslprune.graph.portable import is_portable, make_portable_
 from sslprune.graph.program import quiet
-from sslprune.graph.unprojected import unproject_
 from sslprune.inputs import num_rows, open_dimensions, other_lengths, tensors_in, with_length
 from sslprune.onnx_file import feeds_of, rename_dimensions
 
@@ -56,10 +56,7 @@ def export_onnx(
     args, kwargs = _paired(args, dict(kwargs or {}))
     size = sum(t.numel() * t.element_size() for t in module.state_dict().values() if isinstance(t, Tensor))
     with quiet(), evaluating(module), torch.no_grad():
-        program = export_program(module, args, kwargs, sequence=sequence)
-        plain = program.module()
-        if unproject_(plain):
-            program = export_program(plain, args, kwargs, sequence=sequence)
+        program = export_program(module, args, kwargs, sequence=sequence, onnx=True)
         names = list(output_names or _output_names(module(*args, **kwargs)))
         _check_names(path, module, args, kwargs, input_names, output_names)
         if carries(module) and output_names is None:  # what comes out as next_state_0 goes in as state_0
@@ -128,13 +125,23 @@ def export_program(
     kwargs: Mapping[str, Any] | None = None,
     *,
     sequence: int | None = None,
+    onnx: bool = False,
 ) -> ExportedProgram:
-    """``torch.export`` with dimension 0 (and the length of sequences) of the inputs dynamic, where the model allows."""
+    """``torch.export`` with dimension 0 (and the length of sequences) of the inputs dynamic, where the model allows.
+
+    Of ATen's operators alone, and with ``onnx`` of such as ONNX has.
+    """
     kwargs = dict(kwargs or {})
     try:
         shapes = _dynamic_shapes(module, args, kwargs, sequence)
         with any_length():
-            return torch.export.export(module, args, kwargs, dynamic_shapes=shapes)
+            program = torch.export.export(module, args, kwargs, dynamic_shapes=shapes)
+            if not is_portable(program.graph, onnx):
+                plain = program.module()
+                make_portable_(plain, onnx)
+                shapes = _dynamic_shapes(plain, args, kwargs, sequence)  # its arguments have other names
+                program = torch.export.export(plain, args, kwargs, dynamic_shapes=shapes)
+            return program
     except Exception as error:
         raise ExportError(f"torch.export cannot capture {type(module).__name__}: {first_line(error)}") from error
 

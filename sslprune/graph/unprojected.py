@@ -13,24 +13,24 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from sslprune.errors import ExportError
+
 aten = torch.ops.aten
 
 
-def unproject_(module: fx.GraphModule) -> bool:
-    """Rewrite, in place, each projected ``aten.lstm`` of an exported module; returns whether there was one."""
-    nodes = [node for node in module.graph.nodes if node.target is aten.lstm.input and _projected(node)]
-    for node in nodes:
+def unproject_(module: fx.GraphModule) -> None:
+    """Rewrite, in place, each projected ``aten.lstm`` of an exported module."""
+    for node in [node for node in module.graph.nodes if is_projected(node)]:
         _rewrite(module, node)
-    if nodes:
-        module.graph.eliminate_dead_code()
-        module.recompile()
-    return bool(nodes)
+    module.graph.eliminate_dead_code()
 
 
-def _projected(node: fx.Node) -> bool:
+def is_projected(node: fx.Node) -> bool:
+    """Whether the node is an ``aten.lstm`` with a projection."""
+    if node.target is not aten.lstm.input:
+        return False
     _, _, params, _, num_layers, _, _, bidirectional, _ = node.args
-    per_direction = len(params) // (num_layers * (2 if bidirectional else 1))
-    return per_direction in (3, 5) and all(weight.op == "get_attr" for weight in params)
+    return len(params) // (num_layers * (2 if bidirectional else 1)) in (3, 5)
 
 
 def _rewrite(module: fx.GraphModule, node: fx.Node) -> None:
@@ -88,5 +88,7 @@ def _rewrite(module: fx.GraphModule, node: fx.Node) -> None:
 
 
 def _tensor(module: fx.GraphModule, node: fx.Node) -> Tensor:
+    if node.op != "get_attr":
+        raise ExportError(f"an LSTM's projection is computed ({node.name}); ONNX needs it as a weight")
     path, _, name = str(node.target).rpartition(".")
     return getattr(module.get_submodule(path), name)
