@@ -6,19 +6,17 @@ Exit status: 0 done; 1 a mistake that one line on stderr explains; 2 usage; 3 a 
 
 from __future__ import annotations
 
-import functools
 import json
-import os
 import shlex
-import sys
-import warnings
-from collections.abc import Callable
-from enum import Enum
+from contextlib import nullcontext
+from enum import Enum, StrEnum
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from sslprune.guard import fail, guarded
 
 if TYPE_CHECKING:
     from sslprune.recipe import Recipe
@@ -48,6 +46,10 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, an
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run stopped; skip finished stages.")]
 
+BaselineOption = Annotated[
+    Path | None, typer.Option("--baseline", metavar="REPORT.json", help="An earlier report to compare with.")
+]
+
 
 class Beginning(Enum):
     """Where a control starts from."""
@@ -55,59 +57,6 @@ class Beginning(Enum):
     dense = "dense"
     scratch = "scratch"
     ticket = "ticket"
-
-
-def guarded(command: Callable[..., None]) -> Callable[..., None]:
-    """``command`` with its errors told in one line on stderr (``debug=True``: with the traceback)."""
-
-    @functools.wraps(command)
-    def wrapper(*args: Any, **kwargs: Any) -> None:
-        from sslprune.errors import SslpruneError
-
-        debug = kwargs.get("debug", False)
-        if not debug and not sys.warnoptions:
-            warnings.simplefilter("ignore")  # of torch and the exporters, to programmers
-        try:
-            command(*args, **kwargs)
-            sys.stdout.flush()
-        except (typer.Exit, typer.Abort, typer.BadParameter):
-            raise
-        except KeyboardInterrupt:
-            fail(_interrupted(), 130)
-        except BrokenPipeError:  # `sslprune inspect ... | head` has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        except SslpruneError as error:
-            if debug:
-                raise
-            fail(f"error: {error}")
-        except OSError as error:
-            if debug:
-                raise
-            fail(f"error: {error.filename or 'the system'}: {error.strerror or error}")
-        except MemoryError:
-            if debug:
-                raise
-            fail("error: out of memory; try a smaller data.batch_size and data.eval_batch_size")
-        except Exception as error:
-            if debug:
-                raise
-            said = " ".join(str(error).split())
-            fail(f"error: unexpected {type(error).__name__}: {said[:300]}; --debug shows where")
-
-    return wrapper
-
-
-def fail(line: str, status: int = 1) -> NoReturn:
-    """End with ``status`` and one line on stderr."""
-    print(line, file=sys.stderr, flush=True)
-    raise typer.Exit(status)
-
-
-def _interrupted() -> str:
-    words = sys.argv[1:]
-    if not words or words[0] not in ("run", "train"):
-        return "interrupted"
-    return f"interrupted; go on with: sslprune {shlex.join([w for w in words if w != '--resume'])} --resume"
 
 
 def _version(value: bool) -> None:
@@ -215,14 +164,25 @@ def repack(run: RunFolder, as_json: Json = False, debug: Debug = False) -> None:
 
 @app.command()
 @guarded
-def export(run: RunFolder, as_json: Json = False, debug: Debug = False) -> None:
-    """Write ONNX, verified, time it, and judge the gates: RUN/export/, RUN/report.json."""
+def export(
+    run: RunFolder,
+    baseline: BaselineOption = None,
+    sets: Sets = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Write ONNX, verified, time it, and judge the gates: RUN/export/, RUN/report.json and report.html.
+
+    Example: sslprune export runs/digits --set export.quantize=int8-static --baseline old/report.json
+    """
     show = _show(as_json)
-    from sslprune.pipeline import export as export_model
+    from sslprune.exporting import export as export_model
     from sslprune.rundir import RunDirectory
 
     directory = RunDirectory(run)
-    _verdict(export_model(directory, show), directory, show, as_json)
+    with directory.changed(_load(directory.recipe_file, sets)) if sets else nullcontext():
+        report = export_model(directory, show, baseline=baseline)
+    _verdict(report, directory, show, as_json)
 
 
 @app.command("run")
@@ -232,6 +192,7 @@ def run_all(
     run: RunOption = None,
     sets: Sets = None,
     resume: Resume = False,
+    baseline: BaselineOption = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -244,7 +205,20 @@ def run_all(
     directory = _directory(loaded, run)
     from sslprune.pipeline import run as run_pipeline
 
-    _verdict(run_pipeline(loaded, directory, show, resume=resume), directory, show, as_json)
+    report = run_pipeline(loaded, directory, show, resume=resume, baseline=baseline)
+    _verdict(report, directory, show, as_json)
+
+
+class Device(StrEnum):
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class Runtime(StrEnum):
+    onnxruntime = "onnxruntime"
+    tensorrt = "tensorrt"
+    torch = "torch"
+    compiled = "torch.compile"
 
 
 @app.command()
@@ -285,8 +259,9 @@ def control(
 @app.command()
 @guarded
 def bench(
-    dense: Annotated[Path, typer.Argument(metavar="A.onnx", help="The model to compare with.", show_default=False)],
-    repacked: Annotated[Path, typer.Argument(metavar="B.onnx", help="The model to judge.", show_default=False)],
+    files: Annotated[
+        list[Path], typer.Argument(metavar="A.onnx B.onnx ...", help="The model to compare with, then those to judge.")
+    ],
     batch: Annotated[
         list[int] | None, typer.Option("--batch", min=1, help="A batch size; may be repeated [default: 1].")
     ] = None,
@@ -294,35 +269,51 @@ def bench(
         list[int] | None,
         typer.Option("--threads", min=0, help="A number of threads, 0 for all; may be repeated [default: 1, 0]."),
     ] = None,
-    repetitions: Annotated[int, typer.Option("--repetitions", min=30, help="The least number of pairs.")] = 30,
+    repetitions: Annotated[int, typer.Option("--repetitions", min=30, help="The least number of rounds.")] = 30,
     dim: Annotated[
         list[str] | None, typer.Option("--dim", metavar="NAME=SIZE", help="The size of a symbolic dimension.")
     ] = None,
+    device: Annotated[
+        list[Device] | None, typer.Option("--device", help="May be repeated [default: cpu, and cuda where present].")
+    ] = None,
+    runtime: Annotated[
+        list[Runtime] | None, typer.Option("--runtime", help="May be repeated [default: what the files are for].")
+    ] = None,
+    profile: Annotated[bool, typer.Option("--profile", help="Show where the time goes, operator by operator.")] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Compare the speed of two ONNX files: in turns, in one process, with the interval of the ratio."""
-    dims = _dims(dim or [])
-    show = _show(as_json)
-    from sslprune.bench import compare_onnx
-    from sslprune.show import comparison as table
+    """Compare the speed of models, .onnx or .pt2: in turns, in one process, with the interval of each ratio.
 
-    batch_sizes, num_threads = batch or [1], threads or [1, 0]
-    with show.progress("timing", len(batch_sizes) * len(num_threads)) as bar:
-        comparison = compare_onnx(
-            dense,
-            repacked,
-            batch_sizes=batch_sizes,
-            threads=num_threads,
+    Example: sslprune bench dense.onnx model.onnx int8-static.onnx --batch 1 --batch 64 --profile
+    """
+    dims = _dims(dim or [])
+    if len(files) < 2:
+        raise typer.BadParameter("expected two files or more: the one to compare with, and those to judge")
+    show = _show(as_json)
+    from sslprune.bench import bench_files
+    from sslprune.show_speed import comparison as table
+    from sslprune.show_speed import operators
+
+    with show.progress("timing") as bar:
+        found = bench_files(
+            files,
+            devices=[str(name) for name in device or []],
+            runtimes=[str(name) for name in runtime or []],
+            batch_sizes=batch or [1],
+            threads=threads or [1, 0],
             repetitions=repetitions,
             dims=dims,
+            profile=profile,
             progress=bar,
         )
     if as_json:
-        keys = ("dense", "repacked", "speedup")
-        _print_json({key: [value.model_dump() for value in getattr(comparison, key)] for key in keys})
+        _print_json(found.plain())
     else:
-        show.result(table(comparison, dense.name, repacked.name))
+        show.result(table(found.comparison, found.sizes))
+        if found.profiles:
+            show.result("")
+            show.result(operators(found.profiles))
 
 
 @app.command()
@@ -369,11 +360,7 @@ def _verdict(report: Report, directory: RunDirectory, show: Show, as_json: bool)
     else:
         show.result(summary(report, directory))
     if not report.passed:
-        missed = [
-            f"{gate.name} is {'not measured' if gate.value is None else f'{gate.value:.4g}'}, limit {gate.limit:g}"
-            for gate in report.gates
-            if not gate.passed
-        ]
+        missed = [str(gate) for gate in report.gates if not gate.passed]
         fail(f"gate missed: {'; '.join(missed)}", 3)
 
 

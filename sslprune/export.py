@@ -18,12 +18,13 @@ from torch.utils import _pytree as pytree
 
 from sslprune.carry import carries
 from sslprune.errors import ExportError
-from sslprune.files import write_atomic
+from sslprune.files import write_atomic, write_beside
 from sslprune.graph.lengths import any_length
+from sslprune.graph.portable import is_portable, make_portable_
 from sslprune.graph.program import quiet
 from sslprune.graph.trace import keywords_named
-from sslprune.graph.unprojected import unproject_
 from sslprune.inputs import num_rows, open_dimensions, other_lengths, tensors_in, with_length
+from sslprune.onnx_file import feeds_of, rename_dimensions
 
 ONNX_TOLERANCE = 1e-3  # relative: ONNX Runtime fuses and reorders sums
 PROGRAM_TOLERANCE = 1e-5  # relative: the same operators on the same device
@@ -41,26 +42,24 @@ def export_onnx(
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
     sequence: int | None = None,
+    dynamic_axes: Mapping[str, str] | None = None,
 ) -> float:
     """Write ``module`` in eval mode as ONNX with a dynamic batch size, and prove that the file computes the same.
 
     ``args`` and ``kwargs`` are an example input whose tensors have the batch as dimension 0 and, where ``sequence`` is
     given, a length of at most that many steps as dimension 1, which is dynamic too ("batch", "sequence"). Checked by
     ``onnx.checker``, and by ONNX Runtime against torch on the example and on random inputs of other sizes.
+    ``dynamic_axes`` gives open dimensions other names (``{"batch": "N"}``). Weights above 2 GB go to ``<path>.data``.
     Returns the largest relative difference seen. Raises ExportError, and writes nothing, when it cannot be exported
     or differs by more than 1e-3.
     """
     path = Path(path)
     args, kwargs = _paired(args, dict(kwargs or {}))
     size = sum(t.numel() * t.element_size() for t in module.state_dict().values() if isinstance(t, Tensor))
-    if size > PROTOBUF_LIMIT:
-        raise ExportError(f"{path}: {size / 2**30:.1f} GiB of weights; one ONNX file holds at most 2 GiB")
     with quiet(), evaluating(module), torch.no_grad():
-        program = export_program(module, args, kwargs, sequence=sequence)
-        plain = program.module()
-        if unproject_(plain):
-            program = export_program(plain, args, kwargs, sequence=sequence)
+        program = export_program(module, args, kwargs, sequence=sequence, onnx=True)
         names = list(output_names or _output_names(module(*args, **kwargs)))
+        _check_names(path, module, args, kwargs, input_names, output_names)
         if carries(module) and output_names is None:  # what comes out as next_state_0 goes in as state_0
             input_names, names = _names_with_state(module, args, kwargs, names)
         try:
@@ -81,10 +80,12 @@ def export_onnx(
 
         def write(temporary: Path) -> None:
             nonlocal largest
-            exported.save(temporary)
+            exported.save(temporary, external_data=size > PROTOBUF_LIMIT)
+            if dynamic_axes:
+                rename_dimensions(temporary, dynamic_axes)
             largest = _verify_onnx(module, args, kwargs, temporary, path, sequence)
 
-        write_atomic(path, write)
+        write_beside(path, write)
     return largest
 
 
@@ -125,13 +126,24 @@ def export_program(
     kwargs: Mapping[str, Any] | None = None,
     *,
     sequence: int | None = None,
+    onnx: bool = False,
 ) -> ExportedProgram:
-    """``torch.export`` with dimension 0 (and the length of sequences) of the inputs dynamic, where the model allows."""
+    """``torch.export`` with dimension 0 (and the length of sequences) of the inputs dynamic, where the model allows.
+
+    Of ATen's operators alone, and with ``onnx`` of such as ONNX has.
+    """
     kwargs = dict(kwargs or {})
     try:
         shapes = _dynamic_shapes(module, args, kwargs, sequence)
         with any_length(), keywords_named(module, kwargs):
-            return torch.export.export(module, args, kwargs, dynamic_shapes=shapes)
+            program = torch.export.export(module, args, kwargs, dynamic_shapes=shapes)
+            if is_portable(program.graph, onnx):
+                return program
+        plain = program.module()
+        make_portable_(plain, onnx)
+        with any_length(), keywords_named(plain, kwargs):  # its arguments have other names
+            shapes = _dynamic_shapes(plain, args, kwargs, sequence)
+            return torch.export.export(plain, args, kwargs, dynamic_shapes=shapes)
     except Exception as error:
         raise ExportError(f"torch.export cannot capture {type(module).__name__}: {first_line(error)}") from error
 
@@ -179,26 +191,37 @@ def random_like(value: Any, batch_size: int, seed: int = 0) -> Any:
     return pytree.tree_map(draw, value)
 
 
-def open_session(path: str | Path, threads: int = 0) -> onnxruntime.InferenceSession:
-    """An ONNX Runtime session on the CPU with ``threads`` threads (0: as many as it likes).
+def open_session(
+    path: str | Path, threads: int = 0, provider: str = "CPUExecutionProvider"
+) -> onnxruntime.InferenceSession:
+    """An ONNX Runtime session with ``threads`` threads (0: as many as it likes).
 
-    Raises ExportError in one line for a file that is missing, no ONNX, or uses an operator that the runtime lacks.
+    Raises ExportError in one line for a file that is missing, no ONNX, or uses an operator that the runtime lacks, and
+    for a provider whose device is not there.
     """
     path = Path(path)
     if not path.is_file():
         raise ExportError(f"{path}: no such file")
+    try:
+        session = onnxruntime.InferenceSession(str(path), session_options(threads), providers=[provider])
+    except Exception as error:
+        raise ExportError(
+            f"{path}: ONNX Runtime {onnxruntime.__version__} cannot open it: {first_line(error)}"
+        ) from error
+    if provider not in session.get_providers():  # it falls back on the CPU, and only logs that
+        raise ExportError(f"{path}: ONNX Runtime has {provider}, and it finds no device to run on")
+    return session
+
+
+def session_options(threads: int) -> onnxruntime.SessionOptions:
+    """Options for ``threads`` threads that leave other sessions of this process alone, and log nothing."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 4
     # Idle threads of one session must not take the cores from the other while two are compared.
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        raise ExportError(
-            f"{path}: ONNX Runtime {onnxruntime.__version__} cannot open it: {first_line(error)}"
-        ) from error
+    return options
 
 
 @contextmanager
@@ -216,7 +239,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             submodule.training = training
 
 
-def first_line(error: BaseException) -> str:
+def first_line(error: BaseException | None) -> str:
     """What an exception says, as one short line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = lines[0] if lines else type(error).__name__
@@ -277,6 +300,25 @@ def _output_names(output: Any) -> list[str]:
     return [word if word.isidentifier() else f"output_{word}" for word in words]
 
 
+def _check_names(
+    path: Path,
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    input_names: Sequence[str] | None,
+    output_names: Sequence[str] | None,
+) -> None:
+    """Names that a person chose are as many as there are tensors, and no two alike."""
+    found = {"input_names": (input_names, len(tensors_in((args, kwargs))))}
+    if output_names:
+        found["output_names"] = (output_names, len(tensors_in(module(*args, **kwargs))))
+    for key, (names, count) in found.items():
+        if names and (len(names) != count or len(set(names)) != count):
+            raise ExportError(
+                f"{path.name}: {key} are {', '.join(names)}; the model has {count}, and each needs a name of its own"
+            )
+
+
 def _verify_onnx(
     module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], file: Path, path: Path, sequence: int | None
 ) -> float:
@@ -302,17 +344,6 @@ def _verify_onnx(
             )
         worst = max(worst, relative)
     return worst
-
-
-def feeds_of(
-    session: onnxruntime.InferenceSession, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> dict[str, np.ndarray]:
-    """What an ONNX file is to be fed: keyword inputs by their names where it has them, the others in their order."""
-    names = [node.name for node in session.get_inputs()]
-    named = {name: value for name, value in kwargs.items() if name in names and isinstance(value, Tensor)}
-    rest = tensors_in((args, {name: value for name, value in kwargs.items() if name not in named}))
-    feeds = named | dict(zip((name for name in names if name not in named), rest, strict=True))
-    return {name: value.cpu().numpy() for name, value in feeds.items()}
 
 
 def _dynamic(session: onnxruntime.InferenceSession) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,29 @@ def write_atomic(path: str | Path, write: Callable[[Path], Any]) -> Path:
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
+    return path
+
+
+def write_beside(path: str | Path, write: Callable[[Path], Any]) -> Path:
+    """Like ``write_atomic`` for a file that may have companions (``model.onnx`` and ``model.onnx.data``).
+
+    ``write(folder / path.name)`` writes into a folder of its own; what lies there moves to ``path``'s, ``path`` last.
+    """
+    path = Path(path)
+    folder = path.with_name(f".{path.stem}.{os.getpid()}")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write(folder / path.name)
+        for file in sorted(folder.iterdir(), key=lambda file: file.name == path.name):
+            with open(file, "rb") as written:
+                os.fsync(written.fileno())
+            os.replace(file, path.parent / file.name)
+    except OSError as error:
+        raise SslpruneError(
+            f"{path}: cannot be written ({error.strerror or error}); free space or choose another --run"
+        ) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
     return path
 
 

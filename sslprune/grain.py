@@ -12,6 +12,7 @@ import os
 import platform
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +23,7 @@ WIDEST = 64  # channels of the widest convolution that is timed
 STEPS = (16, 8, 4)  # candidates, the coarsest first
 SAME = 0.92  # a narrower convolution that takes this share of the time or more has saved none
 NUM_ROUNDS = 15
+STAIRS = (64, 63, 60, 56, 52, 48, 47, 44, 40, 36, 32, 31)  # widths that show where the steps are
 
 
 def grain() -> int:
@@ -32,20 +34,48 @@ def grain() -> int:
     """
     import onnxruntime
 
-    path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sslprune" / "grain.json"
     key = f"{_processor()}, onnxruntime {onnxruntime.__version__}"
-    try:
-        known = json.loads(path.read_text(encoding="utf-8"))
+    known = _cached()
+    with contextlib.suppress(ValueError, KeyError, TypeError):
         if int(known[key]) in (*STEPS, 1):
             return int(known[key])
-    except (OSError, ValueError, KeyError, TypeError):
-        known = {}
     widths = [WIDEST, *(WIDEST - step // 2 for step in STEPS)]
     seconds = _time(widths)
     step = next((s for s in STEPS if seconds[WIDEST - s // 2] >= SAME * seconds[WIDEST]), 1)
-    with contextlib.suppress(SslpruneError):  # a home that cannot be written is no reason not to train
-        write_json(path, {**(known if isinstance(known, dict) else {}), key: step})
+    _keep(known, key, step)
     return step
+
+
+def staircase() -> tuple[int, dict[int, float]]:
+    """``grain()``, and the seconds that a convolution of each width in ``STAIRS`` takes here; cached alike."""
+    import onnxruntime
+
+    key = f"stairs of {_processor()}, onnxruntime {onnxruntime.__version__}"
+    step, known = grain(), _cached()
+    with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
+        seconds = {int(width): float(taken) for width, taken in known[key].items()}
+        if set(seconds) == set(STAIRS):
+            return step, seconds
+    seconds = _time(list(STAIRS))
+    _keep(known, key, seconds)
+    return step, seconds
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sslprune" / "grain.json"
+
+
+def _cached() -> dict[str, Any]:
+    try:
+        known = json.loads(_cache().read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+def _keep(known: dict[str, Any], key: str, value: Any) -> None:
+    with contextlib.suppress(SslpruneError):  # a home that cannot be written is no reason not to train
+        write_json(_cache(), {**known, key: value})
 
 
 def _processor() -> str:

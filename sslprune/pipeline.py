@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
-from torch.export.passes import move_to_device_pass
 
 from sslprune.axes import Axis
-from sslprune.bench import Comparison, compare_modules, compare_onnx
-from sslprune.carry import FromTheStart, carries, carrying, with_state
+from sslprune.carry import carrying, with_state
 from sslprune.data import Data, build_data
 from sslprune.errors import RecipeError, RepackError
-from sslprune.export import difference, evaluating, export_onnx, feeds_of, open_session, random_like, save_program
+from sslprune.export import difference, evaluating, random_like, save_program
 from sslprune.files import write_atomic
 from sslprune.graph.cost import Cost
 from sslprune.graph.find import find_axes
@@ -26,21 +25,17 @@ from sslprune.graph.repack import repack as repack_model
 from sslprune.graph.trace import trace
 from sslprune.inputs import Inputs, arguments, each, length_of, num_rows, other_lengths, tensors_in, with_length
 from sslprune.models import build_model, device_of, load_checkpoint, load_weights
-from sslprune.plan import load, write_plan
+from sslprune.plan import write_plan
 from sslprune.recipe import Recipe
 from sslprune.report import (
     AxisChange,
     AxisFacts,
     Budget,
     Equivalence,
-    Figures,
     Inspection,
     RepackResult,
     Report,
     Size,
-    environment,
-    judge,
-    read_controls,
 )
 from sslprune.rundir import RunDirectory
 from sslprune.show import Show
@@ -90,14 +85,22 @@ def inspect(recipe: Recipe, show: Show) -> Inspection:
     )
 
 
-def run(recipe: Recipe, directory: RunDirectory, show: Show, *, resume: bool = False) -> Report:
+def run(
+    recipe: Recipe, directory: RunDirectory, show: Show, *, resume: bool = False, baseline: Path | None = None
+) -> Report:
     """Train, repack and export; with ``resume``, stages that are finished already are left as they are."""
+    from sslprune.building import check  # both stand on the stages here
+    from sslprune.exporting import export
+
+    check(recipe)
+    if baseline is not None:
+        Report.load(baseline)  # one that cannot be read is said now, not after training
     train(recipe, directory, show, resume=resume)
     if resume and directory.finished("repack"):
         show.stage("repack", f"finished already: {directory.program}")
     else:
         repack(directory, show)
-    return export(directory, show)
+    return export(directory, show, baseline=baseline)
 
 
 def train(recipe: Recipe, directory: RunDirectory, show: Show, *, resume: bool = False) -> None:
@@ -167,87 +170,6 @@ def repack(directory: RunDirectory, show: Show) -> RepackResult:
     show.say(f"{before.parameters:,} parameters -> {after.parameters:,}, {before.macs:,} MACs -> {after.macs:,}")
     show.say(f"masked = repacked to {proof.max_relative:.1e} (relative) on {proof.samples:,} test samples")
     return result
-
-
-def export(directory: RunDirectory, show: Show) -> Report:
-    """Write both models as ONNX, time them side by side, judge the gates, and write the report."""
-    directory.require("repack")
-    directory.clear("export")
-    show.stage("export", "ONNX, checked against torch, and timed in turns with the dense model")
-    recipe, result = directory.recipe(), RepackResult.load(directory.result)
-    data = build_data(recipe, show)
-    dense = trained(recipe, directory.dense)
-    small = load(directory.program)
-    args, kwargs = example_of(dense, data)
-    with show.progress("exporting ONNX", 2) as bar:
-        opset, sequence = recipe.export.opset, data.sequence
-        export_onnx(dense, args, directory.dense_onnx, kwargs, opset=opset, sequence=sequence)
-        bar.advance()
-        session = open_session(directory.dense_onnx)
-        names = [[node.name for node in nodes] for nodes in (session.get_inputs(), session.get_outputs())]
-        args, kwargs = example_of(small, data)
-        export_onnx(
-            small, args, directory.onnx, kwargs, opset=opset, input_names=names[0], output_names=names[1],
-            sequence=sequence,
-        )  # fmt: skip
-    measured = measure(recipe, directory, dense, small, data, show)
-    figures = [
-        Figures(**size.model_dump(), file_bytes=file.stat().st_size, latency=list(latency))
-        for size, file, latency in (
-            (result.dense, directory.dense_onnx, measured.dense),
-            (result.repacked, directory.onnx, measured.repacked),
-        )
-    ]
-    report = Report(
-        recipe=recipe.name,
-        budget=result.budget,
-        dense=figures[0],
-        repacked=figures[1],
-        speedup=list(measured.speedup),
-        equivalence=result.equivalence,
-        axes=result.axes,
-        environment=environment(),
-        controls=read_controls(directory.control_results),
-        gates=judge(
-            recipe.gates,
-            figures[0],
-            figures[1],
-            measured.speedup,
-            result.equivalence,
-            recipe.data.batch_size,
-            data.task.lower_is_better,
-        ),
-    )
-    report.save(directory.report)
-    return report
-
-
-def measure(
-    recipe: Recipe, directory: RunDirectory, dense: nn.Module, small: nn.Module, data: Data, show: Show
-) -> Comparison:
-    """The latency of both models: ONNX Runtime on the CPU, torch on a CUDA device where there is one."""
-    batch_sizes = list(dict.fromkeys([*(recipe.bench.batch_sizes or [1]), recipe.data.batch_size]))
-    inputs = on_cpu(next(iter(data.test))[0])
-    args, kwargs = arguments(inputs)
-    rows = feeds_of(open_session(directory.onnx), with_state(small, args), kwargs)
-    rows = {name: row for name, row in rows.items() if not carries(small) or not name.startswith("state_")}
-    threads, repetitions = recipe.bench.threads, recipe.bench.repetitions
-    with show.progress("timing", len(batch_sizes) * len(threads)) as bar:
-        cpu = compare_onnx(
-            directory.dense_onnx,
-            directory.onnx,
-            batch_sizes=batch_sizes,
-            threads=threads,
-            repetitions=repetitions,
-            example=rows,
-            progress=bar,
-        )
-        if torch.cuda.is_available():  # an exported program names the device of each tensor it makes
-            moved = move_to_device_pass(torch.export.load(directory.program), "cuda").module()
-            vars(moved).update({key: value for key, value in vars(small).items() if key == "initial_state"})
-            small = moved
-        one, other = (FromTheStart(model) if carries(model) else model for model in (dense, small))
-        return cpu + compare_modules(one, other, args, kwargs, batch_sizes=batch_sizes, repetitions=repetitions)
 
 
 def prove(

@@ -128,7 +128,7 @@ def _answered(
     sample: str, sessions: Sequence[onnxruntime.InferenceSession], feeds: dict[str, np.ndarray], labels: Sequence[str]
 ) -> Prediction:
     dense, repacked = sessions
-    times = interleave(lambda: dense.run(None, feeds), lambda: repacked.run(None, feeds), REPETITIONS)
+    times = interleave([lambda: dense.run(None, feeds), lambda: repacked.run(None, feeds)], REPETITIONS)
     answers = []
     for session, milliseconds in zip(sessions, 1e3 * np.median(times, axis=0), strict=True):
         logits = np.asarray(session.run(None, feeds)[0], np.float64)[0]

@@ -5,13 +5,15 @@ RUN/train/     checkpoint.pt  dense.safetensors  masked.safetensors  history.jso
                initial.safetensors, the weights that it began with, where the model has no checkpoint
 RUN/repacked/  model.pt2  weights.safetensors  plan.json  result.json
                tokenizer/, where the data are text: the tokenizer's own files, and labels.json, the classes' names
-RUN/export/    model.onnx  dense.onnx
-RUN/report.json
+RUN/export/    model.onnx  dense.onnx, and one file for each quantized variant and control
+RUN/report.json  report.html  junit.xml  summary.md
 RUN/controls/NAME/  as RUN/train/, weights.safetensors at the end; result.json
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -66,6 +68,9 @@ class RunDirectory:
         self.onnx = self.export_dir / "model.onnx"
         self.dense_onnx = self.export_dir / "dense.onnx"
         self.report = self.path / "report.json"
+        self.page = self.path / "report.html"
+        self.junit = self.path / "junit.xml"
+        self.summary = self.path / "summary.md"
 
     def control(self, name: ControlName) -> ControlFiles:
         return ControlFiles(self.path / "controls" / name)
@@ -135,6 +140,17 @@ class RunDirectory:
             raise RunError(f"{self.path}: exists and is not a run directory; name another folder with --run")
         write_text(self.recipe_file, recipe.to_toml())
 
+    @contextmanager
+    def changed(self, recipe: Recipe) -> Iterator[None]:
+        """The run with another recipe, which is kept if the block succeeds; raises RunError as ``claim`` does."""
+        before = self.recipe_file.read_text(encoding="utf-8")
+        self.claim(recipe)
+        try:
+            yield
+        except BaseException:
+            write_text(self.recipe_file, before)
+            raise
+
     @property
     def started(self) -> bool:
         """Whether there is any training that could be lost."""
@@ -154,6 +170,8 @@ class RunDirectory:
         for later in stages[stages.index(stage) :]:
             for file in reversed(self.files(later)):
                 file.unlink(missing_ok=True)
+        for file in (self.page, self.junit, self.summary, *self.export_dir.glob("*.onnx*")):
+            file.unlink(missing_ok=True)
         if stage == "train":
             self.checkpoint.unlink(missing_ok=True)
             self.initial.unlink(missing_ok=True)

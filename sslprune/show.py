@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.markup import escape
@@ -20,14 +20,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TaskID,
 from rich.table import Table
 from rich.text import Text
 
-from sslprune.report import Absent, AxisChange, Gate, Inspection, Latency, Report, Size, Speedup
+from sslprune.report import Absent, AxisChange, Gate, Inspection, Latency, Report, Size, Speedup, realised
 from sslprune.rundir import RunDirectory
-
-if TYPE_CHECKING:  # torch is heavy, and nothing here needs it
-    from sslprune.bench import Comparison
+from sslprune.show_speed import PERCENT, changes, faster, ms, operators, score, size_text, variants
 
 FIRST_SEEN = 0.4  # seconds: what takes less never flashes a bar
-PERCENT = frozenset({"accuracy"})  # metrics in percent
 PLAIN_EVERY = 10.0  # seconds between two plain lines of one task
 
 
@@ -167,8 +164,16 @@ def summary(report: Report, run: RunDirectory) -> RenderableType:
         facts.add_row("gates", _gates(report.gates))
     facts.add_row("files", Text(f"{run}{os.sep}", overflow="fold"))
     facts.add_row("", _files(run))
-    controls: list[RenderableType] = [_controls(report), ""] if report.controls else []
-    return Group("", _headline(report), "", _figures(report), "", *controls, _widths(report.axes), "", facts)
+    speed: list[RenderableType] = []
+    if report.variants:
+        speed += ["", variants(report)]
+    if report.profiles:
+        speed += ["", operators(report.profiles[:2]), *realised(report)]
+    if report.controls:
+        speed += ["", _controls(report)]
+    if report.baseline is not None:
+        speed += ["", changes(report.baseline)]
+    return Group("", _headline(report), "", _figures(report), *speed, "", _widths(report.axes), "", facts)
 
 
 def _headline(report: Report) -> Text:
@@ -190,7 +195,8 @@ def _files(run: RunDirectory) -> Table:
         (run.onnx, "for ONNX Runtime"),
         (run.program, "torch.export.load(...).module()"),
         (run.weights, "with plan.json, for your own class"),
-        (run.report, "these figures and the machine's"),
+        (run.page, "these figures as a page"),
+        (run.report, "for programs"),
     ):
         table.add_row(str(file.relative_to(run.path)), use)
     return table
@@ -204,7 +210,7 @@ def _gates(gates: Sequence[Gate]) -> Table:
         value = Text(
             "not measured" if gate.value is None else f"{gate.value:.4g}", style="" if gate.passed else "bold red"
         )
-        table.add_row(mark, gate.name, value, Text(f"{sign} {gate.limit:g}", style="dim"))
+        table.add_row(mark, gate.title, value, Text(f"{sign} {gate.limit:g}", style="dim"))
     return table
 
 
@@ -244,17 +250,6 @@ def inspection(found: Inspection) -> RenderableType:
     return Group(Text.assemble((found.model, "bold"), f"  {total}"), *notes, "", table, "", Text(last, style="dim"))
 
 
-def comparison(measured: Comparison, *names: str) -> RenderableType:
-    """The latencies of two models side by side."""
-    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
-    table.add_column("", no_wrap=True)
-    for name in names:
-        table.add_column(name, justify="right", overflow="fold")
-    table.add_column("")
-    _latencies(table, measured.dense, measured.repacked, measured.speedup)
-    return table
-
-
 def _figures(report: Report) -> Table:
     dense, small, budget = report.dense, report.repacked, report.budget
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
@@ -274,13 +269,16 @@ def _figures(report: Report) -> Table:
     )
     table.add_row("MACs per sample", *_counts(dense.macs, small.macs), less("macs", dense.macs, small.macs))
     table.add_row(
-        "ONNX file", _bytes(dense.file_bytes), _bytes(small.file_bytes), less("", dense.file_bytes, small.file_bytes)
+        "ONNX file",
+        size_text(dense.file_bytes),
+        size_text(small.file_bytes),
+        less("", dense.file_bytes, small.file_bytes),
     )
     for name, before in dense.metrics.items():
         after = small.metrics.get(name, float("nan"))
         unit = " points" if name in PERCENT else ""
         change = f"{abs(after - before):.2f}{unit} {'lower' if after < before else 'higher'}"
-        scores = (_score(name, before), _score(name, after))
+        scores = (score(name, before), score(name, after))
         table.add_row(f"test {name}", *scores, "the same" if after == before else change)
     _latencies(table, dense.latency, small.latency, report.speedup)
     return table
@@ -296,7 +294,7 @@ def _controls(report: Report) -> Table:
     rows: list[tuple[str, Size, str]] = [("dense", report.dense, ""), ("repacked", report.repacked, "")]
     rows += [(CONTROL_WORDS.get(one.name, one.name), one, one.epochs) for one in report.controls]
     for word, size, epochs in rows:
-        figures = [_score(name, size.metrics.get(name, float("nan"))) for name in report.dense.metrics]
+        figures = [score(name, size.metrics.get(name, float("nan"))) for name in report.dense.metrics]
         table.add_row(word, *_counts(size.parameters, size.macs), *figures, epochs)
     return table
 
@@ -310,26 +308,17 @@ def _latencies(
     repacked: Sequence[Latency | Absent],
     speedup: Sequence[Speedup | Absent],
 ) -> None:
-    device = ""
+    place = ("", "")
     for one, other, ratio in zip(dense, repacked, speedup, strict=True):
         here = isinstance(one, Latency) and isinstance(other, Latency) and isinstance(ratio, Speedup)
-        if one.device != device:
-            device = one.device
-            table.add_row(
-                Text(f"latency on {device.upper()}"), "", "", "" if here else Text("no such device here", "dim")
-            )
+        if (one.device, one.runtime or "") != place:
+            place = (one.device, one.runtime or "")
+            runtime = "" if place[1] in ("", "onnxruntime") else f", {place[1]}"
+            missing = Text((one.reason if isinstance(one, Absent) else None) or "no such device here", "dim")
+            table.add_row(Text(f"latency on {one.device.upper()}{runtime}"), "", "", "" if here else missing)
         if isinstance(one, Latency) and isinstance(other, Latency) and isinstance(ratio, Speedup):
-            threads = f", {one.threads} thread{'s' * (one.threads != 1)}" if device == "cpu" else ""
-            table.add_row(f" batch {one.batch_size}{threads}", _ms(one.median_ms), _ms(other.median_ms), _faster(ratio))
-
-
-def _faster(speedup: Speedup) -> Text:
-    interval = (f" ({speedup.low:.2f}\u2013{speedup.high:.2f})", "dim")
-    if speedup.low <= 1 <= speedup.high:
-        return Text.assemble(("no measurable difference", "yellow"), interval)
-    style = "bold green" if speedup.ratio > 1 else "bold red"
-    word = "faster" if speedup.ratio > 1 else "as fast: slower"
-    return Text.assemble((f"{speedup.ratio:.2f}x {word}", style), interval)
+            threads = f", {one.threads} thread{'s' * (one.threads != 1)}" if one.device == "cpu" else ""
+            table.add_row(f" batch {one.batch_size}{threads}", ms(one.median_ms), ms(other.median_ms), faster(ratio))
 
 
 def _widths(axes: Sequence[AxisChange]) -> Table:
@@ -374,18 +363,6 @@ def _counts(*values: float) -> tuple[str, ...]:
     )
 
 
-def _bytes(value: int) -> str:
-    return f"{value / 1e3:.1f} kB" if value < 1e6 else f"{value / 1e6:.2f} MB"
-
-
-def _ms(value: float) -> str:
-    return f"{value:.{3 if value < 1 else 2 if value < 10 else 1 if value < 100 else 0}f} ms"
-
-
 def scores(metrics: Mapping[str, float]) -> str:
     """Metrics in one line."""
-    return ", ".join(f"{name} {_score(name, value)}" for name, value in metrics.items())
-
-
-def _score(name: str, value: float) -> str:
-    return f"{value:.2f} %" if name in PERCENT else f"{value:.4g}"
+    return ", ".join(f"{name} {score(name, value)}" for name, value in metrics.items())

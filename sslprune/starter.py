@@ -54,6 +54,9 @@ optimizer = "sgd"  # or "adamw"
 lr = 0.05
 weight_decay = 1e-4
 
+# [export]
+# quantize = ["int8-static"]  # variants on top of the repacked model; also int8-dynamic, fp16, bf16
+
 [gates]  # a gate that is missed makes the exit status 3; everything is written all the same
 max_metric_drop = 1.0  # points
 # min_speedup = 1.3  # on the CPU, at batch_size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -20,7 +21,7 @@ from sslprune.cli import app
 from sslprune.export import open_session
 from sslprune.graph.repack import repack
 from sslprune.recipe import load_recipe
-from sslprune.report import Report
+from sslprune.report import Report, Speedup
 from sslprune.rundir import RunDirectory
 
 RECIPE = """
@@ -47,8 +48,8 @@ max_metric_drop = 100.0
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sslprune.bench.WARM_UP", 0.005)
-    monkeypatch.setattr("sslprune.bench.ENOUGH", 0.01)
+    monkeypatch.setattr("sslprune.bench.timing.WARM_UP", 0.005)
+    monkeypatch.setattr("sslprune.bench.timing.ENOUGH", 0.01)
 
 
 @pytest.fixture
@@ -65,8 +66,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("finished")
     (folder / "tiny.toml").write_text(RECIPE)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sslprune.bench.WARM_UP", 0.005)
-        patch.setattr("sslprune.bench.ENOUGH", 0.01)
+        patch.setattr("sslprune.bench.timing.WARM_UP", 0.005)
+        patch.setattr("sslprune.bench.timing.ENOUGH", 0.01)
         result = invoke("run", folder / "tiny.toml", "--run", folder / "run", "--json")
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout) == json.loads((folder / "run/report.json").read_text())
@@ -135,6 +136,84 @@ def test_resume_skips_and_a_missed_gate_is_status_3(finished: Path) -> None:
     assert not Report.load(finished / "run/report.json").passed
 
 
+def test_variants_controls_and_a_baseline(finished: Path, tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    shutil.copytree(finished / "run", run.path)
+    before = Report.load(run.report)
+    control = '[{name="small",factory="sslprune.zoo:digits_cnn",arguments={width=8}}]'
+    gates = '[{variant="int8-static",max_file_bytes=10,max_metric_drop=100.0},{variant="small",max_parameters=100000}]'
+    words = [
+        "--set",
+        "gates={}",
+        "--set",
+        'export.quantize="int8-static"',
+        "--set",
+        f"control={control}",
+        "--set",
+        f"gate={gates}",
+    ]
+    words += ["--set", 'export.dynamic_axes={batch="N"}', "--set", 'export.input_names=["pixels"]']
+    result = invoke("export", run.path, "--baseline", finished / "run/report.json", *words)
+    assert result.exit_code == 3
+    assert re.fullmatch(
+        r"gate missed: int8-static: max_file_bytes is [\d.e+]+, limit 10", result.stderr.splitlines()[-1]
+    )
+    report = Report.load(run.report)
+    quantized, small = report.variants
+    assert (quantized.name, quantized.kind, small.name, small.kind) == ("int8-static", "quantized", "small", "control")
+    assert quantized.file_bytes == (run.export_dir / "int8-static.onnx").stat().st_size < report.repacked.file_bytes
+    assert quantized.max_relative is not None and 0 < quantized.max_relative < 0.5
+    assert abs(quantized.metrics["accuracy"] - report.repacked.metrics["accuracy"]) < 10
+    assert quantized.parameters == report.repacked.parameters and small.macs is not None
+    assert len(quantized.latency) == len(quantized.over_repacked) == len(small.speedup) == len(report.speedup)
+    for figures in (report.dense, report.repacked):
+        assert figures.onnx is not None and figures.onnx.samples == 360 and figures.onnx.max_relative < 1e-4
+        assert figures.onnx.metrics == figures.metrics and figures.load_ms is not None
+    shares = [s.realised * report.macs_ratio / s.ratio for s in report.speedup if isinstance(s, Speedup) and s.realised]
+    assert shares == pytest.approx([1.0] * len(shares)) and shares
+    assert [profile.model for profile in report.profiles] == ["dense", "repacked", "int8-static", "small"]
+    assert report.staircase is not None and report.staircase.step in (1, 4, 8, 16)
+    assert report.baseline is not None and report.baseline.same_machine
+    kinds = {(c.variant, c.name): c.verdict for c in report.baseline.changes}
+    assert kinds["repacked", "macs"] == kinds["dense", "accuracy"] == "same"
+    session = open_session(run.onnx)
+    assert [(i.name, i.shape[0]) for i in session.get_inputs()] == [("pixels", "N")]
+    told = session.get_modelmeta().custom_metadata_map
+    assert json.loads(told["sslprune.metrics"]) == report.repacked.metrics
+    assert told["sslprune.recipe_sha256"] == hashlib.sha256(run.recipe_file.read_bytes()).hexdigest()
+    assert report.recipe_sha256 == told["sslprune.recipe_sha256"]
+    for file in (run.page, run.junit, run.summary):
+        assert "int8-static" in file.read_text(encoding="utf-8")
+    assert before.repacked.metrics == report.repacked.metrics
+    run.clear("export")
+    assert not list(run.export_dir.iterdir()) and not run.page.exists()
+
+
+def test_mistakes_of_an_export_are_one_line(finished: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished / "run", run)
+    (tmp_path / "bad.onnx").write_bytes(b"no model")
+    (tmp_path / "newer.json").write_text('{"schema": 7}')
+    recipe, kept, runs = finished / "tiny.toml", (run / "recipe.toml").read_text(), [tmp_path / name for name in "abcd"]
+    for words, said in (
+        (("export", run, "--set", "budget.macs=0.7"), "budget.macs differ"),
+        (("export", run, "--baseline", tmp_path / "newer.json"), "schema 7, written by a newer sslprune"),
+        (("export", run, "--baseline", tmp_path / "none.json"), "none.json: cannot be read"),
+        (("export", run, "--set", 'export.dynamic_axes={length="T"}'), "no open dimension 'length'; it has batch"),
+        (("export", run, "--set", "export.quantize=int4"), "export.quantize"),
+        # before any training
+        (("run", recipe, "--run", runs[0], "--set", 'gate=[{variant="fp16",min_speedup=1.0}]'), 'variant "fp16"'),
+        (("run", recipe, "--run", runs[1], "--baseline", tmp_path / "newer.json"), "newer sslprune"),
+        (("run", recipe, "--run", runs[2], "--set", f'control=[{{name="x",onnx="{tmp_path}/bad.onnx"}}]'),
+         "control x: .*bad.onnx: ONNX Runtime .* cannot open it"),
+        (("run", recipe, "--run", runs[3], "--set", 'control=[{name="x",factory="sslprune.zoo:nets"}]'),
+         "control x: .*has no callable nets"),
+    ):  # fmt: skip
+        assert re.search(said, mistake(*words))
+    assert not any(path.exists() for path in runs)
+    assert (run / "recipe.toml").read_text() == kept  # a setting that failed is not kept
+
+
 def test_inspect(recipe: Path) -> None:
     text = invoke("inspect", recipe).stdout
     assert re.search(r"stem +filters +32 +[\d,]+ +[\d,]+ +yes", text)
@@ -165,11 +244,14 @@ def test_init_writes_a_recipe_that_loads(tmp_path: Path, monkeypatch: pytest.Mon
 def test_bench(finished: Path) -> None:
     files = (finished / "run/export/dense.onnx", finished / "run/export/model.onnx")
     result = invoke("bench", *files, "--batch", "1", "--batch", "4", "--threads", "1")
-    assert result.exit_code == 0 and "batch 4, 1 thread" in result.stdout
+    assert result.exit_code == 0 and "batch 4, 1 thread" in result.stdout and "CUDA: absent" in result.stdout
     found = json.loads(invoke("bench", *files, "--threads", "1", "--json").stdout)
-    assert found["speedup"][0]["ratio"] > 0 and found["dense"][0]["repetitions"] >= 30
+    dense, small = found["models"]
+    assert small["speedup"][0]["ratio"] > 0 and dense["latency"][0]["repetitions"] >= 30
+    assert dense["file_bytes"] == files[0].stat().st_size and dense["load_ms"] > 0
     assert "no such file" in mistake("bench", files[0], finished / "gone.onnx")
     assert invoke("bench", *files, "--dim", "x").exit_code == 2
+    assert invoke("bench", files[0]).exit_code == 2
 
 
 def test_mistakes_are_one_line(recipe: Path, tmp_path: Path, finished: Path) -> None:

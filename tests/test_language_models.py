@@ -80,8 +80,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     (folder / "train.txt").write_text(words(80, 0))
     (folder / "test.txt").write_text(words(12, 1))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sslprune.bench.WARM_UP", 0.005)
-        patch.setattr("sslprune.bench.ENOUGH", 0.01)
+        patch.setattr("sslprune.bench.timing.WARM_UP", 0.005)
+        patch.setattr("sslprune.bench.timing.ENOUGH", 0.01)
         result = invoke("run", folder / "tiny.toml", "--run", folder / "run", "--json")
     assert result.exit_code == 0, result.output
     return RunDirectory(folder / "run")

@@ -126,7 +126,8 @@ def test_history_and_files(whole):
     history = json.loads(whole.history.read_text())
     assert [record["phase"] for record in history] == ["dense", "sparse", "sparse", "heal"]
     assert history[0]["cost"] == 1 and history[-1]["cost"] <= 0.5
-    assert {"epoch", "loss", "lr", "plan", "test", "seconds"} <= history[0].keys()
+    assert {"epoch", "loss", "lr", "plan", "test", "seconds", "norms"} <= history[0].keys()
+    assert sum(history[-1]["norms"].values()) < sum(history[0]["norms"].values())
     assert {path.name for path in whole.train_dir.iterdir()} == {
         "checkpoint.pt",
         "initial.safetensors",

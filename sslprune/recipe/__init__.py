@@ -3,7 +3,10 @@
 from sslprune.recipe.reading import load_recipe, parse_recipe
 from sslprune.recipe.schema import (
     BudgetSection,
+    ControlSection,
     DataSection,
+    ExportSection,
+    GateSection,
     GatesSection,
     LassoSection,
     ModelSection,
@@ -16,7 +19,10 @@ from sslprune.recipe.schema import (
 
 __all__ = [
     "BudgetSection",
+    "ControlSection",
     "DataSection",
+    "ExportSection",
+    "GateSection",
     "GatesSection",
     "LassoSection",
     "ModelSection",

@@ -59,7 +59,17 @@ def parse_recipe(values: dict[str, Any], source: str = "recipe", folder: Path | 
             **{key: _located(getattr(recipe.data, key), folder) for key in LOCATED},
         }
     )
-    return recipe.model_copy(update={"model": model, "data": data})
+    controls = [
+        control.model_copy(
+            update={
+                "factory": _located_factory(control.factory, folder),
+                "checkpoint": _located(control.checkpoint, folder),
+                "onnx": _located(control.onnx, folder),
+            }
+        )
+        for control in recipe.control
+    ]
+    return recipe.model_copy(update={"model": model, "data": data, "control": controls})
 
 
 def _located(path: str | None, folder: Path) -> str | None:

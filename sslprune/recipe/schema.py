@@ -173,23 +173,64 @@ class DistillSection(Section):
     weight: Share = 0.5
 
 
+NOT_READ_BY_TRAINING = ("name", "bench", "gates", "gate", "control", "export")
+Quantized = Literal["int8-dynamic", "int8-static", "fp16", "bf16"]
+
+
 class ExportSection(Section):
     opset: int | None = Field(default=None, ge=17)
+    input_names: list[str] = []  # of the ONNX files, in order; empty: those of the model's forward
+    output_names: list[str] = []
+    dynamic_axes: dict[str, str] = {}  # new names of open dimensions: { batch = "N" }
+    quantize: Annotated[list[Quantized], BeforeValidator(lambda v: [v] if isinstance(v, str) else v)] = []
+    calibration: Count = 256  # training samples that int8-static looks at
 
 
 class BenchSection(Section):
     batch_sizes: list[Count] = []  # empty: 1 and the recipe's batch
     repetitions: int = Field(default=30, ge=30)
     threads: list[Annotated[int, Field(ge=0)]] = [1, 0]  # 0: all
+    runtimes: list[Literal["onnxruntime", "tensorrt", "torch", "torch.compile"]] = ["onnxruntime"]
 
 
 class GatesSection(Section):
-    max_metric_drop: float | None = None  # points
-    min_speedup: Positive | None = None  # on the CPU at the recipe's batch
+    """Gates on the repacked model; a gate that is missed makes the exit status 3."""
+
+    max_metric_drop: float | None = None  # points, in any metric, from the dense model
+    min_metric: float | None = None  # of the first metric
+    max_metric: float | None = None  # likewise, for a loss or a perplexity
+    min_speedup: Positive | None = None  # over the dense model, in ONNX Runtime on the CPU at the recipe's batch
     max_macs: Positive | None = None  # fraction
     max_parameters: Count | None = None
     max_file_bytes: Count | None = None
     max_output_difference: Positive | None = 1e-4  # relative
+
+
+class GateSection(GatesSection):
+    """``[[gate]]``: gates on one variant, and which of its timings ``min_speedup`` holds for (all that fit)."""
+
+    variant: str = "repacked"  # "repacked", an entry of export.quantize, or the name of a [[control]]
+    device: str = "cpu"
+    runtime: str = "onnxruntime"
+    batch_size: Count | None = None  # the recipe's batch
+    threads: Annotated[int, Field(ge=0)] | None = None  # 0: all cores; left out: whatever was measured
+    max_output_difference: Positive | None = None
+
+
+class ControlSection(Section):
+    """``[[control]]``: a model that a person would pick instead; measured beside the dense and the repacked one."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    factory: str | None = None  # as in [model]
+    arguments: dict[str, Any] = {}
+    checkpoint: str | None = None
+    onnx: str | None = None  # a file, instead of a factory
+
+    @model_validator(mode="after")
+    def _one_source(self) -> ControlSection:
+        if (self.factory is None) == (self.onnx is None):
+            raise ValueError("give either a factory or an onnx file")
+        return self
 
 
 class Recipe(Section):
@@ -208,12 +249,29 @@ class Recipe(Section):
     export: ExportSection = ExportSection()
     bench: BenchSection = BenchSection()
     gates: GatesSection = GatesSection()
+    gate: list[GateSection] = []
+    control: list[ControlSection] = []
+
+    @model_validator(mode="after")
+    def _variants(self) -> Recipe:
+        names = [control.name for control in self.control]
+        known = ["repacked", *self.export.quantize, *names]
+        for index, name in enumerate(["dense", *known]):
+            if name in ["dense", *known][:index]:
+                raise ValueError(f'"{name}" names two models; control names and export.quantize have to differ')
+        for gate in self.gate:
+            if gate.variant not in known:
+                raise ValueError(
+                    f'gate: no variant "{gate.variant}" is built; there are {", ".join(known)}:'
+                    " add it to export.quantize, or as a [[control]]"
+                )
+        return self
 
     def values(self) -> dict[str, Any]:
         """Plain values of every field that has one, defaults included."""
         return self.model_dump(mode="json", exclude_none=True)
 
-    def differences(self, other: Recipe, ignore: Sequence[str] = ("name", "bench", "gates", "export")) -> list[str]:
+    def differences(self, other: Recipe, ignore: Sequence[str] = NOT_READ_BY_TRAINING) -> list[str]:
         """The dotted keys in which two recipes differ, leaving out what training does not read."""
         mine, theirs = dict(_flat(self.values())), dict(_flat(other.values()))
         keys = [key for key in {**mine, **theirs} if mine.get(key) != theirs.get(key)]

@@ -121,6 +121,7 @@ class Trainer:
                     "lr": lr,
                     "cost": self.controller.fraction if self.controller else 1.0,
                     "plan": self.controller.planned if self.controller and epoch.phase != "dense" else 1.0,
+                    "norms": self._mean_norms(),
                     self.judge: evaluate(self.model, self.data.valid or self.data.test, self.data.task),
                     "seconds": round(time.perf_counter() - started, 3),
                 }
@@ -133,6 +134,14 @@ class Trainer:
             self.show.say(_line(epoch, self.history[-1], self.judge))
         self._enter("done")
         write_weights(self.run.masked, self.model)
+
+    def _mean_norms(self) -> dict[str, float]:
+        """The mean ‖w_g‖ over the groups of each axis, by kind and name: for the report's picture of training."""
+        if self.controller is None:
+            return {}
+        lasso = self.controller.lasso
+        means = [float(norms.mean()) for norms in lasso.norms()]
+        return {f"{axis.kind} {axis.name}": mean for axis, mean in zip(lasso.axes, means, strict=True)}
 
     def _controller(self) -> BudgetController:
         with self.show.progress("finding the axes"):

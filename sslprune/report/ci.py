@@ -1,0 +1,129 @@
+"""The verdict for a CI job: JUnit XML, and a summary in Markdown for the page of a GitHub job."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from xml.etree import ElementTree as XML
+
+from sslprune.errors import SslpruneError
+from sslprune.files import write_text
+from sslprune.report.values import Absent, Figures, Report, Speedup, Variant
+from sslprune.report.words import realised, setting_text, verdict_text, why_not_faster
+
+
+def write_ci(report: Report, junit_file: Path, summary_file: Path) -> None:
+    """Write both files, and append the summary to ``$GITHUB_STEP_SUMMARY`` where a GitHub job gives one."""
+    write_text(junit_file, junit(report))
+    text = markdown(report)
+    write_text(summary_file, text)
+    step = os.environ.get("GITHUB_STEP_SUMMARY")
+    if step:
+        try:
+            with open(step, "a", encoding="utf-8") as file:
+                file.write(text)
+        except OSError as error:
+            raise SslpruneError(f"GITHUB_STEP_SUMMARY={step}: cannot be written: {error.strerror}") from error
+
+
+def junit(report: Report) -> str:
+    """One test case for each gate, in the suite of its model; a gate that was missed is a failure."""
+    root = XML.Element("testsuites", name=f"sslprune {report.recipe}")
+    for variant in dict.fromkeys(gate.variant for gate in report.gates):
+        gates = [gate for gate in report.gates if gate.variant == variant]
+        suite = XML.SubElement(
+            root,
+            "testsuite",
+            name=variant,
+            tests=str(len(gates)),
+            failures=str(sum(not gate.passed for gate in gates)),
+            errors="0",
+            skipped="0",
+        )
+        for gate in gates:
+            name = f"{gate.name} ({gate.where})" if gate.where else gate.name
+            case = XML.SubElement(suite, "testcase", classname=f"{report.recipe}.{variant}", name=name, time="0")
+            if not gate.passed:
+                XML.SubElement(case, "failure", message=str(gate), type="gate").text = str(gate)
+            else:
+                XML.SubElement(case, "system-out").text = str(gate)
+    XML.indent(root)
+    return XML.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def markdown(report: Report) -> str:
+    """The story, the gates, every model's figures and, where there is one, the comparison with an earlier report."""
+    dense, small = report.dense, report.repacked
+    mark = "✅" if report.passed else "❌"
+    lines = [f"## {mark} sslprune: {report.recipe}", ""]
+    lines += [
+        f"{dense.macs / small.macs:.2f}x fewer MACs, {dense.parameters / small.parameters:.2f}x fewer parameters; "
+        f"masked = repacked to {report.equivalence.max_relative:.1e} (relative) on"
+        f" {report.equivalence.samples:,} test samples.",
+        "",
+    ]
+    if report.gates:
+        lines += _table(
+            ("", "gate", "value", "limit"),
+            [
+                (
+                    "✅" if gate.passed else "❌",
+                    gate.title,
+                    "not measured" if gate.value is None else f"{gate.value:.4g}",
+                    f"{gate.limit:g}",
+                )
+                for gate in report.gates
+            ],
+        )
+    names = list(dense.metrics)
+    models: list[tuple[str, Figures | Variant, Sequence[Speedup | Absent]]] = [
+        ("dense", dense, ()),
+        ("repacked", small, report.speedup),
+        *((variant.name, variant, variant.speedup) for variant in report.variants),
+    ]
+    settings = [s for s in report.speedup if isinstance(s, Speedup)]
+    rows = []
+    for name, figures, speedup in models:
+        known = {setting_text(s): s for s in speedup if isinstance(s, Speedup)}
+        rows.append(
+            (
+                name,
+                "" if figures.parameters is None else f"{figures.parameters:,}",
+                "" if figures.macs is None else f"{figures.macs:,}",
+                f"{figures.file_bytes:,}",
+                *(f"{figures.metrics[key]:.2f}" if key in figures.metrics else "" for key in names),
+                *(verdict_text(known[setting_text(s)]) if setting_text(s) in known else "" for s in settings),
+            )
+        )
+    lines += _table(
+        ("model", "parameters", "MACs", "file bytes", *names, *(f"speed-up, {setting_text(s)}" for s in settings)), rows
+    )
+    lines += [f"{line}.\n" for line in realised(report)]
+    for variant in report.variants:
+        lines += [f"{note}.\n" for note in [*variant.notes, *why_not_faster(report, variant)]]
+    if report.baseline is not None:
+        changed = [change for change in report.baseline.changes if change.verdict != "same"]
+        where = "" if report.baseline.same_machine else " (measured on another machine)"
+        lines += [f"### Since `{report.baseline.file}`{where}", ""]
+        if changed:
+            lines += _table(
+                ("model", "figure", "before", "now", ""),
+                [(c.variant, c.name, f"{c.before:.6g}", f"{c.after:.6g}", c.verdict) for c in changed],
+            )
+        else:
+            lines += ["No measurable change.", ""]
+    processor = report.environment.get("processor", "")
+    lines += [
+        f"<sub>{processor}, {report.environment.get('cores', '?')} cores, onnxruntime"
+        f" {report.environment.get('onnxruntime', '?')}, torch {report.environment.get('torch', '?')}</sub>",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+    return [line(heading), line(["---"] * len(heading)), *(line(row) for row in rows), ""]

@@ -1,0 +1,61 @@
+"""Figures in words: the same ones on the terminal, in the step summary and on the page."""
+
+from __future__ import annotations
+
+from sslprune.report.values import Report, Speedup, Variant
+
+INTEGER = ("QLinear", "QGemm", "MatMulInteger", "ConvInteger", "DynamicQuantize", "QAttention", "QuantizeLinear")
+
+
+def setting_text(setting: Speedup | object) -> str:
+    """A timing's setting in words: "batch 64, 1 thread", with device and runtime where they are not the usual ones."""
+    device, runtime = getattr(setting, "device", "cpu"), getattr(setting, "runtime", "onnxruntime")
+    batch_size, threads = getattr(setting, "batch_size", 1), getattr(setting, "threads", 1)
+    text = f"batch {batch_size}"
+    if device == "cpu":
+        text += f", {threads} thread{'s' * (threads != 1)}"
+    else:
+        text = f"{device.upper()}, {text}"
+    return text if runtime == "onnxruntime" else f"{runtime}, {text}"
+
+
+def verdict_text(speedup: Speedup) -> str:
+    """A speed-up in words, with its interval."""
+    interval = f"({speedup.low:.2f}–{speedup.high:.2f})"
+    if not speedup.clear:
+        return f"no measurable difference {interval}"
+    return f"{speedup.ratio:.2f}x {'faster' if speedup.ratio > 1 else 'as fast: slower'} {interval}"
+
+
+def why_not_faster(report: Report, variant: Variant) -> list[str]:
+    """Where an 8-bit variant is not faster than the repacked model, and what its time goes to there; [] if it is."""
+    held = [s for s in variant.over_repacked if isinstance(s, Speedup) and s.device == "cpu"]
+    slow = [setting_text(s) for s in held if s.low <= 1]
+    if not variant.name.startswith("int8") or not slow:
+        return []
+    profile = next((profile for profile in report.profiles if profile.model == variant.name), None)
+    said = f"{variant.name} is not faster than repacked at {'; '.join(slow)}"
+    if profile is None or not profile.operators:
+        return [said]
+    total = sum(operator.ms for operator in profile.operators)
+    first = [f"{o.operator} {100 * o.ms / total:.0f} %" for o in profile.operators[:3]]
+    whole = sum(
+        o.ms
+        for o in profile.operators
+        if o.operator.removeprefix("Dynamic").startswith(INTEGER) or o.operator.startswith(INTEGER)
+    )
+    return [f"{said}: {100 * whole / total:.0f} % of its time is in 8-bit operators ({', '.join(first)})"]
+
+
+def realised(report: Report) -> list[str]:
+    """The share of the theoretical gain that the clock shows, and what widths on the machine's steps are worth."""
+    shares = [s for s in report.speedup if isinstance(s, Speedup) and s.realised is not None]
+    told = ", ".join(f"{100 * (s.realised or 0):.0f} % ({setting_text(s)})" for s in shares)
+    lines = [f"of {report.macs_ratio:.2f}x fewer MACs, the clock shows {told}"] if shares else []
+    stairs = report.staircase
+    if stairs is not None and stairs.gain is not None:
+        lines.append(
+            f"widths on multiples of {stairs.round_to}: off this machine's step of {stairs.step},"
+            f" a lone convolution costs {stairs.gain:.2f}x per MAC"
+        )
+    return lines
