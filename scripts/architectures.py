@@ -76,8 +76,7 @@ WHISPER = dict(
     vocab_size=V, d_model=48, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4, decoder_attention_heads=4,
     encoder_ffn_dim=80, decoder_ffn_dim=80, num_mel_bins=10, max_source_positions=12, max_target_positions=16,
 )  # fmt: skip
-# experts as batched products: grouped ones are an operator of transformers' own, which a .pt2 cannot bring along
-MIXTURE = dict(num_local_experts=4, num_experts_per_tok=2, experts_implementation="batched_mm")
+MIXTURE = dict(num_local_experts=4, num_experts_per_tok=2)
 SMALL: dict[str, tuple[str, str, dict[str, Any]]] = {  # name -> (class, its configuration's class, fields)
     "bert": ("BertForSequenceClassification", "BertConfig", ENCODER | dict(vocab_size=V)),
     "distilbert": (

@@ -20,9 +20,9 @@ from sslprune.carry import carries
 from sslprune.errors import ExportError
 from sslprune.files import write_atomic
 from sslprune.graph.lengths import any_length
+from sslprune.graph.portable import is_portable, make_portable_
 from sslprune.graph.program import quiet
 from sslprune.graph.trace import keywords_named
-from sslprune.graph.unprojected import unproject_
 from sslprune.inputs import num_rows, open_dimensions, other_lengths, tensors_in, with_length
 
 ONNX_TOLERANCE = 1e-3  # relative: ONNX Runtime fuses and reorders sums
@@ -56,10 +56,7 @@ def export_onnx(
     if size > PROTOBUF_LIMIT:
         raise ExportError(f"{path}: {size / 2**30:.1f} GiB of weights; one ONNX file holds at most 2 GiB")
     with quiet(), evaluating(module), torch.no_grad():
-        program = export_program(module, args, kwargs, sequence=sequence)
-        plain = program.module()
-        if unproject_(plain):
-            program = export_program(plain, args, kwargs, sequence=sequence)
+        program = export_program(module, args, kwargs, sequence=sequence, onnx=True)
         names = list(output_names or _output_names(module(*args, **kwargs)))
         if carries(module) and output_names is None:  # what comes out as next_state_0 goes in as state_0
             input_names, names = _names_with_state(module, args, kwargs, names)
@@ -125,13 +122,24 @@ def export_program(
     kwargs: Mapping[str, Any] | None = None,
     *,
     sequence: int | None = None,
+    onnx: bool = False,
 ) -> ExportedProgram:
-    """``torch.export`` with dimension 0 (and the length of sequences) of the inputs dynamic, where the model allows."""
+    """``torch.export`` with dimension 0 (and the length of sequences) of the inputs dynamic, where the model allows.
+
+    Of ATen's operators alone, and with ``onnx`` of such as ONNX has.
+    """
     kwargs = dict(kwargs or {})
     try:
         shapes = _dynamic_shapes(module, args, kwargs, sequence)
         with any_length(), keywords_named(module, kwargs):
-            return torch.export.export(module, args, kwargs, dynamic_shapes=shapes)
+            program = torch.export.export(module, args, kwargs, dynamic_shapes=shapes)
+            if is_portable(program.graph, onnx):
+                return program
+        plain = program.module()
+        make_portable_(plain, onnx)
+        with any_length(), keywords_named(plain, kwargs):  # its arguments have other names
+            shapes = _dynamic_shapes(plain, args, kwargs, sequence)
+            return torch.export.export(plain, args, kwargs, dynamic_shapes=shapes)
     except Exception as error:
         raise ExportError(f"torch.export cannot capture {type(module).__name__}: {first_line(error)}") from error
 

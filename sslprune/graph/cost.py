@@ -21,17 +21,19 @@ Masks = Sequence[np.ndarray]  # for each axis, which groups are kept: bool, shap
 
 
 class _Term:
-    """constant x product over dimensions of the number of kept indices; gone when one of ``branches`` is."""
+    """constant x product over dimensions of the number of kept indices, while one of ``nodes`` is needed.
 
-    def __init__(self, constant: float, factors: list[int], branches: frozenset[int]) -> None:
-        self.constant, self.factors, self.branches = constant, factors, branches
+    ``branches`` are those that alone need it.
+    """
+
+    def __init__(self, constant: float, factors: list[int], nodes: list[fx.Node], branches: frozenset[int]) -> None:
+        self.constant, self.factors, self.nodes, self.branches = constant, factors, nodes, branches
 
 
 class Cost:
     """MACs of one sample and parameters of ``program`` when some groups of ``axes`` are removed.
 
-    A mask per axis says which groups are kept; None keeps everything. Costs are exact: they equal those of the
-    repacked model, unless dropping several branches leaves something dead that none of them owns alone.
+    A mask per axis says which groups are kept; None keeps everything. Costs equal those of the repacked model.
     """
 
     def __init__(self, program: Program, axes: Sequence[Axis]) -> None:
@@ -78,22 +80,24 @@ class Cost:
             return [*(dim for dim in dims if id(dim) not in whole), columns[name]]
 
         self._terms: dict[Measure, list[_Term]] = {"macs": [], "parameters": []}
-        counted: dict[str, set[int] | None] = {}
+        counted: dict[str, list[fx.Node]] = {}
         for node in graph.nodes:
             dead_with = frozenset(owners.get(node, ()))
             for constant, dims in g.facts[node].macs:
                 for source in node.all_input_nodes:
                     dims = by_column(str(source.target), dims)
-                self._terms["macs"].append(_Term(constant / program.batch, [index(d) for d in dims], dead_with))
+                self._terms["macs"].append(_Term(constant / program.batch, [index(d) for d in dims], [node], dead_with))
             if node.op == "get_attr" and node.users:
-                name = str(node.target)
-                counted[name] = set(dead_with) if name not in counted else counted[name] & dead_with  # type: ignore[operator]
-        for name, dead in counted.items():
+                counted.setdefault(str(node.target), []).append(node)
+        for name, nodes in counted.items():
             if name in program.aliases and isinstance(program.tensors[name], nn.Parameter):
                 dims = by_column(name, g.state[name])
                 moving = [d for d in dims if d.rows.shape[1]]
                 constant = float(np.prod([d.size for d in dims if not d.rows.shape[1]]))
-                self._terms["parameters"].append(_Term(constant, [index(d) for d in moving], frozenset(dead or ())))
+                dead_with = frozenset(set.intersection(*(owners.get(node, set()) for node in nodes)))
+                self._terms["parameters"].append(_Term(constant, [index(d) for d in moving], nodes, dead_with))
+        self._output = next(node for node in reversed(graph.nodes) if node.op == "output")
+        self._left: dict[tuple[Measure, frozenset[int]], list[_Term]] = {}
 
     def _kept(self, kept: Masks | None) -> tuple[np.ndarray, set[int]]:
         """Which slots are kept, and which layers are gone."""
@@ -118,10 +122,25 @@ class Cost:
         """Whether a layer is all that its sum or concatenation has left."""
         return too_many([self._branches[j] for j in gone], self._branches[layer])
 
+    def _needed(self, measure: Measure, gone: set[int]) -> list[_Term]:
+        """The terms that the output still needs without the layers that are ``gone``."""
+        key = measure, frozenset(gone)
+        if key not in self._left:
+            cut = {(self._branches[i].total, self._branches[i].operand) for i in gone}
+            live, stack = {self._output}, [self._output]
+            while stack:
+                node = stack.pop()
+                for source in node.all_input_nodes:
+                    if source not in live and (node, source) not in cut:
+                        live.add(source)
+                        stack.append(source)
+            self._left[key] = [term for term in self._terms[measure] if any(node in live for node in term.nodes)]
+        return self._left[key]
+
     def _measure(self, measure: Measure, kept: Masks | None) -> float:
         flags, gone = self._kept(kept)
         counts = np.array([flags[rows].all(axis=1).sum() for rows in self._rows], float)
-        return float(sum(t.constant * counts[t.factors].prod() for t in self._terms[measure] if not t.branches & gone))
+        return float(sum(t.constant * counts[t.factors].prod() for t in self._needed(measure, gone)))
 
     def macs(self, kept: Masks | None = None) -> float:
         """Multiply-accumulates of one sample."""
@@ -142,9 +161,7 @@ class Cost:
         counts = np.array([mask.all(axis=1).sum() for mask in masks], float)
         slope = np.zeros(len(self._rows))  # of the cost, by the count of each dimension
         layers = np.zeros(len(self._axes))
-        for term in self._terms[measure]:
-            if term.branches & gone:
-                continue
+        for term in self._needed(measure, gone):
             values = counts[term.factors]
             total = term.constant * values.prod()
             for i in term.branches:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,6 @@ import numpy as np
 import torch
 from torch import fx
 
-from sslprune.errors import RepackError
 from sslprune.graph.atoms import ALWAYS, Atoms, Dim
 from sslprune.graph.program import module_of, operator_name
 
@@ -103,17 +103,16 @@ class Rewriter:
         at = next(i for i, argument in enumerate(schema) if argument.name == name)
         old = self.node.args[at] if at < len(self.node.args) else self.node.kwargs[name]
         new: list[Any] = []
-        inferred = 0
-        for value, dim, size in zip(old, dims, sizes, strict=True):  # type: ignore[arg-type]
-            if isinstance(size, torch.SymInt) and self.changed(dim):
-                value, inferred = -1, inferred + 1
+        open_ = [isinstance(size, torch.SymInt) and self.changed(dim) for dim, size in zip(dims, sizes, strict=True)]
+        inferred = sum(changed or value == -1 for changed, value in zip(open_, old, strict=True))  # type: ignore[arg-type]
+        for value, dim, changed in zip(old, dims, open_, strict=True):  # type: ignore[arg-type]
+            if changed and (inferred == 1 or value == -1):
+                value = -1
+            elif changed:  # such as batch x heads: it shrinks as the heads do
+                value = self.insert(operator.floordiv, self.insert(operator.mul, value, self.size(dim)), dim.size)
             elif isinstance(value, int) and value >= 0 and dim.rows.shape[1]:
                 value = self.size(dim)
             new.append(value)
-        if inferred and new.count(-1) > 1:
-            raise RepackError(
-                f"{self.node.name}: two of its sizes, {list(sizes)}, depend on the input and on what was removed"
-            )
         self.set(name, new)
 
     def retarget(self, target: Any, args: tuple[Any, ...]) -> None:

@@ -13,33 +13,36 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from sslprune.errors import ExportError
+
 aten = torch.ops.aten
 
 
-def unproject_(module: fx.GraphModule) -> bool:
-    """Rewrite, in place, each projected ``aten.lstm`` of an exported module; returns whether there was one."""
-    nodes = [node for node in module.graph.nodes if node.target is aten.lstm.input and _projected(node)]
-    for node in nodes:
+def unproject_(module: fx.GraphModule) -> None:
+    """Rewrite, in place, each projected ``aten.lstm`` of an exported module."""
+    for node in [node for node in module.graph.nodes if is_projected(node)]:
         _rewrite(module, node)
-    if nodes:
-        module.graph.eliminate_dead_code()
-        module.recompile()
-    return bool(nodes)
+    module.graph.eliminate_dead_code()
 
 
-def _projected(node: fx.Node) -> bool:
-    _, _, params, _, num_layers, _, _, bidirectional, _ = node.args
-    per_direction = len(params) // (num_layers * (2 if bidirectional else 1))
-    return per_direction in (3, 5) and all(weight.op == "get_attr" for weight in params)
+def is_projected(node: fx.Node) -> bool:
+    """Whether the node is an ``aten.lstm`` with a projection."""
+    if node.target is not aten.lstm.input:
+        return False
+    args: Any = node.args
+    _, _, params, _, num_layers, _, _, bidirectional, _ = args
+    return len(params) // (num_layers * (2 if bidirectional else 1)) in (3, 5)
 
 
 def _rewrite(module: fx.GraphModule, node: fx.Node) -> None:
     """One plain LSTM a layer: a layer reads the projected output of the one below."""
-    x, (h0, c0), params, has_biases, num_layers, dropout, train, bidirectional, batch_first = node.args
+    args: Any = node.args
+    x, (h0, c0), params, has_biases, num_layers, dropout, train, bidirectional, batch_first = args
     directions = 2 if bidirectional else 1
     per = len(params) // (num_layers * directions)
     graph = module.graph
-    last_h, last_c = [], []
+    last_h: list[fx.Node] = []
+    last_c: list[fx.Node] = []
     with graph.inserting_before(node):
 
         def call(target: Any, *args: Any) -> fx.Node:
@@ -64,7 +67,8 @@ def _rewrite(module: fx.GraphModule, node: fx.Node) -> None:
             return call(aten.cat.default, parts, dim) if directions > 1 else parts[0]
 
         for layer in range(num_layers):
-            weights, down = [], []
+            weights: list[fx.Node] = []
+            down: list[Tensor] = []
             for d in range(directions):
                 w_ih, w_hh, *biases, w_hr = params[(layer * directions + d) * per : (layer * directions + d + 1) * per]
                 recurrent, projection = (_tensor(module, weight) for weight in (w_hh, w_hr))
@@ -81,12 +85,14 @@ def _rewrite(module: fx.GraphModule, node: fx.Node) -> None:
             if dropout and layer + 1 < num_layers:
                 x = call(aten.dropout.default, x, dropout, train)
         for user in list(node.users):
-            states = [x, last_h, last_c][user.args[1]]
-            user.replace_all_uses_with(states if user.args[1] == 0 else call(aten.cat.default, states, 0))
+            place: Any = user.args[1]
+            user.replace_all_uses_with(x if place == 0 else call(aten.cat.default, (last_h, last_c)[place - 1], 0))
             graph.erase_node(user)
     graph.erase_node(node)
 
 
 def _tensor(module: fx.GraphModule, node: fx.Node) -> Tensor:
+    if node.op != "get_attr":
+        raise ExportError(f"an LSTM's projection is computed ({node.name}); ONNX needs it as a weight")
     path, _, name = str(node.target).rpartition(".")
     return getattr(module.get_submodule(path), name)

@@ -335,7 +335,13 @@ def repeat_interleave(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
     copies = g.atoms.fresh(a.repeats) if a.repeats > 1 else fixed(1)
     x[d] = merge([x[d], copies])
     g.out(node, x, Keeps(a.self))
-    g.on_repack(node, lambda r: r.set("repeats", r.size(copies)))
+
+    def rewrite(r: Any) -> None:
+        r.set("repeats", r.size(copies))
+        if isinstance(getattr(a, "output_size", None), int):
+            r.set("output_size", r.size(x[d]))
+
+    g.on_repack(node, rewrite)
 
 
 def pixel_shuffle(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:

@@ -1,0 +1,38 @@
+"""What is said with plain operators before a file is written, because not everybody who opens the file knows it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, fx
+
+from sslprune.graph.program import operator_name
+from sslprune.graph.unprojected import is_projected, unproject_
+
+
+def is_portable(graph: fx.Graph, onnx: bool) -> bool:
+    """Whether a file can hold the graph as it is."""
+    return not any(operator_name(n) in _PLAIN or (onnx and is_projected(n)) for n in graph.nodes)
+
+
+def make_portable_(module: fx.GraphModule, onnx: bool) -> None:
+    """Rewrite an exported module in place: operators of other libraries become ATen's; ONNX has no LSTM projection."""
+    for node in module.graph.nodes:
+        if operator_name(node) in _PLAIN:
+            node.target = _PLAIN[operator_name(node)]
+    if onnx:
+        unproject_(module)
+    module.recompile()
+
+
+def grouped_mm(x: Tensor, weight: Tensor, offs: Tensor) -> Tensor:
+    """Rows x (T, k) in runs that end at ``offs`` (experts,), run e times weight[e] of (experts, k, n) -> (T, n).
+
+    Every expert sees every row, as static shapes ask for: the price of a file that any runtime can read.
+    """
+    rows = torch.arange(x.shape[0], device=x.device)
+    expert = (rows[:, None] >= offs[None, :]).sum(1)  # rows after the last run belong to none, and are zero
+    at = expert.clamp(max=weight.shape[0] - 1)[None, :, None].expand(1, -1, weight.shape[2])
+    return torch.matmul(x[None], weight).gather(0, at)[0] * (expert < weight.shape[0])[:, None].to(x.dtype)
+
+
+_PLAIN = {"transformers::grouped_mm_fallback": grouped_mm}
