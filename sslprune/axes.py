@@ -6,7 +6,7 @@ together. A removable residual branch is an axis of kind ``layers`` and size 1.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -99,9 +99,12 @@ def zero_groups(
 
 
 @torch.no_grad()
-def zero_mask(model: nn.Module, axis: Axis) -> np.ndarray:
-    """Which groups of ``axis`` are exactly zero in ``model``: bool, shape (size,)."""
-    tensors = tensors_of(model)
+def zero_mask(model: nn.Module, axis: Axis, tensors: Mapping[str, torch.Tensor] | None = None) -> np.ndarray:
+    """Which groups of ``axis`` are exactly zero in ``model``: bool, shape (size,).
+
+    ``tensors`` are the model's, from ``tensors_of``, for who asks about many axes.
+    """
+    tensors = tensors_of(model) if tensors is None else tensors
     zero = np.ones(axis.size, bool)
     counted = False
     for member in axis.members:

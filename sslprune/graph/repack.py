@@ -35,11 +35,12 @@ def removed_groups(
     Every axis but a layer keeps one group, and every sum one operand. Columns go where what is left of them pays.
     """
     masks: list[np.ndarray] = []
+    tensors = tensors_of(model)
     branches = branches_by_axis(infer(program), axes)
     dropped: list[Branch] = []
     for i, axis in enumerate(axes):
         removable = not axis.frozen and (axis.exact or allow_inexact)
-        zero = zero_mask(model, axis) if removable else np.zeros(axis.size, bool)
+        zero = zero_mask(model, axis, tensors) if removable else np.zeros(axis.size, bool)
         if axis.kind == "columns":
             zero = np.zeros(axis.size, bool)  # only once it is known what the others leave
         elif axis.kind == "kernel" and zero.any():
@@ -57,7 +58,7 @@ def removed_groups(
         kept = kept_atoms(program, axes, masks)
         for i in columns:
             left = kept.mask(infer(program).columns[axes[i].members[0].name].dim)
-            masks[i] = columns_gone(zero_mask(model, axes[i]), left)
+            masks[i] = columns_gone(zero_mask(model, axes[i], tensors), left)
     return masks
 
 
