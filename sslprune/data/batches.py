@@ -243,7 +243,7 @@ def build_data(recipe: Recipe, show: Any = None) -> Data:
 def _holds_sentences(recipe: Recipe) -> bool:
     """Whether the files of a recipe hold labelled text rather than pictures."""
     section = recipe.data
-    asked = section.tokenizer or section.text or recipe.model.factory.startswith("hf:")
+    asked = section.dataset or section.tokenizer or section.text or recipe.model.factory.startswith("hf:")
     return bool(asked) or Path(section.train or "").suffix in TEXT_FILES
 
 

@@ -17,11 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from sslprune.data.batches import Batch, Data
-from sslprune.data.tables import read_table
+from sslprune.data.hub import read_dataset
+from sslprune.data.tables import chosen, rows_of
 from sslprune.errors import DataError
 from sslprune.files import write_text
 from sslprune.huggingface import load_tokenizer, max_positions
-from sslprune.recipe import Recipe
+from sslprune.recipe import DataSection, Recipe
 from sslprune.tasks import IGNORED, Task
 
 POOL = 50  # batches that are sorted by length together
@@ -150,7 +151,8 @@ def sentence_data(recipe: Recipe, task: Task, device: torch.device, show: Any = 
     source = section.tokenizer or (arguments.get("path") if recipe.model.factory.startswith("hf:") else None)
     if source is None:
         raise DataError("data.tokenizer: missing; name a local Hugging Face model directory for its tokenizer")
-    tables = {path: read_table(path, section.text, section.label) for path in (section.train, section.test)}
+    read = {path: _read(section, path) for path in (section.train, section.test)}
+    tables = {path: chosen(path, rows, section.text, section.label) for path, rows in read.items()}
     tagging = task.name == "tagging"
     classes = tuple(section.labels) or _classes(tables[section.train], tagging)
     tokenizer = load_tokenizer(source)
@@ -166,6 +168,11 @@ def sentence_data(recipe: Recipe, task: Task, device: torch.device, show: Any = 
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
         batches.append(SentenceBatches(data, pad, section.pad_to, longest, size, device, seed))
     return SentenceData(batches[0], batches[1], task, longest, tokenizer=tokenizer, classes=classes)
+
+
+def _read(section: DataSection, name: str) -> list[tuple[int, dict[str, Any]]]:
+    """The rows of a file, or of a split of ``data.dataset``."""
+    return rows_of(name) if section.dataset is None else read_dataset(section.dataset, section.subset, name)
 
 
 def _classes(rows: Sequence[tuple[int, Any, Any]], tagging: bool) -> tuple[str, ...]:

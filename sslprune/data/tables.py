@@ -23,17 +23,25 @@ def read_table(path: str | Path, text: str | None = None, label: str | None = No
 
     Raises DataError for a file that is missing, empty, of another layout, or that has an empty cell.
     """
+    return chosen(path, rows_of(path), text, label)
+
+
+def rows_of(path: str | Path) -> list[tuple[int, dict[str, Any]]]:
+    """The rows of a file with all their columns, each with its number; raises DataError as ``read_table`` does."""
     path = Path(path)
     if not path.is_file():
         raise DataError(f"{path}: no such file; set data.train and data.test")
     if path.suffix not in (*TEXT_FILES, ".parquet"):
         raise DataError(f"{path}: not a known layout of labelled text; expected {', '.join(TEXT_FILES)} or .parquet")
-    if path.suffix in DELIMITERS:
-        rows = list(_delimited(path))
-    elif path.suffix == ".parquet":
-        rows = _parquet(path)
-    else:
-        rows = list(_json_lines(path))
+    if path.suffix == ".parquet":
+        return _parquet(path)
+    return list(_delimited(path) if path.suffix in DELIMITERS else _json_lines(path))
+
+
+def chosen(
+    path: str | Path, rows: Sequence[tuple[int, dict[str, Any]]], text: str | None = None, label: str | None = None
+) -> list[Row]:
+    """The columns of text and label of the rows of ``path``. Raises DataError as ``read_table`` does."""
     if not rows:
         raise DataError(f"{path}: empty; expected a row for each text")
     columns = list(rows[0][1])
@@ -51,7 +59,7 @@ def read_table(path: str | Path, text: str | None = None, label: str | None = No
     return found
 
 
-def _column(path: Path, columns: Sequence[str], given: str | None, usual: Sequence[str], field: str) -> str:
+def _column(path: str | Path, columns: Sequence[str], given: str | None, usual: Sequence[str], field: str) -> str:
     if given is not None and given not in columns:
         raise DataError(f'{path}: no column "{given}" (data.{field}); it has {", ".join(columns)}')
     found = given or next((name for name in usual if name in columns), None)
