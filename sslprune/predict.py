@@ -20,6 +20,7 @@ from sslprune.rundir import RunDirectory
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
 REPETITIONS = 30
+PAIR = "|||"  # between the two texts of a sample, as parallel corpora have it
 
 
 @dataclass(frozen=True)
@@ -79,10 +80,15 @@ def _sentences(
         raise RunError(f"{directory.tokenizer}: no tokenizer there; the data of this run were not read with one")
     tokenizer = load_tokenizer(str(directory.tokenizer))
     labels = json.loads((directory.tokenizer / "labels.json").read_text(encoding="utf-8"))
-    longest = directory.recipe().data.max_length or min(int(tokenizer.model_max_length), 512)
+    section = directory.recipe().data
+    longest = section.max_length or min(int(tokenizer.model_max_length), 512)
+    paired = section.text_pair is not None
     found = []
     for line in lines:
-        made = tokenizer([line], truncation=True, max_length=longest, return_tensors="np")
+        parts = [part.strip() for part in line.split(PAIR)] if paired else [line]
+        if paired and (len(parts) != 2 or not all(parts)):
+            raise DataError(f'"{line}": the model reads pairs of texts; write "first {PAIR} second"')
+        made = tokenizer(*([part] for part in parts), truncation=True, max_length=longest, return_tensors="np")
         if not made["input_ids"].size:
             raise DataError(f'"{line}": holds no token')
         feeds = {name: made[name].astype(np.int64) for name in names}

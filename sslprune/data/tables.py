@@ -39,9 +39,16 @@ def rows_of(path: str | Path) -> list[tuple[int, dict[str, Any]]]:
 
 
 def chosen(
-    path: str | Path, rows: Sequence[tuple[int, dict[str, Any]]], text: str | None = None, label: str | None = None
+    path: str | Path,
+    rows: Sequence[tuple[int, dict[str, Any]]],
+    text: str | None = None,
+    label: str | None = None,
+    pair: str | None = None,
 ) -> list[Row]:
-    """The columns of text and label of the rows of ``path``. Raises DataError as ``read_table`` does."""
+    """The columns of text and label of the rows of ``path``; with ``pair``, the text is that and a second one's.
+
+    Raises DataError as ``read_table`` does.
+    """
     if not rows:
         raise DataError(f"{path}: empty; expected a row for each text")
     columns = list(rows[0][1])
@@ -49,13 +56,15 @@ def chosen(
         _column(path, columns, given, usual, field)
         for given, usual, field in ((text, TEXT_COLUMNS, "text"), (label, LABEL_COLUMNS, "label"))
     )
+    of_pair = [] if pair is None else [_column(path, columns, pair, (), "text_pair")]
+    used = [of_text, *of_pair, of_label]
     found: list[Row] = []
     for number, row in rows:
-        values = row.get(of_text), row.get(of_label)
-        for column, value in zip((of_text, of_label), values, strict=True):
+        values = [row.get(column) for column in used]
+        for column, value in zip(used, values, strict=True):
             if value is None or value == "":
-                raise DataError(f"{path}: row {number} has no {column}; expected a {of_text} and a {of_label} in each")
-        found.append((number, *values))
+                raise DataError(f"{path}: row {number} has no {column}; expected {' and '.join(used)} in each")
+        found.append((number, tuple(values[:-1]) if of_pair else values[0], values[-1]))
     return found
 
 

@@ -90,6 +90,7 @@ class DataSection(Section):
     max_length: Annotated[int, Field(ge=2)] | None = None  # the inputs are sequences (dimension 1), at most this long
     tokenizer: str | None = None  # of labelled text: a Hugging Face model directory; the model's own where it has one
     text: str | None = None  # the columns of labelled text; where left out, those of the usual names ...
+    text_pair: str | None = None  # the column of a second text, where the label is that of a pair
     label: str | None = None
     labels: list[str] = []  # ... and the names of the classes, in order; those of the training data
     pad_to: Count = 16  # batches of text are padded to a multiple of this
