@@ -74,7 +74,7 @@ def export_onnx(
                     dynamic_shapes=_dynamic_shapes(module, args, kwargs, sequence, named=True),
                 )
         except Exception as error:
-            raise ExportError(f"{path.name}: ONNX export failed: {first_line(error)}") from error
+            raise ExportError(f"{path.name}: ONNX export failed: {first_line(_told(error))}") from error
         assert exported is not None
         largest = 0.0
 
@@ -237,6 +237,13 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for submodule, training in modes.items():
             submodule.training = training
+
+
+def _told(error: BaseException) -> BaseException:
+    """The innermost error that says which operator ONNX lacks: what is raised says how to report a bug to torch."""
+    while error.__cause__ is not None and "ONNX" in str(error):
+        error = error.__cause__
+    return error
 
 
 def first_line(error: BaseException | None) -> str:

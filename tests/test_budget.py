@@ -10,7 +10,7 @@ from torch import nn
 from sslprune.axes import Axis, Member, zero_mask
 from sslprune.errors import BudgetError
 from sslprune.recipe import BudgetSection, LassoSection
-from sslprune.train.budget import BudgetController
+from sslprune.train.budget import BudgetController, _features
 from sslprune.train.lasso import GroupLasso
 
 
@@ -161,3 +161,11 @@ def test_very_short_phases(num_steps):
     run(model, made, num_steps, widths)
     assert 0.99 * 0.4 <= made.fraction <= 0.4
     assert all((zero_mask(model, axis) == ~kept).all() for axis, kept in zip(axes, made.kept, strict=True))
+
+
+def test_a_head_is_as_many_rows_as_it_is_wide():
+    """A head of 32 rows keeps a grain of 16 whatever the number of heads; an LSTM's unit is four rows."""
+    heads = Axis("q", "heads", 12, True, (Member("q", 0, np.arange(384).reshape(12, 32)),))
+    gates, reader = Member("w", 0, np.arange(80).reshape(20, 4)), Member("o", 1, np.arange(20)[:, None])
+    units = Axis("rnn", "hidden", 20, True, (gates, reader))
+    assert [_features(axis) for axis in (heads, units)] == [32, 4]

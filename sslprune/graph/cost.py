@@ -21,13 +21,10 @@ Masks = Sequence[np.ndarray]  # for each axis, which groups are kept: bool, shap
 
 
 class _Term:
-    """constant x product over dimensions of the number of kept indices, while one of ``nodes`` is needed.
+    """constant x product over dimensions of the number of kept indices, while one of ``nodes`` is needed."""
 
-    ``branches`` are those that alone need it.
-    """
-
-    def __init__(self, constant: float, factors: list[int], nodes: list[fx.Node], branches: frozenset[int]) -> None:
-        self.constant, self.factors, self.nodes, self.branches = constant, factors, nodes, branches
+    def __init__(self, constant: float, factors: list[int], nodes: list[fx.Node]) -> None:
+        self.constant, self.factors, self.nodes = constant, factors, nodes
 
 
 class Cost:
@@ -62,11 +59,7 @@ class Cost:
         self._rows: list[np.ndarray] = []
         self._alive: list[Dim] = []  # keeps ids unique while they are keys
         graph = program.evaluation
-        owners: dict[fx.Node, set[int]] = {}  # the layers that a node is gone with
         self._branches = {i: places[0] for i, places in branches_by_axis(g, self._axes).items()}
-        for i, branch in self._branches.items():
-            for node in branch.body:
-                owners.setdefault(node, set()).add(i)
         self._slots = {i: slot[self._axes[i].atoms] for i in self._branches}  # of the features that only it adds
         weights = {i: axis.members[0].name for i, axis in enumerate(self._axes) if axis.kind == "columns"}
         columns = {name: g.columns[name].dim for name in weights.values()}
@@ -82,11 +75,10 @@ class Cost:
         self._terms: dict[Measure, list[_Term]] = {"macs": [], "parameters": []}
         counted: dict[str, list[fx.Node]] = {}
         for node in graph.nodes:
-            dead_with = frozenset(owners.get(node, ()))
             for constant, dims in g.facts[node].macs:
                 for source in node.all_input_nodes:
                     dims = by_column(str(source.target), dims)
-                self._terms["macs"].append(_Term(constant / program.batch, [index(d) for d in dims], [node], dead_with))
+                self._terms["macs"].append(_Term(constant / program.batch, [index(d) for d in dims], [node]))
             if node.op == "get_attr" and node.users:
                 counted.setdefault(str(node.target), []).append(node)
         for name, nodes in counted.items():
@@ -94,8 +86,7 @@ class Cost:
                 dims = by_column(name, g.state[name])
                 moving = [d for d in dims if d.rows.shape[1]]
                 constant = float(np.prod([d.size for d in dims if not d.rows.shape[1]]))
-                dead_with = frozenset(set.intersection(*(owners.get(node, set()) for node in nodes)))
-                self._terms["parameters"].append(_Term(constant, [index(d) for d in moving], nodes, dead_with))
+                self._terms["parameters"].append(_Term(constant, [index(d) for d in moving], nodes))
         self._output = next(node for node in reversed(graph.nodes) if node.op == "output")
         self._left: dict[tuple[Measure, frozenset[int]], list[_Term]] = {}
 
@@ -160,12 +151,10 @@ class Cost:
         masks = [flags[rows] for rows in self._rows]  # each (n, k)
         counts = np.array([mask.all(axis=1).sum() for mask in masks], float)
         slope = np.zeros(len(self._rows))  # of the cost, by the count of each dimension
-        layers = np.zeros(len(self._axes))
+        totals: dict[_Term, float] = {}
         for term in self._needed(measure, gone):
             values = counts[term.factors]
-            total = term.constant * values.prod()
-            for i in term.branches:
-                layers[i] += total
+            totals[term] = term.constant * values.prod()
             for position, factor in enumerate(term.factors):
                 others = np.delete(values, position).prod()
                 slope[factor] += term.constant * others
@@ -186,7 +175,9 @@ class Cost:
                     alive &= np.asarray(kept[i])
                 result.append(np.where(alive, by_slot[start:end], 0.0))
             else:
-                features = by_slot[self._slots[i]].sum() if self._slots[i].size else 0.0
-                saved = 0.0 if i in gone or self._is_last(i, gone) else layers[i] + features
+                saved = 0.0
+                if i not in gone and not self._is_last(i, gone):
+                    saved = sum(totals.values()) - sum(totals[term] for term in self._needed(measure, gone | {i}))
+                    saved += by_slot[self._slots[i]].sum() if self._slots[i].size else 0.0
                 result.append(np.array([saved]))
         return result

@@ -54,7 +54,8 @@ class BudgetController:
     """Steers a ``GroupLasso`` through ``num_steps`` optimizer steps to a fraction of the dense cost.
 
     Call ``observe`` before and ``step`` after each optimizer step, in place of ``lasso.step``. Widths stay multiples of
-    ``round_to`` as far as the budget allows. ``floors`` (groups that stay, per axis) and ``strengths`` (relative, per
+    ``round_to`` as far as the budget allows, counted in rows of a matrix: a head has as many as it is wide, an LSTM's
+    unit four. ``floors`` (groups that stay, per axis) and ``strengths`` (relative, per
     axis) come from the recipe's prune sections. Raises BudgetError, before any training, when the floors leave more
     than the budget.
     """
@@ -75,6 +76,7 @@ class BudgetController:
         self.round_to = round_to
         self.floors = [_floor(axis, section.floor, least) for axis, least in _with(self.axes, floors, 1)]
         self.strengths = [strength for _, strength in _with(self.axes, strengths, 1.0)]
+        self.features = [_features(axis) for axis in self.axes]
         self.num_steps = num_steps
         self.decay = max(1, min(section.decay, num_steps // 3))
         self.last_choice = max(0, min(int(0.8 * num_steps), num_steps - self.decay))
@@ -177,7 +179,9 @@ class BudgetController:
         room = self._planned(self.taken + self.decay // 2) * self.dense
         while self.now > allowed:
             blocks = self._next_blocks()
-            reserve = RESERVE * float(np.median([block.saving for block in blocks])) if blocks else 0.0
+            # what the landing will be made of
+            fine = [block.saving for block in blocks if self.axes[block.axis].kind != "layers"]
+            reserve = RESERVE * float(np.median(fine)) if fine else 0.0
             blocks = [block for block in blocks if self.now - block.saving >= max(room, self.limit + reserve)]
             if not blocks:
                 return
@@ -227,7 +231,8 @@ class BudgetController:
         blocks = []
         for i, axis in enumerate(self.axes):
             alive = np.flatnonzero(kept[i])
-            count = (len(alive) - 1) % step + 1 if axis.kind != "layers" else len(alive)
+            grain = step // math.gcd(step, self.features[i])
+            count = (len(alive) - 1) % grain + 1 if axis.kind != "layers" else len(alive)
             if count and len(alive) - count >= self.floors[i]:
                 groups = alive[np.argsort(carries[i][alive], kind="stable")[:count]]
                 saving = float(savings[i][groups].sum())
@@ -253,6 +258,11 @@ class BudgetController:
 def _floor(axis: Axis, share: float, least: int) -> int:
     """How many groups of ``axis`` stay; a branch can always go."""
     return 0 if axis.kind == "layers" else min(axis.size, max(least, math.ceil(share * axis.size)))
+
+
+def _features(axis: Axis) -> int:
+    """How many rows of a weight one group of ``axis`` is."""
+    return max((member.positions.shape[1] for member in axis.members if member.dim == 0 and not member.flat), default=1)
 
 
 def _halved(step: int) -> Iterator[int]:
