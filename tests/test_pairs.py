@@ -49,7 +49,7 @@ def recipe(folder, **data):
             "budget": {"macs": 0.8, "round_to": 1},
             "schedule": {"sparse": "20it", "heal": "2it"},
             "lasso": {"decay": 4, "interval": 4},
-            "bench": {"threads": [1], "batch_sizes": [1]},
+            "bench": {"threads": [1], "batch_sizes": [1], "lengths": [6, 24]},
         }
     )  # fmt: skip
 
@@ -74,11 +74,27 @@ def test_bad_input_is_one_line(folder):
         assert "\n" not in str(error.value)
 
 
+def test_lengths_to_time_must_fit(folder):
+    made = recipe(folder)
+    for lengths, said in (([25], "25 steps, the data have at most 24"),):
+        longer = made.model_copy(update={"bench": made.bench.model_copy(update={"lengths": lengths})})
+        with pytest.raises(DataError, match=said):
+            build_data(longer)
+    shipped = {"factory": "sslprune.data:digits"}
+    pictures = parse_recipe({**made.values(), "data": shipped, "model": {"factory": "sslprune.zoo:digits_cnn"}})
+    with pytest.raises(DataError, match=r"bench\.lengths: the data are no sequences"):
+        build_data(pictures)
+
+
 def test_the_whole_road(folder):
     (folder / "pairs.toml").write_text(recipe(folder).to_toml())
     run = folder / "run"
     result = CliRunner().invoke(app, ["run", str(folder / "pairs.toml"), "--run", str(run), "--debug"])
     assert result.exit_code == 0, result.output
+    report = json.loads((run / "report.json").read_text())
+    for rows in (report["dense"]["latency"], report["repacked"]["latency"], report["speedup"]):
+        timed = {(row["batch_size"], row["length"]) for row in rows if "absent" not in row}
+        assert timed == {(1, 6), (1, 24), (8, 6), (8, 24)}
     names = {node.name for node in open_session(run / "export" / "model.onnx").get_inputs()}
     assert names == {"input_ids", "attention_mask", "token_type_ids"}
     said = CliRunner().invoke(app, ["predict", str(run), "a a ||| b c d", "--json"])

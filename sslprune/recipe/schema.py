@@ -197,6 +197,7 @@ class ExportSection(Section):
 
 class BenchSection(Section):
     batch_sizes: list[Count] = []  # empty: 1 and the recipe's batch
+    lengths: list[Annotated[int, Field(ge=2)]] = []  # of sequences, where the model takes any; empty: a test batch's
     repetitions: int = Field(default=30, ge=30)
     threads: list[Annotated[int, Field(ge=0)]] = [1, 0]  # 0: all
     runtimes: list[Literal["onnxruntime", "tensorrt", "torch", "torch.compile"]] = ["onnxruntime"]
