@@ -1,15 +1,18 @@
 """Pairs of texts with one label, as MRPC and RTE have them: from the file to both models' answers."""
 
 import json
+from typing import Any
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
+import sslprune
 from sslprune.cli import app
 from sslprune.data import build_data
 from sslprune.errors import DataError, SslpruneError
 from sslprune.export import open_session
+from sslprune.models import build_model
 from sslprune.recipe import parse_recipe
 
 transformers = pytest.importorskip("transformers")
@@ -24,7 +27,7 @@ WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", "c", "d"]
 @pytest.fixture
 def folder(tmp_path):
     torch.manual_seed(0)
-    config = BertConfig(vocab_size=len(WORDS), hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+    config = BertConfig(vocab_size=len(WORDS), hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
                         intermediate_size=32, max_position_embeddings=24)  # fmt: skip
     BertForSequenceClassification(config).save_pretrained(tmp_path / "model")
     (tmp_path / "vocab.txt").write_text("\n".join(WORDS))
@@ -97,6 +100,16 @@ def test_the_whole_road(folder):
         assert timed == {(1, 6), (1, 24), (8, 6), (8, 24)}
     names = {node.name for node in open_session(run / "export" / "model.onnx").get_inputs()}
     assert names == {"input_ids", "attention_mask", "token_type_ids"}
+    own: Any = build_model(recipe(folder).model)[0]  # the class as it is holds a width of its own in each layer
+    before = [layer.intermediate.dense.out_features for layer in own.bert.encoder.layer]
+    small: Any = sslprune.apply_plan(own, run).eval()
+    widths = {axis["name"]: axis["after"] for axis in report["axes"]}
+    after = [layer.intermediate.dense.out_features for layer in small.bert.encoder.layer]
+    assert sorted(after) == sorted(widths.values()) and sum(after) < sum(before) == 64
+    inputs, _ = next(iter(build_data(recipe(folder)).test))
+    assert isinstance(inputs, dict)
+    with torch.no_grad():
+        assert torch.allclose(small(**inputs).logits, sslprune.load(run)(**inputs)["logits"], atol=1e-5)
     said = CliRunner().invoke(app, ["predict", str(run), "a a ||| b c d", "--json"])
     assert said.exit_code == 0, said.output
     assert json.loads(said.stdout)[0]["dense"]["label"] in ("0", "1")
