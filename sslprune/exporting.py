@@ -153,12 +153,14 @@ def measure_speed(recipe: Recipe, built: list[Built], data: Data, show: Show) ->
     args, kwargs = example_of(built[0].module("cpu"), data)
     pack = packer([node.name for node in open_session(built[0].path, 1).get_inputs()], args, kwargs)
     models = [Contender(model.name, onnx=model.path, module=model.module, pack=pack) for model in built]
-    steps = len(dict.fromkeys(batch_sizes)) * len(dict.fromkeys(threads)) * sum(p.absent is None for p in places)
+    steps = len(dict.fromkeys(batch_sizes)) * max(1, len(set(bench.lengths)))
+    steps *= len(dict.fromkeys(threads)) * sum(p.absent is None for p in places)
     with show.progress("timing", steps) as bar:
         return compare(
             models,
             places,
             batch_sizes=batch_sizes,
+            lengths=bench.lengths,
             threads=threads,
             repetitions=bench.repetitions,
             example=_rows(built[0], data),

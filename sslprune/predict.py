@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime
 
-from sslprune.bench import interleave
+from sslprune.bench import Contender, interleave
+from sslprune.bench.contenders import feeds_for
+from sslprune.data.text import END, VOCABULARY, Vocabulary
 from sslprune.errors import DataError, RunError
 from sslprune.export import open_session
 from sslprune.huggingface import load_tokenizer
@@ -20,6 +22,8 @@ from sslprune.rundir import RunDirectory
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
 REPETITIONS = 30
+NEXT_WORDS = 5  # of a language model's answer
+PAIR = "|||"  # between the two texts of a sample, as parallel corpora have it
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,7 @@ class Answer:
     label: str
     probability: float
     milliseconds: float
+    next_words: dict[str, float] = field(default_factory=dict)  # of a language model: the likeliest, with probabilities
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,8 @@ class Prediction:
 def predict_run(run: str | Path, samples: Sequence[str], threads: int = 1) -> list[Prediction]:
     """Answer each sample: a sentence, a picture's file, or a text file (.txt) of one sentence a line.
 
+    A language model's answer is how the sentence goes on: the likeliest next words, read from a state of zeros.
+
     ONNX Runtime on the CPU, batch 1. Raises RunError where the run has not been exported, DataError for a sample that
     cannot be read or does not suit the model.
     """
@@ -55,6 +62,8 @@ def predict_run(run: str | Path, samples: Sequence[str], threads: int = 1) -> li
     recipe = directory.recipe()
     sessions = [open_session(path, threads) for path in (directory.dense_onnx, directory.onnx)]
     names = [node.name for node in sessions[1].get_inputs()]
+    if recipe.data.task == "language-modelling" and recipe.data.factory is None:
+        return _continued(directory, [line for sample in samples for line in _lines(sample)], sessions)
     if "input_ids" in names:
         return _sentences(directory, [line for sample in samples for line in _lines(sample)], sessions, names)
     if len(names) != 1 or len(sessions[1].get_inputs()[0].shape) != 4:
@@ -68,7 +77,9 @@ def side_by_side(predictions: Sequence[Prediction]) -> str:
     for p in predictions:
         lines.append(p.sample if len(p.sample) <= 100 else p.sample[:97] + "...")
         for name, answer in (("dense", p.dense), ("repacked", p.repacked)):
-            lines.append(f"  {name:<9} {answer.label}  {100 * answer.probability:.1f} %  {answer.milliseconds:.3f} ms")
+            told = answer.next_words or {answer.label: answer.probability}
+            shares = "  ".join(f"{label}  {100 * share:.1f} %" for label, share in told.items())
+            lines.append(f"  {name:<9} {shares}  {answer.milliseconds:.3f} ms")
     return "\n".join(lines)
 
 
@@ -79,14 +90,52 @@ def _sentences(
         raise RunError(f"{directory.tokenizer}: no tokenizer there; the data of this run were not read with one")
     tokenizer = load_tokenizer(str(directory.tokenizer))
     labels = json.loads((directory.tokenizer / "labels.json").read_text(encoding="utf-8"))
-    longest = directory.recipe().data.max_length or min(int(tokenizer.model_max_length), 512)
+    section = directory.recipe().data
+    longest = section.max_length or min(int(tokenizer.model_max_length), 512)
+    paired = section.text_pair is not None
     found = []
     for line in lines:
-        made = tokenizer([line], truncation=True, max_length=longest, return_tensors="np")
+        parts = [part.strip() for part in line.split(PAIR)] if paired else [line]
+        if paired and (len(parts) != 2 or not all(parts)):
+            raise DataError(f'"{line}": the model reads pairs of texts; write "first {PAIR} second"')
+        made = tokenizer(*([part] for part in parts), truncation=True, max_length=longest, return_tensors="np")
         if not made["input_ids"].size:
             raise DataError(f'"{line}": holds no token')
         feeds = {name: made[name].astype(np.int64) for name in names}
         found.append(_answered(line, sessions, feeds, labels))
+    return found
+
+
+def _continued(
+    directory: RunDirectory, lines: Sequence[str], sessions: Sequence[onnxruntime.InferenceSession]
+) -> list[Prediction]:
+    file = directory.tokenizer / VOCABULARY
+    if not file.is_file():
+        raise RunError(f"{file}: no vocabulary there; repack this run again")
+    vocabulary = Vocabulary.read(file)
+    models = [Contender("", onnx=path) for path in (directory.dense_onnx, directory.onnx)]
+    tokens, steps = models[0].inputs[0].name, models[0].inputs[0].shape[1]
+    found = []
+    for line in lines:  # <eos> goes before a text, as in training, and not after this one
+        ids = np.array([[vocabulary.ids[END], *vocabulary.encode([line], "predict").tolist()[:-1]]], np.int64)
+        count = ids.shape[1]
+        if isinstance(steps, int) and count > steps:
+            raise DataError(f'"{line[:60]}": {count - 1} words, this model reads {steps - 1} at once; give fewer')
+        if isinstance(steps, int):
+            ids = np.pad(ids, ((0, 0), (0, steps - count)))
+        feeds = [feeds_for(model, 1, {tokens: ids}) for model in models]
+        (dense, repacked), (first, second) = sessions, feeds
+        times = interleave([lambda: dense.run(None, first), lambda: repacked.run(None, second)], REPETITIONS)  # noqa: B023
+        answers = []
+        for session, given, seconds in zip(sessions, feeds, np.median(times, axis=0), strict=True):
+            logits = np.asarray(session.run(None, given)[0], np.float64)[0, count - 1]
+            shares = np.exp(logits - logits.max())
+            shares /= shares.sum()
+            best = [int(i) for i in np.argsort(-shares, kind="stable")[:NEXT_WORDS] if i < len(vocabulary)]
+            words = {vocabulary.words[i]: float(shares[i]) for i in best}
+            label, share = next(iter(words.items()))
+            answers.append(Answer(label, share, 1e3 * float(seconds), words))
+        found.append(Prediction(line, answers[0], answers[1]))
     return found
 
 

@@ -318,7 +318,10 @@ def _latencies(
             table.add_row(Text(f"latency on {one.device.upper()}{runtime}"), "", "", "" if here else missing)
         if isinstance(one, Latency) and isinstance(other, Latency) and isinstance(ratio, Speedup):
             threads = f", {one.threads} thread{'s' * (one.threads != 1)}" if one.device == "cpu" else ""
-            table.add_row(f" batch {one.batch_size}{threads}", ms(one.median_ms), ms(other.median_ms), faster(ratio))
+            length = f", length {one.length}" if one.length else ""
+            table.add_row(
+                f" batch {one.batch_size}{length}{threads}", ms(one.median_ms), ms(other.median_ms), faster(ratio)
+            )
 
 
 def _widths(axes: Sequence[AxisChange]) -> Table:

@@ -17,7 +17,9 @@ import torch
 from torch import nn
 from typer.testing import CliRunner, Result
 
+import sslprune
 from sslprune.cli import app
+from sslprune.data import digits
 from sslprune.export import open_session
 from sslprune.graph.repack import repack
 from sslprune.recipe import load_recipe
@@ -327,3 +329,22 @@ def test_help_and_version_answer_at_once() -> None:
     assert re.match(r"sslprune( \d|, not installed)", invoke("--version").stdout)
     for command in ("init", "inspect", "train", "repack", "export", "run", "bench"):
         assert invoke(command, "--help").exit_code == 0
+
+
+def test_predict_reads_a_picture(finished: Path, tmp_path: Path) -> None:
+    image = pytest.importorskip("PIL.Image")
+    images = digits()[1]
+    picture = tmp_path / "digit.png"
+    image.fromarray(images.pixels[0, 0].numpy()).save(picture)
+    result = invoke("predict", finished / "run", picture, "--json")
+    assert result.exit_code == 0, result.output
+    [answer] = json.loads(result.stdout)
+    section = load_recipe(finished / "tiny.toml").data
+    pixels = (images.pixels[:1].float() / 255 - section.mean[0]) / section.std[0]
+    with torch.no_grad():
+        shares = sslprune.load(finished / "run")(pixels).softmax(1)[0]
+    assert answer["repacked"]["label"] == str(int(shares.argmax()))
+    assert answer["repacked"]["probability"] == pytest.approx(float(shares.max()), abs=1e-5)
+    (tmp_path / "torn.png").write_bytes(b"no picture")
+    torn = invoke("predict", finished / "run", tmp_path / "torn.png")
+    assert torn.exit_code == 1 and "not an image" in torn.output.replace("\n", " ")

@@ -103,6 +103,24 @@ def test_the_road(run: RunDirectory) -> None:
     }
 
 
+def test_predict_goes_on(run: RunDirectory) -> None:
+    result = invoke("predict", run.path, "w0 w1 w5", "--json")
+    assert result.exit_code == 0, result.output
+    [answer] = json.loads(result.stdout)
+    words = json.loads((run.repacked_dir / "tokenizer" / "vocabulary.json").read_text())
+    small = sslprune.load(run.path)
+    ids = torch.tensor([[words.index(word) for word in ("<eos>", "w0", "w1", "w5")]])
+    with torch.no_grad():
+        shares = small(ids, small.initial_state(1))[0][0, -1].softmax(0)  # type: ignore[operator]
+    told = answer["repacked"]["next_words"]
+    assert list(told) == [words[i] for i in shares.topk(5).indices]
+    assert list(told.values()) == pytest.approx(shares.topk(5).values.tolist(), abs=1e-5)
+    shown = invoke("predict", run.path, "w0 w1").stdout
+    assert "dense" in shown and "repacked" in shown and " ms" in shown
+    unknown = invoke("predict", run.path, "w0 nonsense")
+    assert unknown.exit_code == 1 and '"nonsense" is not among' in unknown.output.replace("\n", " ")
+
+
 def test_the_onnx_file_has_one_operator_a_layer_and_names_its_state(run: RunDirectory) -> None:
     graph = onnx.load(run.onnx).graph
     widths = {axis.name: axis.after for axis in Report.load(run.report).axes}

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from sslprune.cli import app
 from sslprune.data import build_data
 from sslprune.data.tables import read_table
-from sslprune.errors import CheckpointError, DataError, RecipeError, SslpruneError
+from sslprune.errors import CheckpointError, DataError, RecipeError
 from sslprune.export import open_session
 from sslprune.models import build_model
 from sslprune.recipe import Recipe, load_recipe, parse_recipe
@@ -185,15 +185,11 @@ def test_predict(run, tmp_path):
     assert "dense" in shown and "repacked" in shown and "positive" in shown and " ms" in shown
 
 
-def test_apply_plan_names_the_module_that_cannot_hold_it(run):
+def test_apply_plan_gives_back_the_class_with_fewer_heads(run):
     import sslprune
 
     model, _ = build_model(run.recipe().model)
-    try:
-        small = sslprune.apply_plan(model, run.path).eval()
-    except SslpruneError as error:  # heads: the class's own view has a fixed size of each head
-        assert "bert.encoder" in str(error) and "sslprune.load" in str(error)
-        return
+    small = sslprune.apply_plan(model, run.path).eval()  # BERT's views leave the number of heads open
     ids = torch.randint(5, len(WORDS), (2, 9))
     loaded = sslprune.load(run.path)(input_ids=ids, attention_mask=torch.ones_like(ids))["logits"]
     assert torch.allclose(small(input_ids=ids).logits, loaded, atol=1e-5)

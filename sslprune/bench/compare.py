@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,7 +12,7 @@ import numpy as np
 import onnxruntime
 import torch
 
-from sslprune.bench.contenders import PROVIDERS, Contender, check_same_inputs, feeds_for
+from sslprune.bench.contenders import PROVIDERS, Contender, check_same_inputs, feeds_for, of_length, open_length
 from sslprune.bench.timing import in_blocks, num_cores, pinned, summarize
 from sslprune.errors import ExportError
 from sslprune.export import first_line
@@ -101,6 +102,7 @@ def compare(
     repetitions: int = 30,
     example: Mapping[str, np.ndarray] | None = None,
     dims: Mapping[str, int] | None = None,
+    lengths: Sequence[int] = (),
     also_against: str | None = None,
     mixed: bool = False,
     progress: Progress | None = None,
@@ -108,7 +110,8 @@ def compare(
     """Time ``models`` in turns: in every place, with every batch size and number of threads (0: all cores).
 
     A model that a place's runtime cannot run sits out there; with ``mixed`` it runs in the runtime it has (a ``.pt2``
-    beside ONNX files). Inputs are rows of ``example``, else noise. ``also_against`` names a second model to hold all
+    beside ONNX files). Inputs are rows of ``example``, else noise, in each
+    of ``lengths`` where given. ``also_against`` names a second model to hold all
     others against. Raises ExportError when a file cannot be run, when models take different inputs, and when a device
     goes away. A place that is not there is absent.
     """
@@ -131,8 +134,10 @@ def compare(
         runtimes = [place.runtime if place.runtime in m.runtimes else m.runtimes[0] for m in entered]
         wanted = dict.fromkeys(n or num_cores() for n in threads) if place.device == "cpu" else [1]
         for num_threads in wanted:
-            for batch_size in dict.fromkeys(batch_sizes):
+            for batch_size, length in product(dict.fromkeys(batch_sizes), dict.fromkeys(lengths) or [None]):
                 feeds = [feeds_for(model, batch_size, example, dims) for model in entered]
+                if length is not None:
+                    feeds = [of_length(model, given, length) for model, given in zip(entered, feeds, strict=True)]
                 _add(found, entered, runtimes, place.device, num_threads, feeds, batch_size, repetitions, also_against)
                 if progress is not None:
                     progress.advance(batch=batch_size, threads=num_threads)
@@ -171,7 +176,11 @@ def _add(
         ) from error
     finally:
         torch.set_num_threads(before)
-    settings = [{"device": device, "runtime": r, "batch_size": batch_size, "threads": threads} for r in runtimes]
+    length = open_length(models[0], feeds[0]) if models else None
+    settings = [
+        {"device": device, "runtime": r, "batch_size": batch_size, "threads": threads, "length": length}
+        for r in runtimes
+    ]
     names = [model.name for model in models]
     latencies, speedups = summarize(blocks, settings)
     others = summarize(blocks, settings, names.index(also_against))[1] if also_against in names else None

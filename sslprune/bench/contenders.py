@@ -229,6 +229,27 @@ def feeds_for(
     return feeds
 
 
+def of_length(model: Contender, feeds: Mapping[str, np.ndarray], length: int) -> dict[str, np.ndarray]:
+    """``feeds`` with sequences of ``length`` steps, cut or repeated. Raises ExportError where the length is fixed."""
+    sequences = _sequences(model)
+    if not sequences:
+        raise ExportError(f"bench.lengths: {model.file or model.name} takes no sequences of any length")
+    return {
+        name: value[:, np.arange(length) % value.shape[1]] if name in sequences else value
+        for name, value in feeds.items()
+    }
+
+
+def open_length(model: Contender, feeds: Mapping[str, np.ndarray]) -> int | None:
+    """The length of the sequences in ``feeds``; None for a model whose length is fixed, or that takes none."""
+    return next((feeds[name].shape[1] for name in _sequences(model) if feeds[name].ndim > 1), None)
+
+
+def _sequences(model: Contender) -> list[str]:
+    """The inputs whose dimension 1 may have any size."""
+    return [i.name for i in model.inputs if len(i.shape) > 1 and not i.state and isinstance(i.shape[1], str)]
+
+
 def _dtype(node: Any, path: Path) -> str:
     if node.type not in ONNX_TYPES:
         raise ExportError(f"{path}: input {node.name!r} is a {node.type}; known are {', '.join(ONNX_TYPES)}")

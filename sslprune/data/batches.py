@@ -209,6 +209,16 @@ def build_data(recipe: Recipe, show: Any = None) -> Data:
 
     ``show`` is told of the reading of large files. Raises DataError for what is missing, empty or of another shape.
     """
+    data = _build(recipe, show)
+    longest = max(recipe.bench.lengths, default=0)
+    if longest and data.sequence is None:
+        raise DataError("bench.lengths: the data are no sequences of any length; leave it out, or see data.max_length")
+    if data.sequence is not None and longest > data.sequence:
+        raise DataError(f"bench.lengths: {longest} steps, the data have at most {data.sequence}; see data.max_length")
+    return data
+
+
+def _build(recipe: Recipe, show: Any) -> Data:
     section, device = recipe.data, device_of(recipe.run)
     task = task_of(section.task, section.metrics, lambda name: find_callable(name, "data.metrics"))
     if section.factory is None and section.task == "language-modelling":
@@ -243,7 +253,7 @@ def build_data(recipe: Recipe, show: Any = None) -> Data:
 def _holds_sentences(recipe: Recipe) -> bool:
     """Whether the files of a recipe hold labelled text rather than pictures."""
     section = recipe.data
-    asked = section.tokenizer or section.text or recipe.model.factory.startswith("hf:")
+    asked = section.dataset or section.tokenizer or section.text or recipe.model.factory.startswith("hf:")
     return bool(asked) or Path(section.train or "").suffix in TEXT_FILES
 
 

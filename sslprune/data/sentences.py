@@ -1,7 +1,8 @@
 """Labelled text for transformers: tokenised once, batches padded to a few lengths, in an order of (seed, epoch).
 
 Classification has one label a text. Tagging has one a word: the text is a list of words (or words between spaces), the
-label a list as long; the first piece of a word carries its label, and the others -100.
+label a list as long; the first piece of a word carries its label, and the others -100. A pair of texts is one sequence
+of two segments, which ``token_type_ids`` tell apart where the tokenizer has them (Devlin et al. 2019, figure 2).
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from sslprune.data.batches import Batch, Data
-from sslprune.data.tables import read_table
+from sslprune.data.hub import read_dataset
+from sslprune.data.tables import chosen, rows_of
 from sslprune.errors import DataError
 from sslprune.files import write_text
 from sslprune.huggingface import load_tokenizer, max_positions
-from sslprune.recipe import Recipe
+from sslprune.recipe import DataSection, Recipe
 from sslprune.tasks import IGNORED, Task
 
 POOL = 50  # batches that are sorted by length together
@@ -35,6 +37,7 @@ class Encoded:
     ids: np.ndarray  # (tokens,) int32
     starts: np.ndarray  # (texts + 1,) int64
     labels: np.ndarray  # (texts,), or (tokens,) for tagging, int64
+    types: np.ndarray | None = None  # (tokens,) int8: the segment of each token, of pairs of texts
 
     def __len__(self) -> int:
         return len(self.starts) - 1
@@ -45,7 +48,7 @@ class Encoded:
 
 
 class SentenceBatches:
-    """Batches of ``({input_ids, attention_mask}, labels)``, padded to a multiple of ``pad_to`` tokens.
+    """Batches of ``({input_ids, attention_mask[, token_type_ids]}, labels)``, padded to multiples of ``pad_to``.
 
     Training mixes texts of about the same length, and leaves out what does not fill a batch; evaluation takes them
     sorted by length.
@@ -106,6 +109,10 @@ class SentenceBatches:
             labels = np.full(mask.shape, IGNORED, np.int64)
             labels[mask] = data.labels[places]
         inputs = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask.astype(np.int64))}
+        if data.types is not None:
+            types = np.zeros(mask.shape, np.int64)
+            types[mask] = data.types[places]
+            inputs["token_type_ids"] = torch.from_numpy(types)
         return {name: value.to(self.device) for name, value in inputs.items()}, torch.from_numpy(labels).to(self.device)
 
 
@@ -150,8 +157,11 @@ def sentence_data(recipe: Recipe, task: Task, device: torch.device, show: Any = 
     source = section.tokenizer or (arguments.get("path") if recipe.model.factory.startswith("hf:") else None)
     if source is None:
         raise DataError("data.tokenizer: missing; name a local Hugging Face model directory for its tokenizer")
-    tables = {path: read_table(path, section.text, section.label) for path in (section.train, section.test)}
+    read = {path: _read(section, path) for path in (section.train, section.test)}
+    tables = {path: chosen(path, rows, section.text, section.label, section.text_pair) for path, rows in read.items()}
     tagging = task.name == "tagging"
+    if tagging and section.text_pair is not None:
+        raise DataError('data.text_pair: a pair has one label; expected task = "classification", got "tagging"')
     classes = tuple(section.labels) or _classes(tables[section.train], tagging)
     tokenizer = load_tokenizer(source)
     longest = section.max_length or min(int(tokenizer.model_max_length), LONGEST)
@@ -168,12 +178,22 @@ def sentence_data(recipe: Recipe, task: Task, device: torch.device, show: Any = 
     return SentenceData(batches[0], batches[1], task, longest, tokenizer=tokenizer, classes=classes)
 
 
+def _read(section: DataSection, name: str) -> list[tuple[int, dict[str, Any]]]:
+    """The rows of a file, or of a split of ``data.dataset``."""
+    return rows_of(name) if section.dataset is None else read_dataset(section.dataset, section.subset, name)
+
+
 def _classes(rows: Sequence[tuple[int, Any, Any]], tagging: bool) -> tuple[str, ...]:
     """The names of the labels of the training data: numbers count from 0, words stand in alphabetical order."""
     seen = {str(part) for _, _, label in rows for part in (_words(label) if tagging else [label])}
     if all(name.isdecimal() for name in seen):
         return tuple(str(i) for i in range(max(int(name) for name in seen) + 1))
     return tuple(sorted(seen))
+
+
+def parts_of(text: Any) -> tuple[Any, ...]:
+    """A pair's texts; one text alone otherwise."""
+    return text if isinstance(text, tuple) else (text,)
 
 
 def _words(value: Any) -> list[Any]:
@@ -193,10 +213,13 @@ def _encode(
             raise DataError(f'{path}: row {row}: label "{label}" is not one of {known}; see data.labels')
         return found
 
-    texts: list[Any] = [_words(text) if tagging else str(text) for _, text, _ in rows]
+    texts: list[Any] = [_words(text) if tagging else text for _, text, _ in rows]
+    columns: list[Any] = [texts]
+    if not tagging:  # one column, or those of pairs
+        columns = [[str(part) for part in column] for column in zip(*map(parts_of, texts), strict=True)]
     options = dict(is_split_into_words=tagging, truncation=True, max_length=longest)
-    made = tokenizer(texts, return_attention_mask=False, **options)
-    ids = made["input_ids"]
+    made = tokenizer(*columns, return_attention_mask=False, **options)
+    ids, types = made["input_ids"], None
     lengths = np.array([len(part) for part in ids], np.int64)
     labels: list[int] = []
     if not tagging:
@@ -212,5 +235,7 @@ def _encode(
     if not lengths.all():
         raise DataError(f"{path}: row {rows[int(np.argmin(lengths))][0]} holds no token")
     flat = np.fromiter((token for part in ids for token in part), np.int32, int(lengths.sum()))
-    encoded = Encoded(flat, np.concatenate([[0], lengths.cumsum()]), np.array(labels, np.int64))
+    if len(columns) > 1 and "token_type_ids" in made:
+        types = np.fromiter((kind for part in made["token_type_ids"] for kind in part), np.int8, len(flat))
+    encoded = Encoded(flat, np.concatenate([[0], lengths.cumsum()]), np.array(labels, np.int64), types)
     return encoded, int((lengths >= longest).sum())

@@ -23,17 +23,32 @@ def read_table(path: str | Path, text: str | None = None, label: str | None = No
 
     Raises DataError for a file that is missing, empty, of another layout, or that has an empty cell.
     """
+    return chosen(path, rows_of(path), text, label)
+
+
+def rows_of(path: str | Path) -> list[tuple[int, dict[str, Any]]]:
+    """The rows of a file with all their columns, each with its number; raises DataError as ``read_table`` does."""
     path = Path(path)
     if not path.is_file():
         raise DataError(f"{path}: no such file; set data.train and data.test")
     if path.suffix not in (*TEXT_FILES, ".parquet"):
         raise DataError(f"{path}: not a known layout of labelled text; expected {', '.join(TEXT_FILES)} or .parquet")
-    if path.suffix in DELIMITERS:
-        rows = list(_delimited(path))
-    elif path.suffix == ".parquet":
-        rows = _parquet(path)
-    else:
-        rows = list(_json_lines(path))
+    if path.suffix == ".parquet":
+        return _parquet(path)
+    return list(_delimited(path) if path.suffix in DELIMITERS else _json_lines(path))
+
+
+def chosen(
+    path: str | Path,
+    rows: Sequence[tuple[int, dict[str, Any]]],
+    text: str | None = None,
+    label: str | None = None,
+    pair: str | None = None,
+) -> list[Row]:
+    """The columns of text and label of the rows of ``path``; with ``pair``, the text is that and a second one's.
+
+    Raises DataError as ``read_table`` does.
+    """
     if not rows:
         raise DataError(f"{path}: empty; expected a row for each text")
     columns = list(rows[0][1])
@@ -41,17 +56,19 @@ def read_table(path: str | Path, text: str | None = None, label: str | None = No
         _column(path, columns, given, usual, field)
         for given, usual, field in ((text, TEXT_COLUMNS, "text"), (label, LABEL_COLUMNS, "label"))
     )
+    of_pair = [] if pair is None else [_column(path, columns, pair, (), "text_pair")]
+    used = [of_text, *of_pair, of_label]
     found: list[Row] = []
     for number, row in rows:
-        values = row.get(of_text), row.get(of_label)
-        for column, value in zip((of_text, of_label), values, strict=True):
+        values = [row.get(column) for column in used]
+        for column, value in zip(used, values, strict=True):
             if value is None or value == "":
-                raise DataError(f"{path}: row {number} has no {column}; expected a {of_text} and a {of_label} in each")
-        found.append((number, *values))
+                raise DataError(f"{path}: row {number} has no {column}; expected {' and '.join(used)} in each")
+        found.append((number, tuple(values[:-1]) if of_pair else values[0], values[-1]))
     return found
 
 
-def _column(path: Path, columns: Sequence[str], given: str | None, usual: Sequence[str], field: str) -> str:
+def _column(path: str | Path, columns: Sequence[str], given: str | None, usual: Sequence[str], field: str) -> str:
     if given is not None and given not in columns:
         raise DataError(f'{path}: no column "{given}" (data.{field}); it has {", ".join(columns)}')
     found = given or next((name for name in usual if name in columns), None)

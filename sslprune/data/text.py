@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,10 +18,12 @@ from torch import Tensor
 
 from sslprune.data.batches import Batch, Data
 from sslprune.errors import DataError
+from sslprune.files import write_text
 from sslprune.recipe import DataSection
 from sslprune.tasks import IGNORED, Task
 
 END, UNKNOWN = "<eos>", "<unk>"
+VOCABULARY = "vocabulary.json"
 LONGEST = 1_000_000  # steps: a recurrent model reads any number
 
 
@@ -128,7 +131,20 @@ class TextBatches:
         return (two.view(2, self.steps),)
 
 
-def text_data(section: DataSection, task: Task, device: torch.device) -> Data:
+@dataclass(frozen=True)
+class TextData(Data):
+    """A text for a language model, with the words that it is read by."""
+
+    vocabulary: Vocabulary | None = None
+
+    def save(self, folder: Path) -> None:
+        """Write the words, in the order of their ids, as ``vocabulary.json`` into ``folder``."""
+        assert self.vocabulary is not None
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / VOCABULARY, json.dumps(self.vocabulary.words, ensure_ascii=False) + "\n")
+
+
+def text_data(section: DataSection, task: Task, device: torch.device) -> TextData:
     """The training, validation and test text of a recipe, with the vocabulary that it names or the training text's."""
     assert section.train is not None and section.test is not None
     lines = read_lines(section.train)
@@ -147,4 +163,4 @@ def text_data(section: DataSection, task: Task, device: torch.device) -> Data:
     train = TextBatches(ids, section.steps, section.batch_size, device)
     valid = judged(section.valid) if section.valid else None
     sequence = None if section.fixed_length else LONGEST
-    return Data(train, judged(section.test), task, sequence, valid, len(vocabulary))
+    return TextData(train, judged(section.test), task, sequence, valid, len(vocabulary), vocabulary)

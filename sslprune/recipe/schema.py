@@ -70,7 +70,11 @@ class ModelSection(Section):
 class DataSection(Section):
     factory: str | None = None  # "module:callable": see sslprune.data.build_data; instead of train and test
     arguments: dict[str, Any] = {}
-    train: str | None = None  # Parquet in the Hugging Face image layout
+    dataset: str | None = (
+        None  # labelled text of Hugging Face datasets: a folder or a hub name; train, test: its splits
+    )
+    subset: str | None = None  # of the dataset, where it has several: "sst2" of glue
+    train: str | None = None  # Parquet in the Hugging Face image layout, or labelled text
     test: str | None = None
     mean: list[float] = [0.0]  # of pixels in 0..1, per channel or one for all
     std: list[Positive] = [1.0]
@@ -86,6 +90,7 @@ class DataSection(Section):
     max_length: Annotated[int, Field(ge=2)] | None = None  # the inputs are sequences (dimension 1), at most this long
     tokenizer: str | None = None  # of labelled text: a Hugging Face model directory; the model's own where it has one
     text: str | None = None  # the columns of labelled text; where left out, those of the usual names ...
+    text_pair: str | None = None  # the column of a second text, where the label is that of a pair
     label: str | None = None
     labels: list[str] = []  # ... and the names of the classes, in order; those of the training data
     pad_to: Count = 16  # batches of text are padded to a multiple of this
@@ -96,6 +101,10 @@ class DataSection(Section):
             raise ValueError("give either train and test (Parquet files) or a factory")
         if self.factory is not None and (self.train is not None or self.test is not None):
             raise ValueError("give either train and test (Parquet files) or a factory, not both")
+        if self.dataset is not None and (self.factory is not None or self.task == "language-modelling"):
+            raise ValueError("dataset is for labelled text; a factory and a language model take none")
+        if self.subset is not None and self.dataset is None:
+            raise ValueError("subset needs a dataset")
         for step in self.augment:
             if not re.fullmatch(r"flip|pad-crop:[1-9]\d*", step):
                 raise ValueError(f'augment knows "flip" and "pad-crop:<pixels>"; got "{step}"')
@@ -188,6 +197,7 @@ class ExportSection(Section):
 
 class BenchSection(Section):
     batch_sizes: list[Count] = []  # empty: 1 and the recipe's batch
+    lengths: list[Annotated[int, Field(ge=2)]] = []  # of sequences, where the model takes any; empty: a test batch's
     repetitions: int = Field(default=30, ge=30)
     threads: list[Annotated[int, Field(ge=0)]] = [1, 0]  # 0: all
     runtimes: list[Literal["onnxruntime", "tensorrt", "torch", "torch.compile"]] = ["onnxruntime"]

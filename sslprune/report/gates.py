@@ -168,5 +168,5 @@ def _faster(variant: str, before: Speedup, after: Speedup) -> Change:
     )
 
 
-def _setting(speedup: Speedup) -> tuple[str, str, int, int]:
-    return speedup.device, speedup.runtime, speedup.batch_size, speedup.threads
+def _setting(speedup: Speedup) -> tuple[str, str, int, int, int | None]:
+    return speedup.device, speedup.runtime, speedup.batch_size, speedup.threads, speedup.length

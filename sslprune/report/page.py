@@ -150,6 +150,7 @@ def _latency_charts(report: Report) -> list[tuple[str, Markup]]:
             if isinstance(value, Latency):
                 place = "one thread" if value.threads == 1 else f"{value.threads} threads"
                 title = f"{value.runtime} on {value.device.upper()}" + (f", {place}" if value.device == "cpu" else "")
+                title += f", length {value.length}" if value.length else ""
                 line = found.setdefault(title, {}).setdefault(name, (color, []))
                 line[1].append((float(value.batch_size), value.median_ms / value.batch_size))
     charts = []

@@ -79,6 +79,7 @@ class Latency(_Value):
     p95_ms: float
     repetitions: int
     samples_per_second: float | None = None
+    length: int | None = None  # of the sequences, where the model takes any
 
 
 class Speedup(_Value):
@@ -95,6 +96,7 @@ class Speedup(_Value):
     low: float
     high: float
     realised: float | None = None
+    length: int | None = None
 
     @property
     def clear(self) -> bool:

@@ -11,7 +11,8 @@ def setting_text(setting: Speedup | object) -> str:
     """A timing's setting in words: "batch 64, 1 thread", with device and runtime where they are not the usual ones."""
     device, runtime = getattr(setting, "device", "cpu"), getattr(setting, "runtime", "onnxruntime")
     batch_size, threads = getattr(setting, "batch_size", 1), getattr(setting, "threads", 1)
-    text = f"batch {batch_size}"
+    length = getattr(setting, "length", None)
+    text = f"batch {batch_size}" + (f", length {length}" if length else "")
     if device == "cpu":
         text += f", {threads} thread{'s' * (threads != 1)}"
     else:
