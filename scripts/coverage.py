@@ -37,7 +37,7 @@ sys.path[0] = str(
 
 import sslprune  # noqa: E402
 from scripts.architectures import BUILDERS, FAMILY, SHIM  # noqa: E402
-from sslprune.axes import Axis, zero_mask  # noqa: E402
+from sslprune.axes import Axis, tensors_of, zero_mask  # noqa: E402
 from sslprune.export import difference, export_program  # noqa: E402
 from tests.laws import lively_, reload_without_sslprune, save_for_reload, settle_, wrong_slices, zero_random_  # noqa: E402
 
@@ -128,17 +128,19 @@ def count_evaluated(model: nn.Module, args: tuple[Any, ...]) -> int:
 def shares(model: nn.Module, axes: list[Axis]) -> tuple[float, list[str]]:
     """The share of the weights on exact axes other than layers, kernels, columns, and what holds most of the rest."""
     parameters = dict(model.named_parameters())
+    first, tensors = {id(parameter): name for name, parameter in parameters.items()}, tensors_of(model)  # tied ones
     outside = {name: [np.ones(size, bool) for size in parameter.shape] for name, parameter in parameters.items()}
     for axis in axes:
         if axis.exact and axis.kind not in ("kernel", "layers", "columns"):
             for member in axis.members:
-                if member.name in outside:
-                    outside[member.name][member.dim][member.positions.reshape(-1)] = False
+                name = first.get(id(tensors[member.name]))
+                if name is not None:
+                    outside[name][member.dim][member.positions.reshape(-1)] = False
     left = {name: int(np.prod([mask.sum() for mask in masks])) for name, masks in outside.items()}
     reasons: Counter[str] = Counter()
     for axis in axes:
         if not axis.exact:
-            for name in {member.name for member in axis.members} & left.keys():
+            for name in {first.get(id(tensors[member.name]), "") for member in axis.members} & left.keys():
                 reasons[axis.reason] += left[name]
     total = sum(parameter.numel() for parameter in parameters.values())
     frozen = [f"{reason} ({count / total:.0%})" for reason, count in reasons.most_common(3) if count > 0.005 * total]

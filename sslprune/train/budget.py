@@ -179,13 +179,16 @@ class BudgetController:
         room = self._planned(self.taken + self.decay // 2) * self.dense
         while self.now > allowed:
             blocks = self._next_blocks()
-            # what the landing will be made of
-            fine = [block.saving for block in blocks if self.axes[block.axis].kind != "layers"]
-            reserve = RESERVE * float(np.median(fine)) if fine else 0.0
+            reserve = RESERVE * self._usual(blocks)
             blocks = [block for block in blocks if self.now - block.saving >= max(room, self.limit + reserve)]
             if not blocks:
                 return
             self._take([min(blocks, key=lambda block: block.score)])
+
+    def _usual(self, blocks: Sequence[Block]) -> float:
+        """What a block saves, at the middle; many large branches beside fine groups do not make it large."""
+        fine = [block.saving for block in blocks if self.axes[block.axis].kind != "layers"]
+        return float(min(np.median([block.saving for block in blocks]), 2 * np.median(fine))) if fine else 0.0
 
     def _land(self) -> None:
         """From a little above the budget, choose the last blocks together so that the cost ends just below it.
