@@ -1,6 +1,7 @@
 """Labelled text out of Hugging Face datasets: the same rows and batches as out of files."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -55,7 +56,8 @@ def test_the_batches_of_a_file(saved: Path) -> None:
 
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *" ".join(ROWS["sentence"]).split()]  # type: ignore[arg-type]
     (saved / "vocab.txt").write_text("\n".join(dict.fromkeys(words)))
-    made = transformers.BertTokenizerFast(vocab=str(saved / "vocab.txt"), model_max_length=16)  # type: ignore[attr-defined]
+    library: Any = transformers
+    made = library.BertTokenizerFast(vocab=str(saved / "vocab.txt"), model_max_length=16)
     made.save_pretrained(saved / "tokenizer")
 
     def batches(**data: str):

@@ -49,7 +49,8 @@ def tokenizer(folder, longest: int):
     """Lower case, words between spaces, as BERT has them."""
     import transformers
 
-    return transformers.BertTokenizerFast(vocab=str(folder / "vocab.txt"), model_max_length=longest)  # type: ignore[attr-defined]
+    library: Any = transformers
+    return library.BertTokenizerFast(vocab=str(folder / "vocab.txt"), model_max_length=longest)
 
 
 @pytest.fixture(scope="module")
