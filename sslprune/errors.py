@@ -53,3 +53,9 @@ class ExportError(SslpruneError):
 
 class RunError(SslpruneError):
     """A run directory that is incomplete, unreadable, or belongs to another recipe."""
+
+
+def few(names: list[str], limit: int = 8) -> str:
+    """The first ``limit`` names, and how many more there are."""
+    shown = ", ".join(names[:limit])
+    return f"{shown} and {len(names) - limit} more" if len(names) > limit else shown

@@ -64,8 +64,8 @@ def export(directory: RunDirectory, show: Show, *, baseline: Path | None = None)
     for model in built:
         if model.path.is_relative_to(directory.export_dir):
             write_metadata(model.path, _metadata(recipe, model, checks[model.name], digest))
-    times = measure_speed(recipe, built, data, show)
     example = _rows(built[0], data)
+    times = measure_speed(recipe, built, data, example, show)
     report = assemble(recipe, result, built, checks, times, example, data.task.lower_is_better, show)
     report = report.model_copy(update={"recipe_sha256": digest, "controls": read_controls(directory.control_results)})
     if earlier is not None and baseline is not None:
@@ -135,7 +135,9 @@ class Agreement(nn.Module):
         return output
 
 
-def measure_speed(recipe: Recipe, built: list[Built], data: Data, show: Show) -> Comparison:
+def measure_speed(
+    recipe: Recipe, built: list[Built], data: Data, example: Mapping[str, np.ndarray], show: Show
+) -> Comparison:
     """All models timed in turns, at the recipe's batch sizes and threads and those that its gates name."""
     bench = recipe.bench
     batch_sizes = [
@@ -163,7 +165,7 @@ def measure_speed(recipe: Recipe, built: list[Built], data: Data, show: Show) ->
             lengths=bench.lengths,
             threads=threads,
             repetitions=bench.repetitions,
-            example=_rows(built[0], data),
+            example=example,
             also_against="repacked",
             progress=bar,
         )

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sslprune.errors import CheckpointError, DataError, RecipeError, SslpruneError
+from sslprune.errors import CheckpointError, DataError, RecipeError, SslpruneError, few
 
 PREFIX = "hf:"
 SAID = {"lm": "LM", "causal": "Causal", "masked": "Masked"}  # words that a class name writes in its own way
@@ -61,12 +61,12 @@ def load_model(kind: str, arguments: dict[str, Any]) -> tuple[nn.Module, list[st
             f"{path}: not a checkpoint of {type(model).__name__}: {lacks} and {len(missing) - 1} more are missing"
         )
     if mismatched:
-        raise CheckpointError(f"{path}: other shapes than the checkpoint's: {_few(mismatched)}; see model.arguments")
+        raise CheckpointError(f"{path}: other shapes than the checkpoint's: {few(mismatched, 6)}; see model.arguments")
     notes = []
     if missing:
-        notes.append(f"{Path(path).name}: initialised at random, the checkpoint lacks them: {_few(missing)}")
+        notes.append(f"{Path(path).name}: initialised at random, the checkpoint lacks them: {few(missing, 6)}")
     if unexpected:
-        notes.append(f"{Path(path).name}: left out {_few(unexpected)}, which the model does not have")
+        notes.append(f"{Path(path).name}: left out {few(unexpected, 6)}, which the model does not have")
     return model, notes
 
 
@@ -132,7 +132,3 @@ def _why(path: str, error: Exception) -> str:
     if "safetensors" in said and not list(folder.glob("*.safetensors")):
         return f"{path}: no model.safetensors there; save the model with safe_serialization=True"
     return f"{path}: {said[:200]}"
-
-
-def _few(names: list[str], limit: int = 6) -> str:
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")

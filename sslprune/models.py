@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sslprune.errors import CheckpointError, RecipeError
+from sslprune.errors import CheckpointError, RecipeError, few
 from sslprune.huggingface import PREFIX, load_model
 from sslprune.recipe import ModelSection, RunSection
 
@@ -133,9 +133,9 @@ def unwrap(contents: dict[str, Any], source: str, expected: set[str]) -> tuple[d
     others = [str(name) for name, value in contents.items() if not isinstance(value, Tensor)]
     weights = {str(name): value for name, value in contents.items() if isinstance(value, Tensor)}
     if not weights:
-        raise CheckpointError(f"{source}: holds no tensors, only {_few(others) or 'nothing'}; expected a state_dict")
+        raise CheckpointError(f"{source}: holds no tensors, only {few(others) or 'nothing'}; expected a state_dict")
     if others:
-        notes.append(f"{file}: left out {len(others)} entries that are not tensors: {_few(others)}")
+        notes.append(f"{file}: left out {len(others)} entries that are not tensors: {few(others)}")
     for prefix in PREFIXES:
         prefixed = [name for name in weights if name.startswith(prefix)]
         if prefixed and not any(name.startswith(prefix) for name in expected):
@@ -154,7 +154,7 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str | 
     missing = [n for n in expected if n not in weights and not n.endswith("num_batches_tracked")]
     unexpected = [n for n in weights if n not in expected]
     if missing or unexpected:
-        lists = [f"{what} {_few(names)}" for what, names in (("missing", missing), ("unexpected", unexpected)) if names]
+        lists = [f"{what} {few(names)}" for what, names in (("missing", missing), ("unexpected", unexpected)) if names]
         raise CheckpointError(f"{source}: not a checkpoint of this model: {'; '.join(lists)}; see model.arguments")
     shapes = [
         f"{name} is {tuple(value.shape)}, the model's {tuple(expected[name].shape)}"
@@ -162,10 +162,10 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str | 
         if value.shape != expected[name].shape
     ]
     if shapes:
-        raise CheckpointError(f"{source}: other shapes: {_few(shapes)}; see model.arguments")
+        raise CheckpointError(f"{source}: other shapes: {few(shapes)}; see model.arguments")
     broken = [n for n, value in weights.items() if value.is_floating_point() and not bool(value.isfinite().all())]
     if broken:
-        raise CheckpointError(f"{source}: values that are not finite in {_few(broken)}; use an earlier checkpoint")
+        raise CheckpointError(f"{source}: values that are not finite in {few(broken)}; use an earlier checkpoint")
     model.load_state_dict(dict(weights), strict=False)
 
 
@@ -179,8 +179,3 @@ def device_of(section: RunSection) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise RecipeError(f'run.device: "{section.device}" is not there; use "auto" or "cpu"') from error
     return device
-
-
-def _few(names: list[str], limit: int = 8) -> str:
-    shown = ", ".join(names[:limit])
-    return f"{shown} and {len(names) - limit} more" if len(names) > limit else shown

@@ -158,6 +158,7 @@ class Cost:
             for position, factor in enumerate(term.factors):
                 others = np.delete(values, position).prod()
                 slope[factor] += term.constant * others
+        whole = sum(totals.values())
         by_slot = np.zeros(self._starts[-1])
         for rows, mask, value in zip(self._rows, masks, slope, strict=True):
             alive = rows[mask.all(axis=1)]
@@ -177,7 +178,7 @@ class Cost:
             else:
                 saved = 0.0
                 if i not in gone and not self._is_last(i, gone):
-                    saved = sum(totals.values()) - sum(totals[term] for term in self._needed(measure, gone | {i}))
+                    saved = whole - sum(totals[term] for term in self._needed(measure, gone | {i}))
                     saved += by_slot[self._slots[i]].sum() if self._slots[i].size else 0.0
                 result.append(np.array([saved]))
         return result

@@ -109,13 +109,13 @@ def remove(
             small = nn.Parameter(small, requires_grad=source.requires_grad)
         for alias in program.aliases.get(name, (name,)):
             tensors[alias] = small
-    cuts = _cuts(program, axes, removed)
+    cuts = _cuts(program, kept)
     carried = _without(model.initial_state(2), cuts) if cuts else None  # type: ignore[operator]
     small_model = Packed(tuple(graphs), tensors, tuple(program.kwargs), program.out_spec, carried)
     small_model.train(model.training and len(graphs) > 1)
     if verify:
         difference = max_relative_difference(model, small_model, program.args, program.kwargs, cuts)
-        if not difference <= TOLERANCE and not _only_rounding(model, program, axes, removed):
+        if not difference <= TOLERANCE and not _only_rounding(model, program, axes, removed, cuts):
             raise RepackError(
                 f"the repacked model differs from the masked one by {difference:.3g} (relative; {TOLERANCE:g} is "
                 "allowed); nothing was written; please report the model"
@@ -255,21 +255,27 @@ def _mutates(node: fx.Node) -> bool:
     )
 
 
-def _only_rounding(model: nn.Module, program: Program, axes: Sequence[Axis], removed: Sequence[np.ndarray]) -> bool:
+def _only_rounding(
+    model: nn.Module,
+    program: Program,
+    axes: Sequence[Axis],
+    removed: Sequence[np.ndarray],
+    cuts: list[list[np.ndarray]],
+) -> bool:
     """Whether a difference is float32's rounding, amplified by a deep network: repacked in float64 it is then gone."""
     wide = lambda leaf: leaf.double() if isinstance(leaf, torch.Tensor) and leaf.is_floating_point() else leaf  # noqa: E731
     try:
         masked = copy.deepcopy(model).double()
         small = remove(masked, program, axes, removed, verify=False)
         args, kwargs = pytree.tree_map(wide, program.args), pytree.tree_map(wide, program.kwargs)
-        return max_relative_difference(masked, small, args, kwargs, _cuts(program, axes, removed)) <= ROUNDING
+        return max_relative_difference(masked, small, args, kwargs, cuts) <= ROUNDING
     except RuntimeError:  # a model that fixes float32 in its own code has no float64 to compare in
         return False
 
 
-def _cuts(program: Program, axes: Sequence[Axis], removed: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
+def _cuts(program: Program, kept: Kept) -> list[list[np.ndarray]]:
     """What stays of each tensor of the carried state: one mask a dimension, without the batch."""
-    g, kept = infer(program), kept_atoms(program, axes, removed)
+    g = infer(program)
     return [[kept.mask(dim) for dim in g.dims(node)[1:]] for node in program.carried_inputs(program.evaluation)]
 
 

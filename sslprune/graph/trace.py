@@ -18,9 +18,9 @@ from sslprune.axes import tensors_of
 from sslprune.carry import carries
 from sslprune.errors import TraceError
 from sslprune.graph.lengths import any_length
-from sslprune.graph.program import Program, batch_size, operator_name, quiet
+from sslprune.graph.program import Program, operator_name, quiet
 from sslprune.graph.refusals import own_failure, own_failure_text, place, reason, where, why_not
-from sslprune.inputs import length_of, open_dimensions
+from sslprune.inputs import length_of, num_rows, open_dimensions
 
 PASSES = {"dropout", "feature_dropout", "alpha_dropout", "type_as"}  # may return the input itself, and do not say so
 
@@ -253,7 +253,7 @@ def trace(
     return Program(
         evaluation=evaluation, training=training, args=args, kwargs=kwargs, tensors=tensors, constants=constants,
         aliases=aliases, in_spec=exported.call_spec.in_spec, out_spec=exported.call_spec.out_spec,
-        batch=batch_size(args, kwargs), dynamic_batch=dynamic, sequence=sequence, notes=tuple(notes),
+        batch=num_rows((args, kwargs)), dynamic_batch=dynamic, sequence=sequence, notes=tuple(notes),
         carried=_carried(model, args, kwargs, exported),
     )  # fmt: skip
 
@@ -264,7 +264,7 @@ def _carried(
     """Where the carried state stands among the leaves of the inputs and of the outputs; raises TraceError for none."""
     if not carries(model):
         return ()
-    initial = pytree.tree_leaves(model.initial_state(batch_size(args, kwargs)))  # type: ignore[operator]
+    initial = pytree.tree_leaves(model.initial_state(num_rows((args, kwargs))))  # type: ignore[operator]
     given, spec = pytree.tree_leaves(args[-1]), exported.call_spec.out_spec
     returned = spec.child(spec.num_children - 1).num_leaves if spec.num_children > 1 else 0
     inputs, outputs = len(pytree.tree_leaves(args)) - len(given), spec.num_leaves - returned
@@ -341,7 +341,7 @@ def _try_export(
     An example of batch 1 is tried as one of batch 2; what does not export so has its batch size fixed. A length that
     was to stay open and does not is a TraceError.
     """
-    batch = batch_size(args, kwargs)
+    batch = num_rows((args, kwargs))
     wide_args, wide_kwargs = _doubled(args, batch), _doubled(kwargs, batch)
     try:
         exported = export(model, wide_args, wide_kwargs, sequence=sequence)
