@@ -161,7 +161,7 @@ class TrainSection(Section):
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     clip_norm: Positive | None = None
     loss_factor: Positive = 1.0  # of the loss before its gradient; 35 where a paper sums over 35 steps, as lr then does
-    amp: Literal["auto", "off"] = "auto"  # bfloat16 where a CUDA device has it
+    amp: Literal["auto", "bf16", "off"] = "auto"  # bfloat16 in products; auto: on a CUDA device that has it
 
     @model_validator(mode="after")
     def _nesterov(self) -> TrainSection:

@@ -232,8 +232,9 @@ class Trainer:
         )
 
     def _precision(self) -> AbstractContextManager[Any]:
-        if self.recipe.train.amp == "auto" and self.device.type == "cuda" and torch.cuda.is_bf16_supported():
-            return torch.autocast("cuda", torch.bfloat16)
+        amp = self.recipe.train.amp
+        if amp == "bf16" or (amp == "auto" and self.device.type == "cuda" and torch.cuda.is_bf16_supported()):
+            return torch.autocast(self.device.type, torch.bfloat16)
         return nullcontext()
 
     def _check(self, finite: bool, found: str) -> None:
