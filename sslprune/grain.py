@@ -34,7 +34,7 @@ def grain() -> int:
     """
     import onnxruntime
 
-    key = f"{_processor()}, onnxruntime {onnxruntime.__version__}"
+    key = f"{processor()}, onnxruntime {onnxruntime.__version__}"
     known = _cached()
     with contextlib.suppress(ValueError, KeyError, TypeError):
         if int(known[key]) in (*STEPS, 1):
@@ -50,7 +50,7 @@ def staircase() -> tuple[int, dict[int, float]]:
     """``grain()``, and the seconds that a convolution of each width in ``STAIRS`` takes here; cached alike."""
     import onnxruntime
 
-    key = f"stairs of {_processor()}, onnxruntime {onnxruntime.__version__}"
+    key = f"stairs of {processor()}, onnxruntime {onnxruntime.__version__}"
     step, known = grain(), _cached()
     with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
         seconds = {int(width): float(taken) for width, taken in known[key].items()}
@@ -61,8 +61,13 @@ def staircase() -> tuple[int, dict[int, float]]:
     return step, seconds
 
 
+def cache_folder() -> Path:
+    """Where this machine's figures are kept."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sslprune"
+
+
 def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sslprune" / "grain.json"
+    return cache_folder() / "grain.json"
 
 
 def _cached() -> dict[str, Any]:
@@ -78,7 +83,8 @@ def _keep(known: dict[str, Any], key: str, value: Any) -> None:
         write_json(_cache(), {**known, key: value})
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The processor's name and the width of its vector units: what measured figures hold for."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         model = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))

@@ -1,22 +1,24 @@
-"""What a model costs: multiply-accumulates and parameters, as functions of what is kept."""
+"""What a model costs: multiply-accumulates, parameters and latency, as functions of what is kept."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
 from torch import fx, nn
 
 from sslprune.axes import Axis
+from sslprune.bench.layers import Layer, LayerTable
 from sslprune.graph.atoms import Dim
 from sslprune.graph.columns import columns_gone
 from sslprune.graph.find import branches_by_axis, too_many
 from sslprune.graph.inference import infer
+from sslprune.graph.latency import Asked, layers_of
 from sslprune.graph.program import Program
 from sslprune.graph.rewrite import even_kernel
 
-Measure = Literal["macs", "parameters"]
+Measure = Literal["macs", "parameters", "latency"]
 Masks = Sequence[np.ndarray]  # for each axis, which groups are kept: bool, shape (size,)
 
 
@@ -27,13 +29,22 @@ class _Term:
         self.constant, self.factors, self.nodes = constant, factors, nodes
 
 
+class _Timed:
+    """One layer of ``node``, whose operands' sizes are the kept indices of ``operands``."""
+
+    def __init__(self, asked: Asked, operands: list[list[int]], node: fx.Node) -> None:
+        self.make, self.operands, self.nodes = asked.make, operands, [node]
+
+
 class Cost:
     """MACs of one sample and parameters of ``program`` when some groups of ``axes`` are removed.
 
     A mask per axis says which groups are kept; None keeps everything. Costs equal those of the repacked model.
+    With a table of ``layers`` it also knows the latency of ``batch`` samples, in microseconds: ``fit[0]`` + ``fit[1]``
+    x the sum over the table's layers.
     """
 
-    def __init__(self, program: Program, axes: Sequence[Axis]) -> None:
+    def __init__(self, program: Program, axes: Sequence[Axis], layers: LayerTable | None = None, batch: int = 1) -> None:
         g = infer(program)
         self._axes = list(axes)
         self._dims: list[tuple[np.ndarray, np.ndarray]] = []  # each distinct dimension: (rows of slots, shape (n, k))
@@ -72,7 +83,7 @@ class Cost:
             whole = set(map(id, g.columns[name].whole))
             return [*(dim for dim in dims if id(dim) not in whole), columns[name]]
 
-        self._terms: dict[Measure, list[_Term]] = {"macs": [], "parameters": []}
+        self._terms: dict[str, list[_Term]] = {"macs": [], "parameters": []}
         counted: dict[str, list[fx.Node]] = {}
         for node in graph.nodes:
             for constant, dims in g.facts[node].macs:
@@ -87,8 +98,14 @@ class Cost:
                 moving = [d for d in dims if d.rows.shape[1]]
                 constant = float(np.prod([d.size for d in dims if not d.rows.shape[1]]))
                 self._terms["parameters"].append(_Term(constant, [index(d) for d in moving], nodes))
+        self.layers = layers
+        self.fit = (0.0, 1.0)
+        self._timed: list[_Timed] = []
+        for node in graph.nodes if layers is not None else ():
+            asked = layers_of(g, node, batch, columns)
+            self._timed += [_Timed(a, [[index(d) for d in dims] for dims in a.operands], node) for a in asked]
         self._output = next(node for node in reversed(graph.nodes) if node.op == "output")
-        self._left: dict[tuple[Measure, frozenset[int]], list[_Term]] = {}
+        self._left: dict[frozenset[int], set[fx.Node]] = {}
 
     def _kept(self, kept: Masks | None) -> tuple[np.ndarray, set[int]]:
         """Which slots are kept, and which layers are gone."""
@@ -113,9 +130,9 @@ class Cost:
         """Whether a layer is all that its sum or concatenation has left."""
         return too_many([self._branches[j] for j in gone], self._branches[layer])
 
-    def _needed(self, measure: Measure, gone: set[int]) -> list[_Term]:
-        """The terms that the output still needs without the layers that are ``gone``."""
-        key = measure, frozenset(gone)
+    def _needed(self, gone: set[int]) -> set[fx.Node]:
+        """The nodes that the output still needs without the layers that are ``gone``."""
+        key = frozenset(gone)
         if key not in self._left:
             cut = {(self._branches[i].total, self._branches[i].operand) for i in gone}
             live, stack = {self._output}, [self._output]
@@ -125,13 +142,22 @@ class Cost:
                     if source not in live and (node, source) not in cut:
                         live.add(source)
                         stack.append(source)
-            self._left[key] = [term for term in self._terms[measure] if any(node in live for node in term.nodes)]
+            self._left[key] = live
         return self._left[key]
 
-    def _measure(self, measure: Measure, kept: Masks | None) -> float:
+    def _live(self, measure: str, gone: set[int]) -> list[_Term]:
+        live = self._needed(gone)
+        return [term for term in self._terms[measure] if any(node in live for node in term.nodes)]
+
+    def _counts(self, flags: np.ndarray) -> np.ndarray:
+        return np.array([flags[rows].all(axis=1).sum() for rows in self._rows], float)
+
+    def _sum(self, measure: str, counts: np.ndarray, gone: set[int]) -> float:
+        return float(sum(t.constant * counts[t.factors].prod() for t in self._live(measure, gone)))
+
+    def _measure(self, measure: str, kept: Masks | None) -> float:
         flags, gone = self._kept(kept)
-        counts = np.array([flags[rows].all(axis=1).sum() for rows in self._rows], float)
-        return float(sum(t.constant * counts[t.factors].prod() for t in self._needed(measure, gone)))
+        return self._sum(measure, self._counts(flags), gone)
 
     def macs(self, kept: Masks | None = None) -> float:
         """Multiply-accumulates of one sample."""
@@ -141,10 +167,53 @@ class Cost:
         """Number of parameters."""
         return self._measure("parameters", kept)
 
-    def savings(self, kept: Masks | None, measure: Measure) -> list[np.ndarray]:
-        """How much ``measure`` falls when one more group goes, for each group of each axis: shape (size,) each.
+    def latency(self, kept: Masks | None = None) -> float:
+        """Microseconds of one call, by the table."""
+        return self._latencies([self._kept(kept)])[0]
 
-        Groups already removed save nothing. First order: an index counts for each group in its row alone, and a column
+    def asked(self, kept: Masks | None = None) -> list[Layer]:
+        """The layers that run, as ONNX Runtime is asked for them."""
+        flags, gone = self._kept(kept)
+        return self._asked(self._counts(flags), gone)
+
+    def saved(self, kept: Masks, blocks: Mapping[int, np.ndarray], measure: Measure) -> dict[int, float]:
+        """How much ``measure`` falls without the groups ``blocks[i]`` of axis ``i``, for each axis by itself.
+
+        Latency has stairs: it is the difference between two of its values, where the others are taken from a slope.
+        """
+        if measure != "latency":
+            savings = self.savings(kept, measure)
+            return {i: float(savings[i][groups].sum()) for i, groups in blocks.items()}
+        cases = [self._kept(kept)]
+        for i, groups in blocks.items():
+            fewer = list(kept)
+            fewer[i] = np.array(kept[i])
+            fewer[i][groups] = False
+            cases.append(self._kept(fewer))
+        now, *without = self._latencies(cases)
+        return {i: now - then for i, then in zip(blocks, without, strict=True)}
+
+    @property
+    def _table(self) -> LayerTable:
+        if self.layers is None:
+            raise ValueError("latency needs a table of layers")
+        return self.layers
+
+    def _asked(self, counts: np.ndarray, gone: set[int]) -> list[Layer]:
+        live = self._needed(gone)
+        sizes = counts.astype(int).tolist()
+        return [t.make([[sizes[d] for d in dims] for dims in t.operands]) for t in self._timed if t.nodes[0] in live]
+
+    def _latencies(self, cases: Sequence[tuple[np.ndarray, set[int]]]) -> list[float]:
+        """Microseconds in each case of (flags, layers gone); what the table lacks for any of them is measured at once."""
+        asked = [self._asked(self._counts(flags), gone) for flags, gone in cases]
+        times = iter(self._table.microseconds([layer for layers in asked for layer in layers]))
+        return [self.fit[0] + self.fit[1] * sum(next(times) for _ in layers) for layers in asked]
+
+    def savings(self, kept: Masks | None, measure: Measure) -> list[np.ndarray]:
+        """How much ``measure`` (no latency: see ``saved``) falls when one more group goes, for each group of each axis.
+
+        Shape (size,) each. Groups already removed save nothing. First order: an index counts for each group in its row alone, and a column
         for its share of the convolution, which it saves once enough of them are gone.
         """
         flags, gone = self._kept(kept)
@@ -152,7 +221,7 @@ class Cost:
         counts = np.array([mask.all(axis=1).sum() for mask in masks], float)
         slope = np.zeros(len(self._rows))  # of the cost, by the count of each dimension
         totals: dict[_Term, float] = {}
-        for term in self._needed(measure, gone):
+        for term in self._live(measure, gone):
             values = counts[term.factors]
             totals[term] = term.constant * values.prod()
             for position, factor in enumerate(term.factors):
@@ -178,7 +247,7 @@ class Cost:
             else:
                 saved = 0.0
                 if i not in gone and not self._is_last(i, gone):
-                    saved = whole - sum(totals[term] for term in self._needed(measure, gone | {i}))
+                    saved = whole - sum(totals[term] for term in self._live(measure, gone | {i}))
                     saved += by_slot[self._slots[i]].sum() if self._slots[i].size else 0.0
                 result.append(np.array([saved]))
         return result
