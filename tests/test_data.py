@@ -16,6 +16,9 @@ parquet = pytest.importorskip("pyarrow.parquet")
 Image = pytest.importorskip("PIL.Image")
 
 
+DIGITS = {"factory": "sslprune.data:digits"}
+
+
 def recipe(**data) -> Recipe:
     return parse_recipe(
         {
@@ -74,6 +77,19 @@ def test_augmentation_moves_and_mirrors():
     assert ((pixels == 0) | (pixels == 1)).all() and pixels.flatten(1).sum(1).max() == 1
     assert (seen > 0).all()  # up and down by one; left by one or mirrored: every pixel is reached
     assert seen[1, 0] == pytest.approx(1 / 3 * 1 / 3 * 1 / 2, abs=0.05)  # centred on both sides, not mirrored
+
+
+def test_held_out_images_are_not_trained_on():
+    plain, held = build_data(recipe(**DIGITS)), build_data(recipe(**DIGITS, hold_out=100))
+    assert plain.valid is None and held.valid is not None
+    kept, out = held.train.images, held.valid.images
+    assert len(out) == 100 and len(kept) == len(plain.train.images) - 100
+    both = torch.cat([kept.pixels, out.pixels]).flatten(1)
+    everything = plain.train.images.pixels.flatten(1)
+    assert torch.equal(both.double().sum(0), everything.double().sum(0))  # every image once, in one of the two
+    assert torch.equal(build_data(recipe(**DIGITS, hold_out=100)).valid.images.pixels, out.pixels)
+    with pytest.raises(DataError, match=r"data\.hold_out: 9,999 of the 1,437 samples"):
+        len(build_data(recipe(**DIGITS, hold_out=9999)).train)
 
 
 def test_normalisation(tmp_path):
