@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -220,6 +220,8 @@ def build_data(recipe: Recipe, show: Any = None) -> Data:
 
 def _build(recipe: Recipe, show: Any) -> Data:
     section, device = recipe.data, device_of(recipe.run)
+    if section.hold_out and (section.task == "language-modelling" or _holds_sentences(recipe)):
+        raise DataError("data.hold_out: is for image files; give text a file of its own in data.valid")
     task = task_of(section.task, section.metrics, lambda name: find_callable(name, "data.metrics"))
     if section.factory is None and section.task == "language-modelling":
         from sslprune.data.text import text_data  # which knows what a batch is from here
@@ -232,7 +234,15 @@ def _build(recipe: Recipe, show: Any) -> Data:
     if section.factory is None:
         assert section.train is not None and section.test is not None
         train, test = (_reader(path, show) for path in (section.train, section.test))
-        return Data(Batches(train, section, device, recipe.run.seed), Batches(test, section, device, None), task)
+        valid = _reader(section.valid, show) if section.valid is not None else None
+        if section.hold_out:
+            train, valid = _held_out(train, section.hold_out)
+        return Data(
+            Batches(train, section, device, recipe.run.seed),
+            Batches(test, section, device, None),
+            task,
+            valid=Batches(valid, section, device, None) if valid is not None else None,
+        )
     made = find_callable(section.factory, "data.factory")(**section.arguments)
     if isinstance(made, Data):
         return made
@@ -248,6 +258,21 @@ def _build(recipe: Recipe, show: Any) -> Data:
     return Data(
         LoaderBatches(first, device, recipe.run.seed), LoaderBatches(second, device, None), task, section.max_length
     )
+
+
+def _held_out(source: Callable[[], Images], count: int) -> tuple[Callable[[], Images], Callable[[], Images]]:
+    """Training images without ``count`` of them, and those: drawn by a seed of their own, the same in every run."""
+    read = cache(source)
+
+    def part(valid: bool) -> Images:
+        images = read()
+        if count >= len(images):
+            raise DataError(f"data.hold_out: {count} of the {len(images)} training images; leave some to train on")
+        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+        rows = (order[:count] if valid else order[count:]).sort().values
+        return replace(images, pixels=images.pixels[rows], labels=images.labels[rows])
+
+    return lambda: part(False), lambda: part(True)
 
 
 def _holds_sentences(recipe: Recipe) -> bool:

@@ -84,6 +84,7 @@ class DataSection(Section):
     task: str = "classification"  # or "tagging", "language-modelling": see sslprune.tasks
     metrics: list[str] = []  # of sslprune.tasks.METRICS, or "module:callable"; empty: what the task is judged by
     valid: str | None = None  # what the epochs are judged by in place of the test data
+    hold_out: int = Field(default=0, ge=0)  # so many training images, the same for every seed, in place of a valid file
     vocabulary: str | None = None  # of a language model: words, one a line; else those of the training text
     steps: Count = 35  # of a language model: words a batch, and of truncated backpropagation
     fixed_length: bool = False  # of a language model: its graph has one length, as one unrolled in time does
@@ -105,6 +106,8 @@ class DataSection(Section):
             raise ValueError("dataset is for labelled text; a factory and a language model take none")
         if self.subset is not None and self.dataset is None:
             raise ValueError("subset needs a dataset")
+        if self.hold_out and (self.valid is not None or self.factory is not None):
+            raise ValueError("hold_out is for image files without a valid file of their own")
         for step in self.augment:
             if not re.fullmatch(r"flip|pad-crop:[1-9]\d*", step):
                 raise ValueError(f'augment knows "flip" and "pad-crop:<pixels>"; got "{step}"')
