@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from sslprune.data import Batches, Data, Images, build_data, digits, read_images
+from sslprune.data.batches import Source
 from sslprune.errors import DataError
 from sslprune.inputs import tensors_in
 from sslprune.recipe import Recipe, parse_recipe
@@ -80,14 +81,18 @@ def test_augmentation_moves_and_mirrors():
 
 
 def test_held_out_images_are_not_trained_on():
-    plain, held = build_data(recipe(**DIGITS)), build_data(recipe(**DIGITS, hold_out=100))
-    assert plain.valid is None and held.valid is not None
-    kept, out = held.train.images, held.valid.images
-    assert len(out) == 100 and len(kept) == len(plain.train.images) - 100
+    def images(source: Source | None) -> Images:
+        assert isinstance(source, Batches)
+        return source.images
+
+    plain, held = (build_data(recipe(**DIGITS, hold_out=count)) for count in (0, 100))
+    assert plain.valid is None
+    kept, out = images(held.train), images(held.valid)
+    assert len(out) == 100 and len(kept) == len(images(plain.train)) - 100
     both = torch.cat([kept.pixels, out.pixels]).flatten(1)
-    everything = plain.train.images.pixels.flatten(1)
+    everything = images(plain.train).pixels.flatten(1)
     assert torch.equal(both.double().sum(0), everything.double().sum(0))  # every image once, in one of the two
-    assert torch.equal(build_data(recipe(**DIGITS, hold_out=100)).valid.images.pixels, out.pixels)
+    assert torch.equal(images(build_data(recipe(**DIGITS, hold_out=100)).valid).pixels, out.pixels)
     with pytest.raises(DataError, match=r"data\.hold_out: 9,999 of the 1,437 samples"):
         len(build_data(recipe(**DIGITS, hold_out=9999)).train)
 
