@@ -13,6 +13,8 @@ from typing import Any, cast
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from sslprune.inputs import Inputs, arguments, each, length_of, tensors_in, with_length
+
 
 def carries(model: nn.Module) -> bool:
     """Whether ``model`` takes and returns state."""
@@ -27,6 +29,16 @@ def with_state(model: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
     begin = cast(Callable[[int], Any], model.initial_state)
     place = lambda leaf: leaf.to(rows.device) if isinstance(leaf, Tensor) else leaf  # noqa: E731
     return (*args, pytree.tree_map(place, begin(len(rows))))
+
+
+def example_for(model: nn.Module, inputs: Inputs, sequence: int | None) -> tuple[tuple[Any, ...], dict[str, Tensor]]:
+    """The example ``inputs`` on the CPU as what ``model`` is called with, its state included where it carries one."""
+    args, kwargs = arguments(each(inputs, lambda tensor: tensor.cpu()))
+    full = with_state(model, args)
+    while sequence and length_of(args) in {leaf.shape[1] for leaf in tensors_in(full[len(args) :])}:
+        args, kwargs = with_length((args, kwargs), length_of(args) + 1)  # a length is told by its size: let it differ
+        full = with_state(model, args)
+    return full, kwargs
 
 
 class FromTheStart(nn.Module):

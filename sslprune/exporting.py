@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ from sslprune.pipeline import counted, example_of, full_precision, on_cpu, train
 from sslprune.quantize import notes
 from sslprune.recipe import Recipe
 from sslprune.report import (
+    Absent,
+    Budget,
     Figures,
     OnnxCheck,
     Profile,
@@ -146,7 +148,11 @@ def measure_speed(
         *(g.batch_size for g in recipe.gate if g.batch_size),
     ]
     threads = [*bench.threads, *(gate.threads for gate in recipe.gate if gate.threads is not None)]
+    if recipe.budget.measure == "latency":
+        threads.append(1)
     runtimes = list(dict.fromkeys([*bench.runtimes, *(gate.runtime for gate in recipe.gate)]))
+    if recipe.budget.measure == "latency" and "onnxruntime" not in runtimes:
+        runtimes.append("onnxruntime")
     places = places_for(runtimes)
     if "torch" not in runtimes:
         places += [place for place in places_for(["torch"], ["cuda"]) if place.absent is None]
@@ -224,7 +230,7 @@ def assemble(
     ]
     return Report(
         recipe=recipe.name,
-        budget=result.budget,
+        budget=_measured(result.budget, recipe.bench.batch_size, speedup),
         dense=dense,
         repacked=repacked,
         speedup=speedup,
@@ -236,6 +242,17 @@ def assemble(
         profiles=profiles,
         staircase=_staircase(recipe),
     )
+
+
+def _measured(budget: Budget, batch_size: int, speedup: Sequence[Speedup | Absent]) -> Budget:
+    """The budget with what was measured of it, where it is one in latency: the whole models, in turns."""
+    if budget.measure != "latency":
+        return budget
+    place = ("cpu", "onnxruntime", batch_size, 1)
+    found = next(
+        s for s in speedup if isinstance(s, Speedup) and (s.device, s.runtime, s.batch_size, s.threads) == place
+    )
+    return budget.model_copy(update={"reached": 1 / found.ratio, "low": 1 / found.high, "high": 1 / found.low})
 
 
 def file_bytes(path: Path) -> int:

@@ -13,7 +13,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from sslprune.axes import Axis
-from sslprune.carry import carrying, with_state
+from sslprune.carry import carrying, example_for
 from sslprune.data import Data, build_data
 from sslprune.errors import RecipeError, RepackError
 from sslprune.export import difference, evaluating, random_like, save_program
@@ -23,11 +23,12 @@ from sslprune.graph.find import find_axes
 from sslprune.graph.repack import removed_groups
 from sslprune.graph.repack import repack as repack_model
 from sslprune.graph.trace import trace
-from sslprune.inputs import Inputs, arguments, each, length_of, num_rows, other_lengths, tensors_in, with_length
+from sslprune.inputs import Inputs, arguments, each, num_rows, other_lengths, with_length
 from sslprune.models import build_model, device_of, load_checkpoint, load_weights
 from sslprune.plan import write_plan
-from sslprune.recipe import Recipe
+from sslprune.recipe import BudgetSection, Recipe
 from sslprune.report import (
+    MEASURE_WORDS,
     AxisChange,
     AxisFacts,
     Budget,
@@ -40,6 +41,7 @@ from sslprune.report import (
 from sslprune.rundir import RunDirectory
 from sslprune.show import Show
 from sslprune.train.evaluate import evaluate
+from sslprune.train.latency import Fitted, latency_cost
 from sslprune.train.loop import train as train_model
 from sslprune.train.select import select
 
@@ -112,7 +114,7 @@ def train(recipe: Recipe, directory: RunDirectory, show: Show, *, resume: bool =
     if not resume:
         directory.clear("train")
     spans, device = recipe.schedule, device_of(recipe.run)
-    goal = f"{100 * recipe.budget.fraction:g} % of the {'MACs' if recipe.budget.measure == 'macs' else 'parameters'}"
+    goal = f"{100 * recipe.budget.fraction:g} % of the {MEASURE_WORDS[recipe.budget.measure]}"
     plan = f"{spans.dense} dense, {spans.sparse} sparse, {spans.heal} heal"
     show.stage("train", f"{recipe.name} to {goal}: {plan}, on {device}")
     try:
@@ -143,21 +145,20 @@ def repack(directory: RunDirectory, show: Show) -> RepackResult:
         small = repack_model(masked, program, axes, allow_inexact=not exact)
         cut, _ = example_of(small, data)
         macs = [Cost(p, []).macs() for p in (program, trace(small, cut, kwargs))]
+        removed = removed_groups(masked, program, axes, not exact)
+        timed = recipe.budget.measure == "latency"
+        fitted = latency_cost(masked, data.example, data.sequence, recipe) if timed else None
     metrics, equivalence = prove(dense, masked, small, data, device, show, exact=exact)
     sizes = [
         Size(parameters=count(model), macs=round(cost), metrics=metrics[name])
         for name, model, cost in (("dense", dense, macs[0]), ("repacked", small, macs[1]))
     ]
     result = RepackResult(
-        budget=Budget(
-            measure=recipe.budget.measure,
-            fraction=recipe.budget.fraction,
-            reached=getattr(sizes[1], recipe.budget.measure) / getattr(sizes[0], recipe.budget.measure),
-        ),
+        budget=_reached(recipe.budget, sizes, fitted, removed),
         dense=sizes[0],
         repacked=sizes[1],
         equivalence=equivalence,
-        axes=changes(axes, removed_groups(masked, program, axes, not exact), small),
+        axes=changes(axes, removed, small),
     )
     with show.progress("writing the repacked model"):
         save_program(small.deployed(), cut, directory.program, kwargs, sequence=data.sequence)
@@ -170,6 +171,24 @@ def repack(directory: RunDirectory, show: Show) -> RepackResult:
     show.say(f"{before.parameters:,} parameters -> {after.parameters:,}, {before.macs:,} MACs -> {after.macs:,}")
     show.say(f"masked = repacked to {proof.max_relative:.1e} (relative) on {proof.samples:,} test samples")
     return result
+
+
+def _reached(
+    budget: BudgetSection, sizes: Sequence[Size], fitted: Fitted | None, removed: Sequence[np.ndarray]
+) -> Budget:
+    """What of the budget's measure remains; of latency what the table predicts, until the export measures it."""
+    if fitted is None:
+        dense, small = (getattr(size, budget.measure) for size in sizes)
+        return Budget(measure=budget.measure, fraction=budget.fraction, reached=small / dense)
+    reached = fitted.cost.latency([~gone for gone in removed]) / fitted.cost.latency()
+    return Budget(
+        measure="latency",
+        fraction=budget.fraction,
+        reached=reached,
+        predicted=reached,
+        table_ms=fitted.table / 1e3,
+        whole_ms=fitted.whole / 1e3,
+    )
 
 
 def prove(
@@ -274,12 +293,7 @@ def counted(batches: Iterable[Any], bar: Any) -> Iterator[Any]:
 
 def example_of(model: nn.Module, data: Data) -> tuple[tuple[Any, ...], dict[str, Tensor]]:
     """The data's example as what ``model`` is called with, its state included where it carries one."""
-    args, kwargs = arguments(on_cpu(data.example))
-    full = with_state(model, args)
-    while data.sequence and length_of(args) in {leaf.shape[1] for leaf in tensors_in(full[len(args) :])}:
-        args, kwargs = with_length((args, kwargs), length_of(args) + 1)  # a length is told by its size: let it differ
-        full = with_state(model, args)
-    return full, kwargs
+    return example_for(model, data.example, data.sequence)
 
 
 def on_cpu(inputs: Inputs) -> Inputs:

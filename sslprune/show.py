@@ -20,7 +20,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TaskID,
 from rich.table import Table
 from rich.text import Text
 
-from sslprune.report import Absent, AxisChange, Gate, Inspection, Latency, Report, Size, Speedup, realised
+from sslprune.report import (
+    Absent,
+    AxisChange,
+    Gate,
+    Inspection,
+    Latency,
+    Report,
+    Size,
+    Speedup,
+    budget_text,
+    prediction_text,
+    realised,
+)
 from sslprune.rundir import RunDirectory
 from sslprune.show_speed import PERCENT, changes, faster, ms, operators, score, size_text, variants
 
@@ -160,6 +172,10 @@ def summary(report: Report, run: RunDirectory) -> RenderableType:
         if same
         else Text(f"masked scores {scores(proof.metrics)}", style="yellow"),
     )
+    facts.add_row("budget", Text(budget_text(report.budget), style="" if report.budget.met else "yellow"))
+    predicted = prediction_text(report.budget)
+    if predicted is not None:
+        facts.add_row("", predicted)
     if report.gates:
         facts.add_row("gates", _gates(report.gates))
     facts.add_row("files", Text(f"{run}{os.sep}", overflow="fold"))

@@ -2,13 +2,14 @@
 
 A table of layers knows what a count of multiply-accumulates does not: that 60 channels take as long as 64, that 48 are
 faster and 47 slower than 48. A layer's time is the difference between two tiny models, one of which has it several
-times more (with other weights, so that they are as cold as in a network): what a call costs is in neither, and ONNX
-Runtime's profiler, which adds a sixth to a small model, has no part in it.
+times more: what a call costs is in neither, and ONNX Runtime's profiler, which adds a sixth to a small model, has no
+part in it. A model whose weights do not fit into a core's cache finds them cold at each call: so do its layers here.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -30,7 +31,7 @@ FINEST = 4  # channels: below the step, and off it, layers still differ from one
 LEAST_ROUNDS, MOST_ROUNDS, NUM_WARM_UP = 15, 40, 3
 ENOUGH = 0.5  # seconds that layers which are timed in turns are watched
 MOST_LAYERS, MOST_BYTES = 12, 1 << 28  # timed in turns
-COPIES, SMALL = 8, 1 << 20  # of a layer in one model, as long as their weights are no more bytes than these
+COPIES, SMALL = 8, 1 << 19  # of a layer in one model, as long as their weights are no more bytes than these
 
 
 @dataclass(frozen=True)
@@ -57,19 +58,21 @@ class LayerTable:
     """Microseconds of layers on one thread; what is not known yet is measured and cached.
 
     Cached under ``~/.cache/sslprune`` (or ``XDG_CACHE_HOME``) by processor and runtime version, so that a second run
-    measures nothing. ``measure`` takes layers and gives how many times as long as ``REFERENCE`` each takes: by default
-    on this machine.
+    measures nothing. ``num_bytes`` is the size of the weights of the model that the layers are of. ``measure`` takes
+    layers and gives how many times as long as ``REFERENCE`` each takes: by default on this machine.
     """
 
     def __init__(
         self,
         step: int | None = None,
+        num_bytes: int = 0,
         measure: Callable[[Sequence[Layer]], list[float]] | None = None,
         path: Path | None = None,
     ) -> None:
         self.step = grain() if step is None else step
         self.num_measured = 0  # by this table, not read from the cache
-        self._measure = measure or time_layers
+        self._measure = measure or functools.partial(time_layers, cold=num_bytes > core_cache())
+        self._cold = "cold " if num_bytes > core_cache() else ""
         self._path = path or cache_folder() / "layers.json"
         self._key = f"{processor()}, onnxruntime {onnxruntime.__version__}"
         self._known: dict[str, float] = self._cached().get(self._key, {})
@@ -79,14 +82,14 @@ class LayerTable:
         """How long each of ``layers`` takes; all that are not known are measured in one go."""
         layers = list(layers)
         rounded = {layer: self._rounded(layer) for layer in layers if layer not in self._exact}
-        missing = [layer for layer in dict.fromkeys(rounded.values()) if str(layer) not in self._known]
+        missing = [layer for layer in dict.fromkeys(rounded.values()) if f"{self._cold}{layer}" not in self._known]
         if missing:
             for layer, taken in zip(missing, self._measure(missing), strict=True):
-                self._known[str(layer)] = float(taken)
+                self._known[f"{self._cold}{layer}"] = float(taken)
             self.num_measured += len(missing)
             self.keep()
         unit = self.recall(f"microseconds of {REFERENCE}", reference_microseconds) if rounded else 0.0
-        self._exact.update({layer: unit * self._known[str(other)] for layer, other in rounded.items()})
+        self._exact.update({layer: unit * self._known[f"{self._cold}{other}"] for layer, other in rounded.items()})
         return [self._exact[layer] for layer in layers]
 
     def recall(self, name: str, measure: Callable[[], float]) -> float:
@@ -129,30 +132,39 @@ def stair(width: int, step: int) -> int:
     return -(-width // unit) * unit
 
 
-def time_layers(layers: Sequence[Layer]) -> list[float]:
+def core_cache() -> int:
+    """Bytes of the cache that a core has for itself: where a model's weights fit into it, they stay there."""
+    with contextlib.suppress(OSError, ValueError):
+        text = Path("/sys/devices/system/cpu/cpu0/cache/index2/size").read_text(encoding="utf-8").strip()
+        return int(text[:-1]) * {"K": 1 << 10, "M": 1 << 20}[text[-1]] if text[-1] in "KM" else int(text)
+    return 1 << 20
+
+
+def time_layers(layers: Sequence[Layer], cold: bool = False) -> list[float]:
     """How many times as long as ``REFERENCE``, timed in turns with it, each layer takes in ONNX Runtime on one thread.
 
-    Medians over rounds. A clock that drifts, or a busy neighbour, meets a layer and the reference alike.
+    Medians over rounds. A clock that drifts, or a busy neighbour, meets a layer and the reference alike. ``cold``: with
+    nothing in the core's own cache.
     """
-    return [taken / times[0] for times in _in_turns(layers) for taken in times[1:]]
+    return [taken / times[0] for times in _in_turns(layers, cold) for taken in times[1:]]
 
 
 def reference_microseconds() -> float:
     """What ``REFERENCE`` takes now."""
-    return next(_in_turns([REFERENCE]))[0]
+    return next(_in_turns([REFERENCE], False))[0]
 
 
-def _in_turns(layers: Sequence[Layer]) -> Iterator[list[float]]:
+def _in_turns(layers: Sequence[Layer], cold: bool) -> Iterator[list[float]]:
     """Microseconds of ``REFERENCE`` and of some of the layers, some at a time."""
     reference = _Pair(REFERENCE)
     pairs = [reference]
     for layer in layers:
         pairs.append(_Pair(layer))
         if len(pairs) > MOST_LAYERS or sum(pair.num_bytes for pair in pairs) > MOST_BYTES:
-            yield _time(pairs)
+            yield _time(pairs, cold)
             pairs = [reference]
     if len(pairs) > 1:
-        yield _time(pairs)
+        yield _time(pairs, cold)
 
 
 class _Model:
@@ -223,8 +235,9 @@ class _Pair:
         return self.more.num_bytes + self.fewer.num_bytes
 
 
-def _time(pairs: Sequence[_Pair]) -> list[float]:
+def _time(pairs: Sequence[_Pair], cold: bool) -> list[float]:
     """Microseconds of each layer: medians of the differences, in turns."""
+    other = np.zeros(2 * core_cache() if cold else 0, np.int8)
     calls = [(pair.more.call(), pair.fewer.call()) for pair in pairs]
     rounds: list[list[float]] = []
     with pinned(1):
@@ -232,12 +245,17 @@ def _time(pairs: Sequence[_Pair]) -> list[float]:
         while len(rounds) < NUM_WARM_UP + LEAST_ROUNDS or (
             len(rounds) < NUM_WARM_UP + MOST_ROUNDS and time.perf_counter() - started < ENOUGH
         ):
-            rounds.append([_seconds(more) - _seconds(fewer) for more, fewer in calls])
+            rounds.append([_seconds(more, other) - _seconds(fewer, other) for more, fewer in calls])
     times = np.median(rounds[NUM_WARM_UP:], axis=0)
     return [float(max(taken, 0.0) * 1e6 / pair.count) for taken, pair in zip(times, pairs, strict=True)]
 
 
-def _seconds(call: Callable[[], Any]) -> float:
+def _seconds(call: Callable[[], Any], other: np.ndarray) -> float:
+    """Of a call after another one like it, as a model alone finds its weights in the cache; or after ``other`` bytes."""
+    if other.size:
+        other += 1
+    else:
+        call()
     started = time.perf_counter()
     call()
     return time.perf_counter() - started

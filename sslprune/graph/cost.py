@@ -44,7 +44,9 @@ class Cost:
     x the sum over the table's layers.
     """
 
-    def __init__(self, program: Program, axes: Sequence[Axis], layers: LayerTable | None = None, batch: int = 1) -> None:
+    def __init__(
+        self, program: Program, axes: Sequence[Axis], layers: LayerTable | None = None, batch: int = 1
+    ) -> None:
         g = infer(program)
         self._axes = list(axes)
         self._dims: list[tuple[np.ndarray, np.ndarray]] = []  # each distinct dimension: (rows of slots, shape (n, k))
@@ -205,7 +207,7 @@ class Cost:
         return [t.make([[sizes[d] for d in dims] for dims in t.operands]) for t in self._timed if t.nodes[0] in live]
 
     def _latencies(self, cases: Sequence[tuple[np.ndarray, set[int]]]) -> list[float]:
-        """Microseconds in each case of (flags, layers gone); what the table lacks for any of them is measured at once."""
+        """Microseconds in each case of (flags, layers gone); what the table lacks for any is measured at once."""
         asked = [self._asked(self._counts(flags), gone) for flags, gone in cases]
         times = iter(self._table.microseconds([layer for layers in asked for layer in layers]))
         return [self.fit[0] + self.fit[1] * sum(next(times) for _ in layers) for layers in asked]
@@ -213,8 +215,8 @@ class Cost:
     def savings(self, kept: Masks | None, measure: Measure) -> list[np.ndarray]:
         """How much ``measure`` (no latency: see ``saved``) falls when one more group goes, for each group of each axis.
 
-        Shape (size,) each. Groups already removed save nothing. First order: an index counts for each group in its row alone, and a column
-        for its share of the convolution, which it saves once enough of them are gone.
+        Shape (size,) each. Groups already removed save nothing. First order: an index counts for each group in its
+        row alone, and a column for its share of the convolution, which it saves once enough of them are gone.
         """
         flags, gone = self._kept(kept)
         masks = [flags[rows] for rows in self._rows]  # each (n, k)

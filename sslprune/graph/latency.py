@@ -10,7 +10,6 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from math import prod
 from types import SimpleNamespace
-from typing import Any
 
 from torch import fx
 
@@ -86,7 +85,9 @@ def _convolution(g: Inference, node: fx.Node, a: SimpleNamespace, batch: int) ->
     def make(sizes: Sizes) -> Layer:
         x, w = sizes
         sides, kernel = tuple(x[len(x) - spatial :]), tuple(w[2:])
-        pads = padding if padding is not None else tuple(d * (k - 1) // 2 for d, k in zip(dilations, kernel, strict=True))
+        pads = (
+            padding if padding is not None else tuple(d * (k - 1) // 2 for d, k in zip(dilations, kernel, strict=True))
+        )
         channels = x[len(x) - spatial - 1]
         rows = (_rows(g, x[0], batch) if len(x) == spatial + 2 else 1,)
         # channels of a group go from every group alike, whole groups with their channels

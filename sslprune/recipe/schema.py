@@ -124,27 +124,33 @@ class PruneSection(Section):
     exclude: list[str] = []
     strength: Positive = 1.0  # relative to the other sections
     min_groups: Count = 1  # of each axis; a whole branch (kind "layers") can always go
+    least: Annotated[float, Field(ge=0, lt=1)] = 0.0  # the share of the section's groups, over all its axes, that stays
     allow_inexact: bool = False
+
+
+Measure = Literal["macs", "parameters", "latency"]
+MEASURES: tuple[Measure, ...] = ("macs", "parameters", "latency")
 
 
 class BudgetSection(Section):
     macs: Fraction | None = None
     parameters: Fraction | None = None
+    latency: Fraction | None = None  # in ONNX Runtime on this machine: bench.batch_sizes' first (or 1), one thread
     round_to: Literal["auto"] | Count = "auto"  # widths stay multiples of this; auto: what is fast on this machine
 
     @model_validator(mode="after")
     def _one_measure(self) -> BudgetSection:
-        if (self.macs is None) == (self.parameters is None):
-            raise ValueError("give exactly one of macs and parameters")
+        if sum(getattr(self, measure) is not None for measure in MEASURES) != 1:
+            raise ValueError("give exactly one of macs, parameters and latency")
         return self
 
     @property
-    def measure(self) -> Literal["macs", "parameters"]:
-        return "macs" if self.macs is not None else "parameters"
+    def measure(self) -> Measure:
+        return next(measure for measure in MEASURES if getattr(self, measure) is not None)
 
     @property
     def fraction(self) -> float:
-        fraction = self.macs if self.macs is not None else self.parameters
+        fraction: float | None = getattr(self, self.measure)
         assert fraction is not None
         return fraction
 
@@ -221,6 +227,11 @@ class BenchSection(Section):
     repetitions: int = Field(default=30, ge=30)
     threads: list[Annotated[int, Field(ge=0)]] = [1, 0]  # 0: all
     runtimes: list[Literal["onnxruntime", "tensorrt", "torch", "torch.compile"]] = ["onnxruntime"]
+
+    @property
+    def batch_size(self) -> int:
+        """The batch that a budget in latency is about."""
+        return self.batch_sizes[0] if self.batch_sizes else 1
 
 
 class GatesSection(Section):

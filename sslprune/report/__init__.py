@@ -29,9 +29,18 @@ from sslprune.report.values import (
     read_controls,
     report_schema,
 )
-from sslprune.report.words import realised, setting_text, verdict_text, why_not_faster
+from sslprune.report.words import (
+    MEASURE_WORDS,
+    budget_text,
+    prediction_text,
+    realised,
+    setting_text,
+    verdict_text,
+    why_not_faster,
+)
 
 __all__ = [
+    "MEASURE_WORDS",
     "SCHEMA",
     "SCHEMA_FILE",
     "Absent",
@@ -55,10 +64,12 @@ __all__ = [
     "Speedup",
     "Staircase",
     "Variant",
+    "budget_text",
     "compare_reports",
     "environment",
     "has_vnni",
     "judge",
+    "prediction_text",
     "read_controls",
     "realised",
     "report_schema",

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from sslprune.files import write_text
 from sslprune.report.charts import Series, chart, matrix_png
 from sslprune.report.values import Figures, Latency, Report, Speedup, Variant
-from sslprune.report.words import setting_text, verdict_text, why_not_faster
+from sslprune.report.words import budget_text, prediction_text, setting_text, verdict_text, why_not_faster
 
 TEMPLATE = Path(__file__).parent / "page.html"
 PERCENT = frozenset({"accuracy", "f1"})
@@ -70,6 +70,8 @@ def render(report: Report, history: Sequence[dict[str, Any]] = (), matrices: Seq
         widths=_widths(report),
         matrices=matrices,
         staircase=_staircase(report),
+        budget_text=budget_text,
+        prediction_text=prediction_text,
         notes=[note for v in report.variants for note in [*v.notes, *why_not_faster(report, v)]],
         realised=[(setting_text(s), s.realised) for s in report.speedup if isinstance(s, Speedup) and s.realised],
         absent=[a for a in report.dense.latency if not isinstance(a, Latency)],

@@ -208,11 +208,27 @@ class AxisChange(_Value):
 
 
 class Budget(_Value):
-    """``fraction`` of the dense model's ``measure`` was allowed to remain; ``reached`` does."""
+    """``fraction`` of the dense model's ``measure`` was allowed to remain; ``reached`` does.
+
+    Of latency, ``reached`` is measured, with the models whole and in turns; ``low`` to ``high`` is its 95 % interval.
+    ``predicted`` is what the table of layers said, ``table_ms`` the sum that it has for the dense model, to which
+    ``whole_ms``, measured before training, was held.
+    """
 
     measure: str
     fraction: float
     reached: float
+    low: float | None = None
+    high: float | None = None
+    predicted: float | None = None
+    table_ms: float | None = None
+    whole_ms: float | None = None
+
+    @property
+    def met(self) -> bool:
+        """Whether what remains is within 1 % of what was allowed, as far as it can be measured."""
+        low, high = self.low or self.reached, self.high or self.reached
+        return low <= 1.01 * self.fraction and high >= 0.99 * self.fraction
 
 
 class RepackResult(_Value):

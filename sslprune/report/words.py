@@ -2,9 +2,37 @@
 
 from __future__ import annotations
 
-from sslprune.report.values import Report, Speedup, Variant
+from sslprune.report.values import Budget, Report, Speedup, Variant
 
 INTEGER = ("QLinear", "QGemm", "MatMulInteger", "ConvInteger", "DynamicQuantize", "QAttention", "QuantizeLinear")
+
+
+MEASURE_WORDS = {"macs": "MACs", "parameters": "parameters", "latency": "latency"}
+
+
+def budget_text(budget: Budget) -> str:
+    """What of the budget was reached: "39.8 % of the MACs remain, 40 % were allowed: met"."""
+    remain = f"{100 * budget.reached:.1f} % of the {MEASURE_WORDS.get(budget.measure, budget.measure)} remain"
+    if budget.low is not None and budget.high is not None:
+        remain += f", measured ({100 * budget.low:.1f} to {100 * budget.high:.1f})"
+    allowed = f"{100 * budget.fraction:g} % were allowed"
+    if budget.met:
+        return f"{remain}, {allowed}: met within 1 %"
+    if budget.reached > budget.fraction:
+        return f"{remain}, {allowed}: missed"
+    if budget.measure == "latency":
+        return f"{remain}, {allowed}: faster than asked for"
+    return f"{remain}, {allowed}: what could go is too coarse to come nearer from below"
+
+
+def prediction_text(budget: Budget) -> str | None:
+    """How a budget in latency was steered: what the table of layers said of both models."""
+    if budget.predicted is None or budget.table_ms is None or budget.whole_ms is None:
+        return None
+    return (
+        f"the table of layers predicted {100 * budget.predicted:.1f} %; for the dense model it sums to"
+        f" {budget.table_ms:.3f} ms, and {budget.whole_ms:.3f} ms were measured"
+    )
 
 
 def setting_text(setting: Speedup | object) -> str:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -19,16 +19,17 @@ import torch
 from sslprune.axes import Axis
 from sslprune.errors import BudgetError
 from sslprune.recipe import BudgetSection, LassoSection
+from sslprune.recipe.schema import Measure
 from sslprune.train.lasso import GroupLasso
 
 TOLERANCE = 0.01  # the cost ends between (1 - TOLERANCE) x budget and the budget
 NUM_WARM_UP = 8  # steps whose loss decides λ
 LEAST_FACTOR = 0.5  # a group that was not chosen may shrink, but one step never zeroes it
 MEMORY = 100  # steps over which sensitivities are averaged
-RESERVE = 3  # blocks of the usual size that are left for the landing
+RESERVE = 3  # blocks of the usual size that are left for the landing ...
+MOST_RESERVE = 0.25  # ... and where there are few, this share of all that has to go
 MOST_SUMS = 3000  # that the landing looks at
 
-Measure = Literal["macs", "parameters"]
 Kept = list[np.ndarray]  # per axis, bool (size,)
 
 
@@ -37,7 +38,17 @@ class Cost(Protocol):
 
     def macs(self, kept: Kept | None = None) -> float: ...
     def parameters(self, kept: Kept | None = None) -> float: ...
+    def latency(self, kept: Kept | None = None) -> float: ...
     def savings(self, kept: Kept, measure: Measure) -> list[np.ndarray]: ...
+    def saved(self, kept: Kept, blocks: Mapping[int, np.ndarray], measure: Measure) -> dict[int, float]: ...
+
+
+@dataclass(frozen=True)
+class Limit:
+    """Of all groups of ``axes`` (places in the lasso's) together, ``least`` stay."""
+
+    axes: tuple[int, ...]
+    least: int
 
 
 @dataclass(frozen=True)
@@ -55,9 +66,9 @@ class BudgetController:
 
     Call ``observe`` before and ``step`` after each optimizer step, in place of ``lasso.step``. Widths stay multiples of
     ``round_to`` as far as the budget allows, counted in rows of a matrix: a head has as many as it is wide, an LSTM's
-    unit four. ``floors`` (groups that stay, per axis) and ``strengths`` (relative, per
-    axis) come from the recipe's prune sections. Raises BudgetError, before any training, when the floors leave more
-    than the budget.
+    unit four. ``floors`` (groups that stay, per axis), ``limits`` (groups that stay, of several axes) and ``strengths``
+    (relative, per axis) come from the recipe's prune sections. Raises BudgetError, before any training, when the floors
+    and limits leave more than the budget.
     """
 
     def __init__(
@@ -70,12 +81,14 @@ class BudgetController:
         round_to: int = 1,
         floors: Sequence[int] | None = None,
         strengths: Sequence[float] | None = None,
+        limits: Sequence[Limit] = (),
     ) -> None:
         self.lasso, self.cost, self.budget, self.section = lasso, cost, budget, section
         self.axes: tuple[Axis, ...] = lasso.axes
         self.round_to = round_to
         self.floors = [_floor(axis, section.floor, least) for axis, least in _with(self.axes, floors, 1)]
         self.strengths = [strength for _, strength in _with(self.axes, strengths, 1.0)]
+        self.limits = tuple(limits)
         self.features = [_features(axis) for axis in self.axes]
         self.num_steps = num_steps
         self.decay = max(1, min(section.decay, num_steps // 3))
@@ -147,27 +160,64 @@ class BudgetController:
         self.now = self._cost(self.kept)
 
     def _cost(self, kept: Kept) -> float:
-        return float(self.cost.macs(kept) if self.budget.measure == "macs" else self.cost.parameters(kept))
+        match self.budget.measure:
+            case "macs":
+                return float(self.cost.macs(kept))
+            case "parameters":
+                return float(self.cost.parameters(kept))
+            case "latency":
+                return float(self.cost.latency(kept))
 
     def _check_reachable(self) -> None:
-        smallest = [np.arange(axis.size) < floor for axis, floor in zip(self.axes, self.floors, strict=True)]
-        least = self._cost(smallest)
+        least = self._least(self.kept)
         if least > self.limit:
-            measure = self.budget.measure
+            measure, limits = self.budget.measure, ", prune.least" if self.limits else ""
             raise BudgetError(
                 f"budget.{measure}: {self.budget.fraction:g} of the dense model cannot be reached; the least reachable "
-                f"is {np.ceil(1000 * least / self.dense) / 1000:.3f}; raise it, prune more kinds, or lower lasso.floor"
+                f"is {np.ceil(1000 * least / self.dense) / 1000:.3f}; raise it, prune more kinds, or lower "
+                f"prune.min_groups{limits} or lasso.floor"
             )
+
+    def _least(self, kept: Kept) -> float:
+        """The least cost within the floors and limits: what saves most goes first, as long as anything may go."""
+        while True:
+            blocks = sorted(self._next_blocks(kept), key=lambda block: -block.saving / len(block.groups))
+            if not blocks:
+                return self._cost(kept)
+            for block in blocks:
+                if self._within_limits(kept, block.axis, len(block.groups)):
+                    kept = _without(kept, [block])
+
+    def _within_limits(self, kept: Kept, axis: int, count: int) -> bool:
+        """Whether ``count`` groups of ``axis`` may go."""
+        return all(
+            sum(int(kept[i].sum()) for i in limit.axes) - count >= limit.least
+            for limit in self.limits
+            if axis in limit.axes
+        )
 
     def _set_strength(self, loss: float) -> None:
         """λ_g = λ √(size of g) √(its share of the saved cost), λ so that the penalty is ``ratio`` of the loss."""
-        savings = np.concatenate([np.asarray(s, float) for s in self.cost.savings(self.kept, self.budget.measure)])
+        savings = np.concatenate([np.asarray(s, float) for s in self._savings()])
         share = np.sqrt(np.maximum(savings, 0) / max(savings.mean(), 1e-12))
         relative = np.concatenate([np.full(a.size, s) for a, s in zip(self.axes, self.strengths, strict=True)])
         weights = np.sqrt(self.lasso.sizes) * share * relative
         penalty = float((weights * np.concatenate(self.lasso.norms())).sum())
         scale = self.section.ratio * loss / penalty if penalty > 0 else 0.0
         self.lasso.set_strength(self.lasso.split(scale * weights))
+
+    def _savings(self) -> list[np.ndarray]:
+        """What a group saves at first; where cost has stairs, its share of what all that may go save together."""
+        measure = self.budget.measure
+        if measure != "latency":
+            return self.cost.savings(self.kept, measure)
+        going = {}
+        for i, (axis, floor) in enumerate(zip(self.axes, self.floors, strict=True)):
+            grain = self._grain(i, self.round_to)
+            rest = -(-floor // grain) * grain
+            going[i] = np.arange(rest if rest < axis.size else floor, axis.size)
+        saved = self.cost.saved(self.kept, going, measure)
+        return [np.full(a.size, saved[i] / max(1, len(going[i]))) for i, a in enumerate(self.axes)]
 
     def _choose(self, allowed: float) -> None:
         """Take the lowest blocks until the cost is at ``allowed``, leaving enough to choose from for the landing.
@@ -178,12 +228,20 @@ class BudgetController:
             return
         room = self._planned(self.taken + self.decay // 2) * self.dense
         while self.now > allowed:
-            blocks = self._next_blocks()
-            reserve = RESERVE * self._usual(blocks)
+            blocks = self._next_blocks(self.kept)
+            reserve = min(RESERVE * self._usual(blocks), MOST_RESERVE * (self.dense - self.limit))
             blocks = [block for block in blocks if self.now - block.saving >= max(room, self.limit + reserve)]
-            if not blocks:
+            block = self._lowest(blocks)
+            if block is None:
                 return
-            self._take([min(blocks, key=lambda block: block.score)])
+            self._take([block])
+
+    def _lowest(self, blocks: Sequence[Block]) -> Block | None:
+        """The block with the lowest score from which the budget can still be reached: limits may stand in the way."""
+        for block in sorted(blocks, key=lambda block: block.score):
+            if not self.limits or self._least(_without(self.kept, [block])) <= self.limit:
+                return block
+        return None
 
     def _usual(self, blocks: Sequence[Block]) -> float:
         """What a block saves, at the middle; many large branches beside fine groups do not make it large."""
@@ -201,8 +259,12 @@ class BudgetController:
             for step in _halved(self.round_to):
                 if best[0] < (1 - TOLERANCE) * self.limit:
                     best = max(best, self._best_sum(step), key=lambda found: found[0])
-            # none at all: still far away, so go nearer
-            self._take(best[1] or [min(self._next_blocks(), key=lambda block: block.score)])
+            if not best[1]:  # none at all: still far away, so go nearer
+                block = self._lowest(self._next_blocks(self.kept))
+                best = 0.0, [block] if block is not None else []
+            if not best[1]:
+                return  # latency is no sum of what its blocks save: what was left to go did not do it
+            self._take(best[1])
 
     def _best_sum(self, step: int) -> tuple[float, list[Block]]:
         """The highest cost within the budget, and the blocks that lead there: best-first, the lowest scores first."""
@@ -211,51 +273,56 @@ class BudgetController:
         best: tuple[float, list[Block]] = (0.0, [])
         while paths and len(seen) < MOST_SUMS and best[0] < (1 - TOLERANCE) * self.limit:
             score, _, chosen = heapq.heappop(paths)
-            for block in self._blocks(self._without(chosen), step):
+            for block in self._blocks(_without(self.kept, chosen), step):
                 more = [*chosen, block]
                 key = sorted(b.axis for b in more)  # the order within an axis is fixed
                 if tuple(key) not in seen:
                     seen.add(tuple(key))
-                    cost = self._cost(self._without(more))
+                    cost = self._cost(_without(self.kept, more))
                     if cost > self.limit:
                         heapq.heappush(paths, (score + block.score, key, more))
                     elif cost > best[0]:
                         best = cost, more
         return best
 
-    def _next_blocks(self) -> list[Block]:
+    def _next_blocks(self, kept: Kept) -> list[Block]:
         """What could go next: whole blocks, or parts of them where no axis has a whole one left."""
-        return next((blocks for step in _halved(self.round_to) if (blocks := self._blocks(self.kept, step))), [])
+        return next((blocks for step in _halved(self.round_to) if (blocks := self._blocks(kept, step))), [])
 
     def _blocks(self, kept: Kept, step: int) -> list[Block]:
         """The next block of each axis that still has one to give and saves something, down to a multiple of step."""
-        savings = self.cost.savings(kept, self.budget.measure)
         carries = self.lasso.split(self.carries.double().cpu().numpy())
-        blocks = []
+        next_groups: dict[int, np.ndarray] = {}
         for i, axis in enumerate(self.axes):
             alive = np.flatnonzero(kept[i])
-            grain = step // math.gcd(step, self.features[i])
-            count = (len(alive) - 1) % grain + 1 if axis.kind != "layers" else len(alive)
-            if count and len(alive) - count >= self.floors[i]:
-                groups = alive[np.argsort(carries[i][alive], kind="stable")[:count]]
-                saving = float(savings[i][groups].sum())
-                if saving > 0:
-                    score = float(carries[i][groups].sum()) / (saving / self.dense) / self.strengths[i]
-                    blocks.append(Block(i, groups, saving, score))
+            count = (len(alive) - 1) % self._grain(i, step) + 1 if axis.kind != "layers" else len(alive)
+            if count and len(alive) - count >= self.floors[i] and self._within_limits(kept, i, count):
+                next_groups[i] = alive[np.argsort(carries[i][alive], kind="stable")[:count]]
+        blocks = []
+        for i, saving in self.cost.saved(kept, next_groups, self.budget.measure).items():
+            if saving > 0:
+                score = float(carries[i][next_groups[i]].sum()) / (saving / self.dense) / self.strengths[i]
+                blocks.append(Block(i, next_groups[i], saving, score))
         return blocks
 
-    def _without(self, blocks: Sequence[Block]) -> Kept:
-        kept = list(self.kept)
-        for block in blocks:
-            kept[block.axis] = kept[block.axis].copy()
-            kept[block.axis][block.groups] = False
-        return kept
+    def _grain(self, axis: int, step: int) -> int:
+        """How many groups of an axis make ``step`` rows of a matrix, or the fewest whole multiples of it."""
+        return step // math.gcd(step, self.features[axis])
 
     def _take(self, blocks: Sequence[Block]) -> None:
-        self.kept = self._without(blocks)
+        self.kept = _without(self.kept, blocks)
         for block in blocks:
             self.lasso.decay(self.lasso.starts[block.axis] + block.groups, self.decay)
         self.now = self._cost(self.kept)
+
+
+def _without(kept: Kept, blocks: Sequence[Block]) -> Kept:
+    """``kept`` without the groups of ``blocks``; the one that is given stays as it is."""
+    fewer = list(kept)
+    for block in blocks:
+        fewer[block.axis] = fewer[block.axis].copy()
+        fewer[block.axis][block.groups] = False
+    return fewer
 
 
 def _floor(axis: Axis, share: float, least: int) -> int:

@@ -7,7 +7,7 @@ import io
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from sslprune.axes import Axis
 from sslprune.carry import carrying, with_state
 from sslprune.data import Data, build_data
 from sslprune.errors import TrainingError
@@ -27,10 +28,11 @@ from sslprune.graph.find import find_axes
 from sslprune.graph.trace import trace
 from sslprune.inputs import Inputs, arguments, call, each
 from sslprune.models import build_model, device_of, load_checkpoint
-from sslprune.recipe import Recipe, parse_recipe
-from sslprune.train.budget import BudgetController
+from sslprune.recipe import PruneSection, Recipe, parse_recipe
+from sslprune.train.budget import BudgetController, Limit
 from sslprune.train.evaluate import evaluate
 from sslprune.train.lasso import GroupLasso
+from sslprune.train.latency import latency_cost
 from sslprune.train.optimizer import build_optimizer, learning_rate
 from sslprune.train.select import select_with_sections
 
@@ -158,17 +160,30 @@ class Trainer:
             axes = find_axes(program)
         chosen = select_with_sections(axes, self.recipe.prune)
         pruned = [axis for axis, _ in chosen]
+        cost = self._latency() if self.recipe.budget.measure == "latency" else Cost(program, pruned)
         round_to = self.recipe.budget.round_to
         return BudgetController(
             GroupLasso(self.model, pruned),
-            Cost(program, pruned),
+            cost,
             self.recipe.budget,
             self.recipe.lasso,
             self.schedule.steps["sparse"],
             round_to=grain() if round_to == "auto" else round_to,
             floors=[section.min_groups for _, section in chosen],
             strengths=[section.strength for _, section in chosen],
+            limits=_limits(chosen),
         )
+
+    def _latency(self) -> Cost:
+        """The cost in microseconds of this machine's CPU, wherever the model trains."""
+        model = copy.deepcopy(self.model).cpu().eval()
+        with self.show.progress("measuring layers"):
+            found = latency_cost(model, self.data.example, self.data.sequence, self.recipe)
+        self.show.say(
+            f"dense latency: {found.whole / 1e3:.3f} ms whole, {found.table / 1e3:.3f} ms as a sum over layers, fitted"
+            f" to it ({found.num_measured or 'no'} new measurements)"
+        )
+        return found.cost
 
     def _enter(self, phase: str) -> None:
         """What happens once, when the dense model is done: it is written, and from then on it may teach."""
@@ -328,6 +343,18 @@ def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
     buffer = io.BytesIO()
     torch.save(state, buffer)
     write_atomic(path, lambda temporary: temporary.write_bytes(buffer.getbuffer()))
+
+
+def _limits(chosen: Sequence[tuple[Axis, PruneSection]]) -> list[Limit]:
+    """How many groups of each section that says so stay."""
+    places: dict[int, tuple[PruneSection, list[int]]] = {}
+    for i, (_, section) in enumerate(chosen):
+        places.setdefault(id(section), (section, []))[1].append(i)
+    return [
+        Limit(tuple(axes), math.ceil(section.least * sum(chosen[i][0].size for i in axes)))
+        for section, axes in places.values()
+        if section.least
+    ]
 
 
 def _channels_last(value: Tensor) -> Tensor:

@@ -1,0 +1,132 @@
+"""Latency as a cost: a table of layers, fitted to two models measured whole.
+
+A sum over layers leaves out what runs between them, and large models find their weights colder than a table does. So
+the dense model and one that is about as narrow as the budget wants are exported, timed in turns, and the sum is
+stretched to meet both: near the budget, where training lands, it is then right.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from sslprune.axes import Axis
+from sslprune.bench import Contender, compare
+from sslprune.bench.layers import LayerTable
+from sslprune.carry import example_for
+from sslprune.export import export_onnx, open_session
+from sslprune.graph.cost import Cost
+from sslprune.graph.find import find_axes
+from sslprune.graph.program import Program, operator_name
+from sslprune.graph.repack import remove
+from sslprune.graph.trace import trace
+from sslprune.inputs import Inputs, with_length
+from sslprune.onnx_file import feeds_of
+from sslprune.recipe import Recipe
+from sslprune.report.values import Latency, Speedup
+from sslprune.train.select import select
+
+SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)  # widths of the second model that are tried
+CLEAR = 0.05  # the share of the time that it has to save, for the fit to use it
+STRETCH = 3.0  # of the sum, beyond which the second model is not believed
+
+ExampleOf = Callable[[nn.Module], tuple[tuple[Any, ...], dict[str, Tensor]]]  # args and kwargs
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """``cost`` knows latency; microseconds of the dense model by its table, and measured whole."""
+
+    cost: Cost
+    table: float
+    whole: float
+    num_measured: int  # layers and models, which the cache did not have
+
+
+def latency_cost(
+    model: nn.Module, inputs: Inputs, sequence: int | None, recipe: Recipe, table: LayerTable | None = None
+) -> Fitted:
+    """The cost of ``model`` on the CPU over the axes that ``recipe`` prunes, fitted near its budget.
+
+    ``inputs`` and ``sequence`` are the data's. The batch is the first of ``bench.batch_sizes``, or one row; the length
+    of sequences the first of ``bench.lengths``, or that of ``inputs``. What has been measured on this machine before
+    is read from the cache of ``table``.
+    """
+    fraction, batch = recipe.budget.fraction, recipe.bench.batch_size
+    if sequence and recipe.bench.lengths:
+        inputs = with_length(inputs, recipe.bench.lengths[0])
+    example_of = functools.partial(example_for, inputs=inputs, sequence=sequence)
+    size = sum(p.numel() * p.element_size() for p in model.parameters())
+    table = table or LayerTable(num_bytes=size)
+    program = trace(model, *example_of(model), sequence=sequence)
+    axes = select(find_axes(program), recipe.prune)
+    cost = Cost(program, axes, table, batch)
+    dense = cost.latency()
+    kept = _narrow(cost, axes, fraction, table.step)
+    narrow = cost.latency(kept)
+    operators = [operator_name(node) for node in program.evaluation.nodes if node.op == "call_function"]
+    what = [*operators, *map(str, cost.asked()), *map(str, cost.asked(kept))]
+    digest = hashlib.sha256("\n".join(what).encode()).hexdigest()[:16]
+
+    @functools.cache
+    def timed() -> tuple[float, float]:
+        return _timed(model, remove(model, program, axes, [~k for k in kept], verify=False), program, batch, example_of)
+
+    whole = table.recall(f"dense {digest}", lambda: timed()[0])
+    ratio = table.recall(f"narrow over dense {digest}", lambda: timed()[1])
+    slope = whole / dense
+    if dense - narrow > CLEAR * dense:
+        steeper = whole * (1 - ratio) / (dense - narrow)
+        slope = steeper if 1 / STRETCH < steeper / slope < STRETCH else slope
+    cost.fit = (whole - slope * dense, slope)
+    return Fitted(cost, dense, whole, table.num_measured)
+
+
+def _narrow(cost: Cost, axes: Sequence[Axis], fraction: float, step: int) -> list[np.ndarray]:
+    """About as much of each axis as leaves ``fraction`` of the latency; of branches alone, as many."""
+    wide = [axis.kind not in ("layers", "kernel", "columns") for axis in axes]
+    dense, kept = cost.latency(), [np.ones(axis.size, bool) for axis in axes]
+    for share in SHARES:
+        goes = 0.0
+        kept = []
+        for axis, is_wide in zip(axes, wide, strict=True):
+            size = axis.size
+            if is_wide:
+                grain = step if axis.size >= 2 * step else 1
+                size = max(1, min(axis.size, round(share * axis.size / grain) * grain))
+            elif axis.kind == "layers" and not any(wide):
+                goes += 1 - share
+                size, goes = (0, goes - 1) if goes >= 1 else (1, goes)
+            kept.append(np.arange(axis.size) < size)
+        if cost.latency(kept) <= fraction * dense:
+            break
+    return kept
+
+
+def _timed(
+    model: nn.Module, narrow: nn.Module, program: Program, batch: int, example_of: ExampleOf
+) -> tuple[float, float]:
+    """Microseconds of the dense model, and what share of them the narrow one takes: in turns, on one thread."""
+    with tempfile.TemporaryDirectory() as folder:
+        contenders, example, names = [], {}, None
+        for name, module in (("dense", model), ("narrow", narrow)):
+            path = Path(folder) / f"{name}.onnx"
+            args, kwargs = example_of(module)
+            export_onnx(module, args, path, kwargs, sequence=program.sequence, input_names=names)
+            if names is None:
+                session = open_session(path, 1)
+                names = [node.name for node in session.get_inputs()]
+                example = feeds_of(session, args, kwargs)
+            contenders.append(Contender(name, onnx=path))
+        found = compare(contenders, batch_sizes=(batch,), threads=(1,), example=example)
+    latency, speedup = found.dense[0], found.speedup[0]
+    assert isinstance(latency, Latency) and isinstance(speedup, Speedup)
+    return latency.median_ms * 1e3, 1 / speedup.ratio
