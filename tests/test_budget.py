@@ -32,6 +32,9 @@ class ChainCost:
         widths = self._kept(kept)
         return float(sum(a * b for a, b in pairwise(widths)))
 
+    def measured(self, kept):
+        return None
+
     def latency(self, kept=None) -> float:
         """Widths are as fast as the next multiple of eight."""
         widths = [-(-width // 8) * 8 for width in self._kept(kept)]
@@ -39,7 +42,10 @@ class ChainCost:
 
     def saved(self, kept, blocks, measure):
         if measure == "latency":
-            fewer = {i: [*kept[:i], kept[i] & ~np.isin(np.arange(len(kept[i])), gone), *kept[i + 1 :]] for i, gone in blocks.items()}
+            fewer = {
+                i: [*kept[:i], kept[i] & ~np.isin(np.arange(len(kept[i])), gone), *kept[i + 1 :]]
+                for i, gone in blocks.items()
+            }
             return {i: self.latency(kept) - self.latency(without) for i, without in fewer.items()}
         savings = self.savings(kept, measure)
         return {i: float(savings[i][groups].sum()) for i, groups in blocks.items()}

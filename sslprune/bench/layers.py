@@ -251,7 +251,7 @@ def _time(pairs: Sequence[_Pair], cold: bool) -> list[float]:
 
 
 def _seconds(call: Callable[[], Any], other: np.ndarray) -> float:
-    """Of a call after another one like it, as a model alone finds its weights in the cache; or after ``other`` bytes."""
+    """Of a call after one like it, as a model alone finds its weights in the cache; or after ``other`` bytes."""
     if other.size:
         other += 1
     else:

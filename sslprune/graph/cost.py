@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -102,6 +102,7 @@ class Cost:
                 self._terms["parameters"].append(_Term(constant, [index(d) for d in moving], nodes))
         self.layers = layers
         self.fit = (0.0, 1.0)
+        self.whole: Callable[[Masks], float] | None = None  # measures a model's share of the dense latency
         self._timed: list[_Timed] = []
         for node in graph.nodes if layers is not None else ():
             asked = layers_of(g, node, batch, columns)
@@ -172,6 +173,19 @@ class Cost:
     def latency(self, kept: Masks | None = None) -> float:
         """Microseconds of one call, by the table."""
         return self._latencies([self._kept(kept)])[0]
+
+    def measured(self, kept: Masks) -> float | None:
+        """The share of the dense latency with ``kept`` alone, measured whole, to which the sum over layers is fitted.
+
+        None where nothing can be measured: the other costs are what they say.
+        """
+        if self.whole is None:
+            return None
+        share, dense, now = self.whole(kept), self.latency(), self.latency(kept)
+        if dense > now and share < 1:
+            slope = self.fit[1] * dense * (1 - share) / (dense - now)
+            self.fit = (dense - slope * (dense - self.fit[0]) / self.fit[1], slope)
+        return share
 
     def asked(self, kept: Masks | None = None) -> list[Layer]:
         """The layers that run, as ONNX Runtime is asked for them."""

@@ -29,6 +29,7 @@ MEMORY = 100  # steps over which sensitivities are averaged
 RESERVE = 3  # blocks of the usual size that are left for the landing ...
 MOST_RESERVE = 0.25  # ... and where there are few, this share of all that has to go
 MOST_SUMS = 3000  # that the landing looks at
+MOST_LANDINGS = 4  # that are measured, where the cost is an estimate
 
 Kept = list[np.ndarray]  # per axis, bool (size,)
 
@@ -40,6 +41,7 @@ class Cost(Protocol):
     def parameters(self, kept: Kept | None = None) -> float: ...
     def latency(self, kept: Kept | None = None) -> float: ...
     def savings(self, kept: Kept, measure: Measure) -> list[np.ndarray]: ...
+    def measured(self, kept: Kept) -> float | None: ...
     def saved(self, kept: Kept, blocks: Mapping[int, np.ndarray], measure: Measure) -> dict[int, float]: ...
 
 
@@ -157,6 +159,8 @@ class BudgetController:
         self.kept = [part.copy() for part in self.lasso.split(state["kept"].numpy())]
         self.carries.copy_(state["carries"])
         self.round_to, self.taken, self.loss_sum = state["round_to"], state["taken"], state["loss_sum"]
+        if self.taken > self.last_choice:
+            self.cost.measured(self.kept)
         self.now = self._cost(self.kept)
 
     def _cost(self, kept: Kept) -> float:
@@ -231,15 +235,15 @@ class BudgetController:
             blocks = self._next_blocks(self.kept)
             reserve = min(RESERVE * self._usual(blocks), MOST_RESERVE * (self.dense - self.limit))
             blocks = [block for block in blocks if self.now - block.saving >= max(room, self.limit + reserve)]
-            block = self._lowest(blocks)
+            block = self._lowest(self.kept, blocks)
             if block is None:
                 return
             self._take([block])
 
-    def _lowest(self, blocks: Sequence[Block]) -> Block | None:
+    def _lowest(self, kept: Kept, blocks: Sequence[Block]) -> Block | None:
         """The block with the lowest score from which the budget can still be reached: limits may stand in the way."""
         for block in sorted(blocks, key=lambda block: block.score):
-            if not self.limits or self._least(_without(self.kept, [block])) <= self.limit:
+            if not self.limits or self._least(_without(kept, [block])) <= self.limit:
                 return block
         return None
 
@@ -249,36 +253,57 @@ class BudgetController:
         return float(min(np.median([block.saving for block in blocks]), 2 * np.median(fine))) if fine else 0.0
 
     def _land(self) -> None:
+        """Choose the last blocks; where the cost is an estimate, measure where that leads, and land again from there.
+
+        The nearest to the budget that was measured is taken.
+        """
+        start, landed = self.kept, []
+        for _ in range(MOST_LANDINGS):
+            kept = self._landing(start)
+            share = self.cost.measured(kept)
+            if share is None:
+                landed = [(0.0, kept)]
+                break
+            over = share / self.budget.fraction - 1
+            landed.append((abs(over), kept))
+            if abs(over) <= TOLERANCE / 2 or (len(landed) > 1 and _same(kept, landed[-2][1])):
+                break
+        _, kept = min(landed, key=lambda one: one[0])
+        self.cost.measured(kept)
+        self._take([Block(i, np.flatnonzero(a & ~b), 0, 0) for i, (a, b) in enumerate(zip(start, kept, strict=True))])
+
+    def _landing(self, kept: Kept) -> Kept:
         """From a little above the budget, choose the last blocks together so that the cost ends just below it.
 
         Where no sum of blocks comes within the tolerance, half-size blocks are tried, and so on down to single groups:
         a width or two off the grain are better than a missed budget. Failing that too: the highest cost below it.
         """
-        while self.now > self.limit:
+        while self._cost(kept) > self.limit:
             best: tuple[float, list[Block]] = (0.0, [])
             for step in _halved(self.round_to):
                 if best[0] < (1 - TOLERANCE) * self.limit:
-                    best = max(best, self._best_sum(step), key=lambda found: found[0])
+                    best = max(best, self._best_sum(kept, step), key=lambda found: found[0])
             if not best[1]:  # none at all: still far away, so go nearer
-                block = self._lowest(self._next_blocks(self.kept))
+                block = self._lowest(kept, self._next_blocks(kept))
                 best = 0.0, [block] if block is not None else []
             if not best[1]:
-                return  # latency is no sum of what its blocks save: what was left to go did not do it
-            self._take(best[1])
+                break  # latency is no sum of what its blocks save: what was left to go did not do it
+            kept = _without(kept, best[1])
+        return kept
 
-    def _best_sum(self, step: int) -> tuple[float, list[Block]]:
+    def _best_sum(self, kept: Kept, step: int) -> tuple[float, list[Block]]:
         """The highest cost within the budget, and the blocks that lead there: best-first, the lowest scores first."""
         paths: list[tuple[float, list[int], list[Block]]] = [(0.0, [], [])]
         seen: set[tuple[int, ...]] = set()
         best: tuple[float, list[Block]] = (0.0, [])
         while paths and len(seen) < MOST_SUMS and best[0] < (1 - TOLERANCE) * self.limit:
             score, _, chosen = heapq.heappop(paths)
-            for block in self._blocks(_without(self.kept, chosen), step):
+            for block in self._blocks(_without(kept, chosen), step):
                 more = [*chosen, block]
                 key = sorted(b.axis for b in more)  # the order within an axis is fixed
                 if tuple(key) not in seen:
                     seen.add(tuple(key))
-                    cost = self._cost(_without(self.kept, more))
+                    cost = self._cost(_without(kept, more))
                     if cost > self.limit:
                         heapq.heappush(paths, (score + block.score, key, more))
                     elif cost > best[0]:
@@ -323,6 +348,10 @@ def _without(kept: Kept, blocks: Sequence[Block]) -> Kept:
         fewer[block.axis] = fewer[block.axis].copy()
         fewer[block.axis][block.groups] = False
     return fewer
+
+
+def _same(one: Kept, other: Kept) -> bool:
+    return all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
 
 
 def _floor(axis: Axis, share: float, least: int) -> int:

@@ -2,7 +2,7 @@
 
 A sum over layers leaves out what runs between them, and large models find their weights colder than a table does. So
 the dense model and one that is about as narrow as the budget wants are exported, timed in turns, and the sum is
-stretched to meet both: near the budget, where training lands, it is then right.
+stretched to meet both. Where training lands, the model that it would become is measured whole as well.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from sslprune.bench import Contender, compare
 from sslprune.bench.layers import LayerTable
 from sslprune.carry import example_for
 from sslprune.export import export_onnx, open_session
-from sslprune.graph.cost import Cost
+from sslprune.graph.cost import Cost, Masks
 from sslprune.graph.find import find_axes
 from sslprune.graph.program import Program, operator_name
 from sslprune.graph.repack import remove
@@ -69,25 +69,25 @@ def latency_cost(
     program = trace(model, *example_of(model), sequence=sequence)
     axes = select(find_axes(program), recipe.prune)
     cost = Cost(program, axes, table, batch)
-    dense = cost.latency()
-    kept = _narrow(cost, axes, fraction, table.step)
-    narrow = cost.latency(kept)
+    whole = _Whole(model, program, axes, batch, example_of)
     operators = [operator_name(node) for node in program.evaluation.nodes if node.op == "call_function"]
-    what = [*operators, *map(str, cost.asked()), *map(str, cost.asked(kept))]
-    digest = hashlib.sha256("\n".join(what).encode()).hexdigest()[:16]
 
-    @functools.cache
-    def timed() -> tuple[float, float]:
-        return _timed(model, remove(model, program, axes, [~k for k in kept], verify=False), program, batch, example_of)
+    def recalled(kept: Masks) -> tuple[float, float]:
+        what = [*operators, *map(str, [*cost.asked(), *cost.asked(kept)]), f"batch {batch}"]
+        digest = hashlib.sha256("\n".join(what).encode()).hexdigest()[:16]
+        timed = functools.cache(lambda: whole.timed(kept))
+        return table.recall(f"dense {digest}", lambda: timed()[0]), table.recall(f"less {digest}", lambda: timed()[1])
 
-    whole = table.recall(f"dense {digest}", lambda: timed()[0])
-    ratio = table.recall(f"narrow over dense {digest}", lambda: timed()[1])
-    slope = whole / dense
+    kept = _narrow(cost, axes, fraction, table.step)
+    microseconds, share = recalled(kept)
+    dense, narrow = cost.latency(), cost.latency(kept)
+    slope = microseconds / dense
     if dense - narrow > CLEAR * dense:
-        steeper = whole * (1 - ratio) / (dense - narrow)
+        steeper = microseconds * (1 - share) / (dense - narrow)
         slope = steeper if 1 / STRETCH < steeper / slope < STRETCH else slope
-    cost.fit = (whole - slope * dense, slope)
-    return Fitted(cost, dense, whole, table.num_measured)
+    cost.fit = (microseconds - slope * dense, slope)
+    cost.whole = lambda kept: recalled(kept)[1]
+    return Fitted(cost, dense, microseconds, table.num_measured)
 
 
 def _narrow(cost: Cost, axes: Sequence[Axis], fraction: float, step: int) -> list[np.ndarray]:
@@ -111,22 +111,35 @@ def _narrow(cost: Cost, axes: Sequence[Axis], fraction: float, step: int) -> lis
     return kept
 
 
-def _timed(
-    model: nn.Module, narrow: nn.Module, program: Program, batch: int, example_of: ExampleOf
-) -> tuple[float, float]:
-    """Microseconds of the dense model, and what share of them the narrow one takes: in turns, on one thread."""
-    with tempfile.TemporaryDirectory() as folder:
-        contenders, example, names = [], {}, None
-        for name, module in (("dense", model), ("narrow", narrow)):
-            path = Path(folder) / f"{name}.onnx"
-            args, kwargs = example_of(module)
-            export_onnx(module, args, path, kwargs, sequence=program.sequence, input_names=names)
-            if names is None:
-                session = open_session(path, 1)
-                names = [node.name for node in session.get_inputs()]
-                example = feeds_of(session, args, kwargs)
-            contenders.append(Contender(name, onnx=path))
-        found = compare(contenders, batch_sizes=(batch,), threads=(1,), example=example)
-    latency, speedup = found.dense[0], found.speedup[0]
-    assert isinstance(latency, Latency) and isinstance(speedup, Speedup)
-    return latency.median_ms * 1e3, 1 / speedup.ratio
+class _Whole:
+    """The dense model, and narrower ones to time it against; their weights do not matter."""
+
+    def __init__(
+        self, model: nn.Module, program: Program, axes: Sequence[Axis], batch: int, example_of: ExampleOf
+    ) -> None:
+        self.model, self.program, self.axes = model, program, axes
+        self.batch, self.example_of = batch, example_of
+        self.folder = tempfile.TemporaryDirectory()
+        self.dense = Path(self.folder.name) / "dense.onnx"
+
+    def timed(self, kept: Masks) -> tuple[float, float]:
+        """Microseconds of the dense model, and the share of them without the groups that are not ``kept``."""
+        if not self.dense.is_file():
+            self._export(self.model, self.dense, None)
+        session = open_session(self.dense, 1)
+        narrow = remove(self.model, self.program, self.axes, [~np.asarray(k) for k in kept], verify=False)
+        path = self.dense.with_name("narrow.onnx")
+        self._export(narrow, path, [node.name for node in session.get_inputs()])
+        found = compare(
+            [Contender("dense", onnx=self.dense), Contender("narrow", onnx=path)],
+            batch_sizes=(self.batch,),
+            threads=(1,),
+            example=feeds_of(session, *self.example_of(self.model)),
+        )
+        latency, speedup = found.dense[0], found.speedup[0]
+        assert isinstance(latency, Latency) and isinstance(speedup, Speedup)
+        return latency.median_ms * 1e3, 1 / speedup.ratio
+
+    def _export(self, model: nn.Module, path: Path, names: list[str] | None) -> None:
+        args, kwargs = self.example_of(model)
+        export_onnx(model, args, path, kwargs, sequence=self.program.sequence, input_names=names)
