@@ -10,7 +10,7 @@ from torch import nn
 from sslprune.axes import Axis, Member, zero_mask
 from sslprune.errors import BudgetError
 from sslprune.recipe import BudgetSection, LassoSection
-from sslprune.train.budget import BudgetController, _features
+from sslprune.train.budget import BudgetController, Limit, _features
 from sslprune.train.lasso import GroupLasso
 
 
@@ -19,6 +19,7 @@ class ChainCost:
 
     def __init__(self, widths: list[int], pixels: list[int]) -> None:
         self.widths, self.pixels = widths, pixels
+        self.truth, self.fit, self.landings = None, 1.0, 0
 
     def _kept(self, kept):
         inner = self.widths[1:-1] if kept is None else [int(mask.sum()) for mask in kept]
@@ -33,9 +34,20 @@ class ChainCost:
         return float(sum(a * b for a, b in pairwise(widths)))
 
     def measured(self, kept):
-        return None
+        """The estimate is right, but for what ``truth`` says of a share of the latency."""
+        if self.truth is None:
+            return None
+        self.landings += 1
+        share = self.truth(self._raw(kept) / self._raw(None))
+        self.fit = (1 - share) / (1 - self._raw(kept) / self._raw(None))
+        return share
 
     def latency(self, kept=None) -> float:
+        """As the widths say, stretched to what was measured."""
+        dense = self._raw(None)
+        return dense - self.fit * (dense - self._raw(kept))
+
+    def _raw(self, kept) -> float:
         """Widths are as fast as the next multiple of eight."""
         widths = [-(-width // 8) * 8 for width in self._kept(kept)]
         return float(sum(a * b * p for a, b, p in zip(widths[:-1], widths[1:], self.pixels, strict=True)))
@@ -58,6 +70,16 @@ class ChainCost:
             fewer[i][np.flatnonzero(mask)[:1]] = False
             result.append(np.full(len(mask), cost(kept) - cost(fewer)))
         return result
+
+
+class LayersCost(ChainCost):
+    """Five branches that cost the same."""
+
+    def __init__(self) -> None:
+        super().__init__([], [])
+
+    def macs(self, kept=None) -> float:
+        return 5.0 if kept is None else float(sum(mask.sum() for mask in kept))
 
 
 def chain(widths: list[int]) -> tuple[nn.Sequential, list[Axis]]:
@@ -140,6 +162,53 @@ def test_floors_stay():
 def test_impossible_budgets_say_the_least_reachable():
     with pytest.raises(BudgetError, match=r"budget.macs: 0.05 .* the least reachable is 0\.\d+"):
         controller([4, 20, 20, 2], [1, 1, 1], floors=[10, 10], budget={"macs": 0.05})
+
+
+def test_latency_goes_down_its_stairs():
+    widths = [8, 64, 96, 64, 8]
+    model, axes, made = controller(widths, [9, 5, 3, 1], 100, budget={"macs": None, "latency": 0.5}, round_to=8)
+    assert 0 < float(made._savings()[0][0]) < made.dense
+    costs = run(model, made, 100, widths)
+    kept = [~zero_mask(model, axis) for axis in axes]
+    assert all(mask.sum() % 8 == 0 for mask in kept)
+    assert 0.49 <= made.cost.latency(kept) / made.cost.latency() == made.fraction <= 0.5
+    assert len(set(costs)) > 3
+
+
+def test_an_estimate_is_measured_where_it_lands():
+    widths = [8, 64, 96, 64, 8]
+    model, _, made = controller(widths, [9, 5, 3, 1], 100, budget={"macs": None, "latency": 0.5}, round_to=8)
+    made.cost.truth = lambda share: 0.1 + 0.9 * share  # the table promised too much
+    run(model, made, 100, widths)
+    assert made.cost.truth(made.cost._raw(made.kept) / made.cost._raw(None)) == pytest.approx(0.5, rel=0.01)
+    assert made.fraction == pytest.approx(0.5, rel=0.01) and 2 <= made.cost.landings <= 5
+
+
+def test_limits_hold_over_a_section_and_do_not_stand_in_the_way():
+    widths, pixels = [4, 40, 40, 40, 2], [1, 1, 8, 1]
+    for least in (70, 80):
+        model, _, made = controller(widths, pixels, 60, limits=[Limit((0, 1, 2), least)], section=LassoSection(decay=9))
+        made.strengths = [100.0, 1.0, 1.0]  # the cheap ones would use the limit up
+        run(model, made, 60, widths)
+        assert sum(int(kept.sum()) for kept in made.kept) >= least
+        assert 0.38 <= made.fraction <= 0.4
+    with pytest.raises(BudgetError, match=r"the least reachable is 0\.\d+.*prune\.least"):
+        controller(widths, pixels, limits=[Limit((0, 1, 2), 100)])
+
+
+def test_layers_alone_land_below_the_budget():
+    """Blocks too coarse for 1 %: the highest cost below the budget, and no error."""
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Linear(4, 4, bias=False) for _ in range(5)))
+    axes = [Axis(f"{i}", "layers", 1, True, (Member(f"{i}.weight", 0, np.arange(4)[None]),)) for i in range(5)]
+    budget, section = BudgetSection(macs=0.7), LassoSection(decay=9)
+    made = BudgetController(
+        GroupLasso(model, axes), LayersCost(), budget, section, 60, limits=[Limit(tuple(range(5)), 3)]
+    )
+    run(model, made, 60, [4])
+    assert made.fraction == 0.6 and sum(not zero_mask(model, axis).all() for axis in axes) == 3
+    with pytest.raises(BudgetError, match=r"the least reachable is 0\.800"):
+        BudgetController(GroupLasso(model, axes), LayersCost(), budget, section, 60, limits=[Limit(tuple(range(5)), 4)])
 
 
 def test_strength_is_a_share_of_the_loss():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 import sslprune
 from sslprune.axes import Axis, tensors_of, zero_groups, zero_mask
+from sslprune.bench.layers import LayerTable
 from sslprune.errors import RepackError
 from sslprune.export import difference, open_session, random_like
 from sslprune.graph.cost import Cost, Measure
@@ -203,6 +205,14 @@ def test_cost_counts_what_is_there(name: str) -> None:
     assert cost.parameters() == count(case.model)
     assert cost.parameters(case.kept) == remaining.parameters() == count(case.small)
     assert cost.macs(case.kept) == remaining.macs() <= cost.macs()
+
+
+@every_architecture
+def test_layers_are_those_that_are_there(name: str, tmp_path: Path) -> None:
+    """What is looked up for the kept sizes is what the repacked model itself asks for."""
+    case, table = removed(name), LayerTable(1, path=tmp_path / "layers.json")
+    asked = Cost(case.program, case.exact, table).asked(case.kept)
+    assert Counter(asked) == Counter(Cost(sslprune.trace(case.small, case.args), [], table).asked())
 
 
 @every_architecture

@@ -80,7 +80,7 @@ def test_paths_follow_the_recipe(tmp_path):
         ("budget.macs=1.5", "budget.macs: input should be less than 1; got 1.5"),
         ("budget.macs=0", "budget.macs: input should be greater than 0; got 0"),
         ('budget.macs="half"', 'budget.macs: input should be a valid number; got "half"'),
-        ("budget.parameters=0.5", "budget: give exactly one of macs and parameters"),
+        ("budget.parameters=0.5", "budget: give exactly one of macs, parameters and latency"),
         ("schedule.sparse=5", 'schedule.sparse: write epochs as "5ep" or steps as "200it"; got 5'),
         ("schedule.heal=5 epochs", 'schedule.heal: write epochs as "5ep" or steps as "200it"; got "5 epochs"'),
         ("prune.0.strength=-1", "prune.0.strength: input should be greater than 0; got -1"),

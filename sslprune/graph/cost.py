@@ -48,7 +48,7 @@ class Cost:
         self, program: Program, axes: Sequence[Axis], layers: LayerTable | None = None, batch: int = 1
     ) -> None:
         g = infer(program)
-        self._axes = list(axes)
+        self.axes = self._axes = list(axes)
         self._dims: list[tuple[np.ndarray, np.ndarray]] = []  # each distinct dimension: (rows of slots, shape (n, k))
         slot = np.zeros(len(g.atoms), np.int64)  # slot 0 is always kept
         self._starts = np.cumsum([1, *(0 if axis.kind == "layers" else axis.size for axis in self._axes)])
