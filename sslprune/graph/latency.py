@@ -76,6 +76,7 @@ def _products(g: Inference, node: fx.Node, batch: int) -> list[Asked]:
 
 
 def _convolution(g: Inference, node: fx.Node, a: SimpleNamespace, batch: int) -> list[Asked]:
+    """A kernel that has lost its rim is asked for with the map, padding and dilation that the whole one had."""
     transposed = getattr(a, "transposed", False) or operator_name(node).startswith("conv_transpose")
     spatial = len(g.shape(a.weight)) - 2
     wide = lambda value: tuple(value) * (spatial if len(value) == 1 else 1)  # noqa: E731
