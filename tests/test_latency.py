@@ -132,7 +132,7 @@ def test_the_sum_is_fitted_to_what_was_measured(tmp_path):
     kept = [np.arange(axis.size) < axis.size // 2 for axis in cost.axes]
     cost.whole = lambda kept: 0.7
     assert cost.measured(kept) == 0.7
-    assert cost.latency() == pytest.approx(found.whole) and cost.latency(kept) == pytest.approx(0.7 * found.whole)
+    assert cost.latency(kept) == pytest.approx(0.7 * found.whole)
     known = latency_cost(model, (torch.randn(2, 3, 8, 8),), None, parse_recipe(RECIPE), table(tmp_path))
     assert (known.num_measured, known.whole) == (0, found.whole)
 

@@ -209,7 +209,7 @@ def test_cost_counts_what_is_there(name: str) -> None:
 
 @every_architecture
 def test_layers_are_those_that_are_there(name: str, tmp_path: Path) -> None:
-    """What is looked up for the kept sizes is what the repacked model itself asks for, but for a smaller kernel's rim."""
+    """What is looked up for the kept sizes is what the repacked model asks for, but for a smaller kernel's rim."""
     case, table = removed(name), LayerTable(1, path=tmp_path / "layers.json")
     asked = Cost(case.program, case.exact, table).asked(case.kept)
     remaining = Cost(sslprune.trace(case.small, case.args), [], table).asked()

@@ -102,6 +102,8 @@ class Cost:
                 self._terms["parameters"].append(_Term(constant, [index(d) for d in moving], nodes))
         self.layers = layers
         self.fit = (0.0, 1.0)
+        self._moved = 0.0  # microseconds, by what was measured whole near the budget
+        self._errors: dict[tuple[Layer, ...], float] = {}
         self.whole: Callable[[Masks], float] | None = None  # measures a model's share of the dense latency
         self._timed: list[_Timed] = []
         for node in graph.nodes if layers is not None else ():
@@ -175,16 +177,18 @@ class Cost:
         return self._latencies([self._kept(kept)])[0]
 
     def measured(self, kept: Masks) -> float | None:
-        """The share of the dense latency with ``kept`` alone, measured whole, to which the sum over layers is fitted.
+        """The share of the dense latency with ``kept`` alone, measured whole; the mean of such errors moves the sum.
 
         None where nothing can be measured: the other costs are what they say.
         """
         if self.whole is None:
             return None
-        share, dense, now = self.whole(kept), self.latency(), self.latency(kept)
-        if dense > now and share < 1:
-            slope = self.fit[1] * dense * (1 - share) / (dense - now)
-            self.fit = (dense - slope * (dense - self.fit[0]) / self.fit[1], slope)
+        share, layers = self.whole(kept), tuple(self.asked(kept))
+        offset, slope = self.fit
+        sums = [sum(self._table.microseconds(found)) for found in (self.asked(), layers)]
+        dense, plain = (offset + slope * taken for taken in sums)
+        self._errors[layers] = share * dense - plain
+        self._moved = float(np.mean(list(self._errors.values())))
         return share
 
     def asked(self, kept: Masks | None = None) -> list[Layer]:
@@ -224,7 +228,8 @@ class Cost:
         """Microseconds in each case of (flags, layers gone); what the table lacks for any is measured at once."""
         asked = [self._asked(self._counts(flags), gone) for flags, gone in cases]
         times = iter(self._table.microseconds([layer for layers in asked for layer in layers]))
-        return [self.fit[0] + self.fit[1] * sum(next(times) for _ in layers) for layers in asked]
+        offset, slope = self.fit[0] + self._moved, self.fit[1]
+        return [offset + slope * sum(next(times) for _ in layers) for layers in asked]
 
     def savings(self, kept: Masks | None, measure: Measure) -> list[np.ndarray]:
         """How much ``measure`` (no latency: see ``saved``) falls when one more group goes, for each group of each axis.

@@ -29,7 +29,7 @@ MEMORY = 100  # steps over which sensitivities are averaged
 RESERVE = 3  # blocks of the usual size that are left for the landing ...
 MOST_RESERVE = 0.25  # ... and where there are few, this share of all that has to go
 MOST_SUMS = 3000  # that the landing looks at
-MOST_LANDINGS = 4  # that are measured, where the cost is an estimate
+MOST_LANDINGS = 5  # that are measured, where the cost is an estimate
 
 Kept = list[np.ndarray]  # per axis, bool (size,)
 
@@ -254,20 +254,22 @@ class BudgetController:
     def _land(self) -> None:
         """Choose the last blocks; where the cost is an estimate, measure where that leads, and land again from there.
 
-        The nearest to the budget that was measured is taken.
+        What was measured nearest to the budget is taken; nothing above it by more than the tolerance, if there is a choice.
         """
-        start, landed = self.kept, []
+        start = self.kept
+        landed: list[tuple[bool, float, Kept]] = []
         for _ in range(MOST_LANDINGS):
             kept = self._landing(start)
             share = self.cost.measured(kept)
             if share is None:
-                landed = [(0.0, kept)]
+                landed = [(False, 0.0, kept)]
                 break
             over = share / self.budget.fraction - 1
-            landed.append((abs(over), kept))
-            if abs(over) <= TOLERANCE / 2 or (len(landed) > 1 and _same(kept, landed[-2][1])):
+            known = any(_same(kept, other) for *_, other in landed)
+            landed.append((over > TOLERANCE, abs(over), kept))
+            if abs(over) <= TOLERANCE / 2 or known:
                 break
-        _, kept = min(landed, key=lambda one: one[0])
+        *_, kept = min(landed, key=lambda one: one[:2])
         self.cost.measured(kept)
         self._take([Block(i, np.flatnonzero(a & ~b), 0, 0) for i, (a, b) in enumerate(zip(start, kept, strict=True))])
 
