@@ -20,8 +20,9 @@ from sslprune.graph.trace import trace
 from sslprune.models import build_model
 from sslprune.recipe import PruneSection, Recipe, TrainSection, parse_recipe
 from sslprune.train.evaluate import evaluate
-from sslprune.train.loop import Schedule, train
+from sslprune.train.loop import train
 from sslprune.train.optimizer import learning_rate
+from sslprune.train.schedule import Schedule
 from sslprune.train.select import select
 from sslprune.zoo.digits_cnn import DigitsCNN
 
