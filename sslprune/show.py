@@ -174,7 +174,7 @@ def summary(report: Report, run: RunDirectory) -> RenderableType:
     if report.every_gate:
         facts.add_row("gates", _gates(report.every_gate))
     facts.add_row("files", Text(f"{run}{os.sep}", overflow="fold"))
-    facts.add_row("", _files(run))
+    facts.add_row("", _files(report, run))
     speed: list[RenderableType] = []
     curve: list[RenderableType] = ["", curve_table(report)] if report.curve else []
     if report.variants:
@@ -199,7 +199,7 @@ def _headline(report: Report) -> Text:
     return Text.assemble((report.recipe, "bold"), "  ", (", ".join(story), "bold green"))
 
 
-def _files(run: RunDirectory) -> Table:
+def _files(report: Report, run: RunDirectory) -> Table:
     table = Table.grid(padding=(0, 2))
     table.add_column(overflow="fold")
     table.add_column(style="dim", overflow="fold")
@@ -211,6 +211,8 @@ def _files(run: RunDirectory) -> Table:
         (run.report, "for programs"),
     ):
         table.add_row(str(file.relative_to(run.path)), use)
+    if report.curve:
+        table.add_row(f"points{os.sep}", "the earlier points of the sweep, each a run of its own")
     return table
 
 
