@@ -34,6 +34,7 @@ from sslprune.train.budget import BudgetController
 from sslprune.train.evaluate import evaluate
 from sslprune.train.lasso import GroupLasso
 from sslprune.train.optimizer import build_optimizer
+from sslprune.train.recalibrate import recalibrate
 from sslprune.train.schedule import Epoch, Schedule
 from sslprune.train.select import select_with_sections
 from sslprune.train.teacher import build_teacher
@@ -76,9 +77,10 @@ class Trainer:
         self.schedule = Schedule.of(recipe, len(data.train), dense=previous is None)
         self.controller = self._controller() if self.schedule.steps["sparse"] else None
         self.optimizer = build_optimizer(self.model, recipe.train)
-        self.teacher: nn.Module | None = None  # the dense model, from the end of the dense epochs on, or another
+        self.other: nn.Module | None = None  # that the recipe names to teach, in place of the dense model
         if recipe.distill is not None and recipe.distill.teacher is not None:
-            self.teacher = build_teacher(recipe.distill.teacher, self.model, data).to(self.device)
+            self.other = build_teacher(recipe.distill.teacher, self.model, data).to(self.device)
+        self.teacher: nn.Module | None = None  # from the end of the dense epochs on
         self.student: Callable[..., Any] = self.model
         self.tutor: Callable[..., Any] | None = None
         self.judge = "valid" if data.valid is not None else "test"  # the data that each epoch is judged by
@@ -113,6 +115,7 @@ class Trainer:
             write_json(self.run.history, self.history)
             self.show.say(_line(epoch, self.history[-1], self.judge))
         self._enter("done")
+        self._recalibrate(self.model)
         write_weights(self.run.masked, self.model)
 
     def _mean_norms(self) -> dict[str, float]:
@@ -148,7 +151,7 @@ class Trainer:
 
     def _enter(self, phase: str) -> None:
         """What happens once, when the dense model is done: it is written, and from then on it may teach."""
-        if phase == "dense":
+        if phase == "dense" or self.teacher is not None:
             return
         if all(record["phase"] == "dense" for record in self.history):
             if self.previous is None:
@@ -159,9 +162,18 @@ class Trainer:
                         write_atomic(here, partial(shutil.copyfile, there))
             # a fresh start: the momentum of another schedule's last steps says nothing about this one's first
             self.optimizer = build_optimizer(self.model, self.recipe.train)
-        if self.recipe.distill is not None and self.teacher is None:
-            self.teacher = copy.deepcopy(self.model).eval().requires_grad_(False)
-            self.teacher.load_state_dict(load_file(self.run.dense))
+        if self.recipe.distill is not None:
+            self.teacher = self.other
+            if self.teacher is None:
+                self.teacher = copy.deepcopy(self.model).eval().requires_grad_(False)
+                self.teacher.load_state_dict(load_file(self.run.dense))
+            self._recalibrate(self.teacher)
+
+    def _recalibrate(self, model: nn.Module) -> None:
+        steps = self.recipe.train.recalibrate.steps(self.schedule.epoch_steps)
+        if steps:
+            with self.show.progress("taking batch statistics", steps) as bar:
+                recalibrate(model, self.data.train, steps, bar.advance)
 
     def _epoch(self, epoch: Epoch) -> tuple[float, float]:
         """Train one epoch; returns the mean loss and the last learning rate."""
@@ -170,8 +182,7 @@ class Trainer:
         lr = 0.0
         self.model.train()
         self.student = carrying(self.model)  # over one epoch: a text begins anew with the next
-        taught = self.teacher is not None and epoch.phase != "dense"
-        self.tutor = carrying(self.teacher) if taught and self.teacher is not None else None
+        self.tutor = carrying(self.teacher) if self.teacher is not None else None
         with self.show.progress(epoch.label, epoch.num_steps) as bar:
             batches = self.data.train.epoch(epoch.number)
             for step, (lr, (inputs, targets)) in enumerate(zip(rates, batches, strict=False)):

@@ -23,7 +23,7 @@ class Epoch:
 
 @dataclass(frozen=True)
 class Schedule:
-    """The epochs of a run, and how many steps each phase has. Sparse and heal share one learning-rate schedule."""
+    """The epochs of a run, and how many steps each phase has."""
 
     epochs: tuple[Epoch, ...]
     steps: dict[str, int]
@@ -35,7 +35,9 @@ class Schedule:
         epochs: list[Epoch] = []
         steps = {}
         for phase in ("dense", "sparse", "heal"):
-            left = steps[phase] = getattr(recipe.schedule, phase).steps(epoch_steps) if dense or phase != "dense" else 0
+            left = steps[phase] = getattr(recipe.schedule, phase).steps(epoch_steps)
+            if phase == "dense" and not dense:
+                continue
             count = math.ceil(left / epoch_steps)
             for i in range(count):
                 epochs.append(Epoch(phase, len(epochs), min(epoch_steps, left), f"{phase} {i + 1}/{count}"))
@@ -45,10 +47,17 @@ class Schedule:
 
     def learning_rates(self, recipe: Recipe, epoch: Epoch) -> Iterator[float]:
         """The learning rate of each step of ``epoch``."""
-        num_steps = self.steps["dense"] if epoch.phase == "dense" else self.steps["sparse"] + self.steps["heal"]
-        before = sum(e.num_steps for e in self.epochs[: epoch.number])
-        first = before if epoch.phase == "dense" else before - self.steps["dense"]
-        return (learning_rate(recipe.train, first + i, num_steps, self.epoch_steps) for i in range(epoch.num_steps))
+        section, steps, heal = recipe.train, self.steps, recipe.train.heal
+        first = sum(e.num_steps for e in self.epochs[: epoch.number] if e.phase == epoch.phase)
+        num_steps = steps[epoch.phase]
+        if heal == "continue" and epoch.phase != "dense":
+            first += steps["sparse"] if epoch.phase == "heal" else 0
+            num_steps = steps["sparse"] + steps["heal"]
+        elif heal == "rewind" and epoch.phase == "heal":
+            first, num_steps = first + steps["dense"] - num_steps, steps["dense"]
+        elif epoch.phase == "sparse":
+            section = section.model_copy(update={"lr": section.sparse_lr or section.lr})
+        return (learning_rate(section, first + i, num_steps, self.epoch_steps) for i in range(epoch.num_steps))
 
 
 def _check_fits(recipe: Recipe, steps: dict[str, int], epoch_steps: int) -> None:
@@ -56,12 +65,12 @@ def _check_fits(recipe: Recipe, steps: dict[str, int], epoch_steps: int) -> None
 
     A decay or an interval at its default follows a short phase.
     """
-    healed = steps["sparse"] + steps["heal"]
+    phases = dict(steps)  # that have a schedule of learning rates each
+    healing = phases.pop("heal") if recipe.train.heal != "fresh" else 0
+    if recipe.train.heal == "continue":
+        phases = {"dense": steps["dense"], "sparse and healing": steps["sparse"] + healing}
     warmup = recipe.train.warmup.steps(epoch_steps)
-    planned = [
-        ("train.warmup", warmup, "dense", steps["dense"]),
-        ("train.warmup", warmup, "sparse and healing", healed),
-    ]
+    planned = [("train.warmup", warmup, phase, room) for phase, room in phases.items()]
     for name in ("decay", "interval"):
         value = getattr(recipe.lasso, name)
         if value != LassoSection.model_fields[name].default:
