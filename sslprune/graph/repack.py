@@ -152,8 +152,8 @@ def computed_weight(program: Program, axis: Axis) -> str | None:
     """The name of a parameter, along ``axis``, that the model computes a weight of: repack puts in the result."""
     g = infer(program)
     kept = kept_atoms(program, [axis], [np.ones(axis.size, bool)])
-    names = dict.fromkeys(str(n.target) for behind in g.folded.values() for n in behind if n.op == "get_attr")
-    return next((name for name in names if any(kept.changed(dim) for dim in g.state[name])), None)
+    names = {str(node.target) for behind in g.folded.values() for node in behind if node.op == "get_attr"}
+    return min((name for name in names if any(kept.changed(dim) for dim in g.state[name])), default=None)
 
 
 def kept_atoms(program: Program, axes: Sequence[Axis], removed: Sequence[np.ndarray]) -> Kept:

@@ -33,7 +33,7 @@ def shrink(
     *followers: Follower,
     lasso: GroupLasso | None = None,
 ) -> nn.Module:
-    """``model`` without the groups of ``axes`` that are zero, ready to go on training; see `Shrinker` for more than one.
+    """``model`` without the groups of ``axes`` that are zero, ready to go on training; once: see `Shrinker` for more.
 
     ``followers`` are the optimizers of the model and its averaged copies: they are changed in place, to what is left.
     """
