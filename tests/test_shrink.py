@@ -253,3 +253,13 @@ def test_nothing_removed_changes_nothing(tmp_path: Path) -> None:
 def test_an_interval_of_nothing_is_refused() -> None:
     with pytest.raises(RecipeError, match=r'schedule.shrink.*write "1ep" or more'):
         recipe(schedule={"shrink": "0ep"})
+
+
+def test_the_average_of_another_model_is_refused() -> None:
+    model = digits_cnn(width=8)
+    (x,), _ = next(pixels(model))
+    program = sslprune.trace(model, (x.float(),))
+    axes = [axis for axis in sslprune.find_axes(program) if axis.kind == "filters"]
+    sslprune.zero_groups(model, axes[0], [1, 2])
+    with pytest.raises(TrainingError, match=r"AveragedModel: stem.weight is not of the same shape in the averaged"):
+        sslprune.shrink(model, program, axes, AveragedModel(digits_cnn(width=4)))

@@ -314,7 +314,7 @@ class Trainer:
             )
         self.history = json.loads(state["history"])
         self.model.load_state_dict(state["model"])
-        if self.shrinker is not None and any(mask.any() for mask in state["removed"] or ()):
+        if self.shrinker is not None and any(mask.any() for mask in state.get("removed") or ()):
             self.shrinker.remove([mask.numpy() for mask in state["removed"]], self.optimizer)
         self.optimizer.load_state_dict(state["optimizer"])
         if self.controller is not None:

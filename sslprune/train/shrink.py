@@ -91,6 +91,8 @@ class Shrinker:
         for follower in followers:
             if isinstance(follower, Optimizer):
                 _check_state(follower, old)
+            else:
+                _check_average(follower, old)
         small = remove(self.whole, self.program, self.axes, removed, verify=False)
         whole, new = tensors_of(self.whole), tensors_of(small)
         for name, parameter in small.named_parameters():
@@ -106,6 +108,7 @@ class Shrinker:
                 follower.module = _averaged(follower.module, small, move)
         if self.lasso is not None:
             self.lasso.follow(small, now)
+        self.model.zero_grad()  # nobody reads these gradients any more
         self.model, self.removed, self._places = small, [mask.copy() for mask in removed], now
 
     @torch.no_grad()
@@ -163,6 +166,17 @@ def _check_state(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
                 f"{type(optimizer).__name__}: the state '{key}' of {names[id(parameter)]} is {what}, expected one "
                 f"number or the parameter's shape {tuple(parameter.shape)}: it cannot be sliced; take another "
                 "optimizer, or do not shrink while training"
+            )
+
+
+def _check_average(average: AveragedModel, tensors: Mapping[str, Tensor]) -> None:
+    """Raise TrainingError for the average of another model than that of ``tensors``."""
+    averages = tensors_of(average.module)
+    for name in {**tensors, **averages}:
+        if name not in averages or name not in tensors or averages[name].shape != tensors[name].shape:
+            raise TrainingError(
+                f"{type(average).__name__}: {name} is not of the same shape in the averaged model and in the one that "
+                "trains; expected an average of that, begun before anything was taken out or shrunk along with it"
             )
 
 
