@@ -117,7 +117,14 @@ class Loop:
 
 
 @pytest.mark.parametrize(
-    ("name", "optimizer"), [*((name, "SGD") for name in MODELS), ("filters and layers", "AdamW"), ("filters", "ASGD")]
+    ("name", "optimizer"),
+    [
+        ("filters and layers", "SGD"),
+        ("filters and layers", "AdamW"),
+        ("columns and kernels", "ASGD"),
+        ("lstm, tied", "SGD"),
+        ("computed", "AdamW"),
+    ],
 )
 def test_what_is_left_trains_as_it_would_have(name: str, optimizer: str) -> None:
     masked, shrunk = Loop(name, optimizer), Loop(name, optimizer, every=5)
@@ -223,7 +230,7 @@ def parameters(run: Any) -> list[int]:
     return [record["parameters"] for record in json.loads(run.history.read_text())]
 
 
-@pytest.mark.parametrize("epochs", [2, 3, 4])
+@pytest.mark.parametrize("epochs", [2, 4])
 def test_resume_is_bit_equal(whole: Any, tmp_path: Path, epochs: int) -> None:
     sizes = parameters(whole)
     assert sizes[0] > sizes[1] > sizes[-1], sizes
