@@ -68,6 +68,16 @@ def _plain(points: tuple[float, ...]) -> float | list[float]:
 Falling = Annotated[tuple[float, ...], BeforeValidator(_falling), PlainSerializer(_plain)]
 
 
+def _interval(value: object) -> Span:
+    span = Span.parse(value)
+    if not span.count:
+        raise ValueError('write "1ep" or more; for never, leave it out')
+    return span
+
+
+Interval = Annotated[Span, BeforeValidator(_interval), PlainSerializer(str)]
+
+
 class Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, arbitrary_types_allowed=True, allow_inf_nan=False
@@ -178,6 +188,7 @@ class ScheduleSection(Section):
     dense: Duration = Span(0, "ep")  # ordinary training first, with a learning-rate schedule of its own
     sparse: Duration
     heal: Duration
+    shrink: Interval | None = None  # how often zero groups leave the model that trains; left out: only at the end
 
 
 class TrainSection(Section):
