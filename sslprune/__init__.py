@@ -20,6 +20,7 @@ _PLACES = {
     "Axis": "axes",
     "Member": "axes",
     "GroupLasso": "train.lasso",
+    "Sparsity": "train.sparsity",
     "export_onnx": "export",
     "load": "plan",
     "apply_plan": "plan",
@@ -32,6 +33,7 @@ __all__ = [
     "GroupLasso",
     "Member",
     "Program",
+    "Sparsity",
     "SslpruneError",
     "__version__",
     "apply_plan",
@@ -54,6 +56,7 @@ if TYPE_CHECKING:
     from sslprune.graph.trace import trace
     from sslprune.plan import apply_plan, load
     from sslprune.train.lasso import GroupLasso
+    from sslprune.train.sparsity import Sparsity
 
 
 def __getattr__(name: str) -> Any:

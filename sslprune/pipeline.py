@@ -112,9 +112,11 @@ def train(recipe: Recipe, directory: RunDirectory, show: Show, *, resume: bool =
     if not resume:
         directory.clear("train")
     spans, device = recipe.schedule, device_of(recipe.run)
-    goal = f"{100 * recipe.budget.fraction:g} % of the {'MACs' if recipe.budget.measure == 'macs' else 'parameters'}"
+    measure = "MACs" if recipe.budget.measure == "macs" else "parameters"
+    given = recipe.budget.given
+    goal = f"to {100 * recipe.budget.fraction:g} % of the {measure}" if given else f"at λ = {recipe.lasso.strength:g}"
     plan = f"{spans.dense} dense, {spans.sparse} sparse, {spans.heal} heal"
-    show.stage("train", f"{recipe.name} to {goal}: {plan}, on {device}")
+    show.stage("train", f"{recipe.name} {goal}: {plan}, on {device}")
     try:
         train_model(recipe, directory, show)
     except BaseException:
@@ -151,7 +153,8 @@ def repack(directory: RunDirectory, show: Show) -> RepackResult:
     result = RepackResult(
         budget=Budget(
             measure=recipe.budget.measure,
-            fraction=recipe.budget.fraction,
+            fraction=recipe.budget.fraction if recipe.budget.given else None,
+            strength=recipe.lasso.strength,
             reached=getattr(sizes[1], recipe.budget.measure) / getattr(sizes[0], recipe.budget.measure),
         ),
         dense=sizes[0],

@@ -21,18 +21,15 @@ from sslprune.carry import carrying, with_state
 from sslprune.data import Data, build_data
 from sslprune.errors import TrainingError
 from sslprune.files import write_atomic, write_json
-from sslprune.grain import grain
-from sslprune.graph.cost import Cost
 from sslprune.graph.find import find_axes
 from sslprune.graph.trace import trace
 from sslprune.inputs import Inputs, arguments, call, each
 from sslprune.models import build_model, device_of, load_checkpoint
 from sslprune.recipe import Recipe, parse_recipe
-from sslprune.train.budget import BudgetController
 from sslprune.train.evaluate import evaluate
-from sslprune.train.lasso import GroupLasso
 from sslprune.train.optimizer import build_optimizer, learning_rate
 from sslprune.train.select import select_with_sections
+from sslprune.train.sparsity import Controller, controller_of
 
 CHECK_EVERY = 20  # steps between looks at the loss: on a GPU each look waits for the device
 
@@ -143,25 +140,15 @@ class Trainer:
         means = [float(norms.mean()) for norms in lasso.norms()]
         return {f"{axis.kind} {axis.name}": mean for axis, mean in zip(lasso.axes, means, strict=True)}
 
-    def _controller(self) -> BudgetController:
+    def _controller(self) -> Controller:
         with self.show.progress("finding the axes"):
             example = each(self.data.example, lambda value: value.to(self.device))
             args, kwargs = arguments(example)
             program = trace(self.model, with_state(self.model, args), kwargs, sequence=self.data.sequence)
             axes = find_axes(program)
         chosen = select_with_sections(axes, self.recipe.prune)
-        pruned = [axis for axis, _ in chosen]
-        round_to = self.recipe.budget.round_to
-        return BudgetController(
-            GroupLasso(self.model, pruned),
-            Cost(program, pruned),
-            self.recipe.budget,
-            self.recipe.lasso,
-            self.schedule.steps["sparse"],
-            round_to=grain() if round_to == "auto" else round_to,
-            floors=[section.min_groups for _, section in chosen],
-            strengths=[section.strength for _, section in chosen],
-        )
+        recipe, num_steps = self.recipe, self.schedule.steps["sparse"]
+        return controller_of(self.model, program, chosen, recipe.budget, recipe.lasso, num_steps)
 
     def _enter(self, phase: str) -> None:
         """What happens once, when the dense model is done: it is written, and from then on it may teach."""
@@ -193,7 +180,9 @@ class Trainer:
                     self._check(math.isfinite(total), f"{epoch.label}: the loss is {float(total)} by step {step + 1}")
                     fields = {"loss": float(total) / (step + 1)}
                     if epoch.phase == "sparse" and self.controller is not None:
-                        fields |= {"cost": self.controller.fraction, "plan": self.controller.planned}
+                        fields["cost"] = self.controller.fraction
+                        if self.controller.planned is not None:
+                            fields["plan"] = self.controller.planned
                 bar.advance(1, **fields)
         finite = all(bool(parameter.isfinite().all()) for parameter in self.model.parameters())
         self._check(finite, f"{epoch.label}: a weight is not finite")
@@ -330,5 +319,6 @@ def _channels_last(value: Tensor) -> Tensor:
 
 def _line(epoch: Epoch, record: dict[str, Any], judge: str) -> str:
     scores = ", ".join(f"{name} {value:.2f}" for name, value in record[judge].items())
-    cost = f", cost {record['cost']:.3f} (plan {record['plan']:.3f})" if epoch.phase == "sparse" else ""
+    plan = f" (plan {record['plan']:.3f})" if record["plan"] is not None else ""
+    cost = f", cost {record['cost']:.3f}{plan}" if epoch.phase == "sparse" else ""
     return f"{epoch.label}: loss {record['loss']:.4f}, {judge} {scores}{cost}, {record['seconds']:.1f} s"
