@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from sslprune.axes import Axis, zero_mask
+from sslprune.data import build_data
 from sslprune.errors import BudgetError, DataError, RecipeError, SslpruneError, TrainingError
 from sslprune.graph.cost import Cost
 from sslprune.graph.find import find_axes
@@ -22,6 +23,7 @@ from sslprune.recipe import PruneSection, Recipe, TrainSection, parse_recipe
 from sslprune.train.evaluate import evaluate
 from sslprune.train.loop import Schedule, train
 from sslprune.train.optimizer import learning_rate
+from sslprune.train.recalibrate import recalibrate
 from sslprune.train.select import select
 from sslprune.zoo.digits_cnn import DigitsCNN
 
@@ -168,8 +170,23 @@ def test_dense_control_needs_no_pruning(tmp_path):
     assert not same(run.dense, run.masked)
 
 
+def test_recalibrated_statistics_are_the_plain_mean_over_the_batches():
+    torch.manual_seed(0)
+    conv, norm = nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3)
+    model = nn.Sequential(conv, norm, nn.Dropout(0.5)).train()
+    data = build_data(recipe(data={"factory": "sslprune.data:digits", "batch_size": 1000}))
+    recalibrate(model, data.train, 3)  # of one batch an epoch
+    assert model.training and norm.momentum == 0.1
+    outputs = [conv(images).transpose(0, 1).flatten(1) for i in range(3) for (images,), _ in data.train.epoch(i)]
+    means = torch.stack([values.mean(1) for values in outputs]).mean(0)
+    assert norm.running_mean is not None and norm.running_var is not None
+    assert torch.allclose(norm.running_mean, means, atol=1e-5)
+    assert torch.allclose(norm.running_var, torch.stack([v.var(1) for v in outputs]).mean(0), rtol=1e-4)
+
+
 def test_distillation_adamw_and_the_rest(tmp_path):
     settings = {"optimizer": "adamw", "lr": 1e-3, "lr_schedule": "one-cycle", "clip_norm": 1.0, "label_smoothing": 0.1}
+    settings |= {"recalibrate": "3it", "amp": "bf16"}
     parts = {
         "distill": {"weight": 0.5},
         "train": settings,
@@ -242,6 +259,33 @@ def test_phases_are_cut_into_epochs():
         ("heal", 10),
         ("heal", 10),
     ]
+
+
+@pytest.mark.parametrize(
+    ("heal", "expected"),
+    [
+        # a step schedule that falls tenfold half-way: over sparse + heal, over each alone, and the dense phase's last
+        ("continue", {"dense": [1, 1, 0.1, 0.1], "sparse": [1, 1], "heal": [0.1, 0.1]}),
+        ("fresh", {"dense": [1, 1, 0.1, 0.1], "sparse": [0.2, 0.02], "heal": [1, 0.1]}),
+        ("rewind", {"dense": [1, 1, 0.1, 0.1], "sparse": [0.2, 0.02], "heal": [0.1, 0.1]}),
+    ],
+)
+def test_rates_of_healing(heal, expected):
+    settings = {"lr": 1.0, "lr_schedule": "step", "milestones": [0.5], "heal": heal}
+    settings |= {} if heal == "continue" else {"sparse_lr": 0.2}
+    made = recipe(train=settings, schedule={"dense": "4it", "sparse": "2it", "heal": "2it"})
+    schedule = Schedule.of(made, 1)
+    found: dict[str, list[float]] = {}
+    for epoch in schedule.epochs:
+        found.setdefault(epoch.phase, []).extend(schedule.learning_rates(made, epoch))
+    assert found == {phase: pytest.approx(rates) for phase, rates in expected.items()}
+
+
+def test_rates_of_healing_that_do_not_fit():
+    with pytest.raises(RecipeError, match='"rewind" heals by the last steps of the dense phase, which has 0ep'):
+        recipe(train={"heal": "rewind"}, schedule={"dense": "0ep", "heal": "2ep"})
+    with pytest.raises(RecipeError, match="sparse_lr needs heal"):
+        recipe(train={"sparse_lr": 0.1})
 
 
 def rates(num_steps: int = 100, **settings) -> list[float]:

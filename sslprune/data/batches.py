@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -231,8 +231,9 @@ def _build(recipe: Recipe, show: Any) -> Data:
         return sentence_data(recipe, task, device, show)
     if section.factory is None:
         assert section.train is not None and section.test is not None
-        train, test = (_reader(path, show) for path in (section.train, section.test))
-        return Data(Batches(train, section, device, recipe.run.seed), Batches(test, section, device, None), task)
+        train, test = _reader(section.train, show), _reader(section.test, show)
+        valid = _reader(section.valid, show) if section.valid is not None else None
+        return _image_data(recipe, train, test, valid, task)
     made = find_callable(section.factory, "data.factory")(**section.arguments)
     if isinstance(made, Data):
         return made
@@ -240,14 +241,44 @@ def _build(recipe: Recipe, show: Any) -> Data:
         raise DataError(f"data.factory: {section.factory} returned {type(made).__name__}; expected (train, test)")
     first, second = made
     if isinstance(first, Images) and isinstance(second, Images):
-        return Data(
-            Batches(lambda: first, section, device, recipe.run.seed),
-            Batches(lambda: second, section, device, None),
-            task,
+        return _image_data(recipe, lambda: first, lambda: second, None, task)
+    if section.hold_out:
+        raise DataError(
+            f"data.hold_out: {section.factory} returns loaders; hold samples out in it, in a Data with valid"
         )
     return Data(
         LoaderBatches(first, device, recipe.run.seed), LoaderBatches(second, device, None), task, section.max_length
     )
+
+
+def _image_data(
+    recipe: Recipe,
+    train: Callable[[], Images],
+    test: Callable[[], Images],
+    valid: Callable[[], Images] | None,
+    task: Task,
+) -> Data:
+    section, device = recipe.data, device_of(recipe.run)
+    if section.hold_out:
+        whole, count = cache(train), section.hold_out
+        train, valid = (
+            lambda: whole().rows(hold_out(len(whole()), count, whole().source)[0]),
+            lambda: whole().rows(hold_out(len(whole()), count, whole().source)[1]),
+        )
+    return Data(
+        Batches(train, section, device, recipe.run.seed),
+        Batches(test, section, device, None),
+        task,
+        valid=Batches(valid, section, device, None) if valid is not None else None,
+    )
+
+
+def hold_out(size: int, count: int, source: str) -> tuple[Tensor, Tensor]:
+    """Which of ``size`` samples are trained on, and which ``count`` are held out: the same for every seed of a run."""
+    if count >= size:
+        raise DataError(f"data.hold_out: {count:,} of the {size:,} samples of {source}; leave some to train on")
+    order = torch.randperm(size, generator=torch.Generator().manual_seed(0))
+    return order[count:].sort().values, order[:count].sort().values
 
 
 def _holds_sentences(recipe: Recipe) -> bool:

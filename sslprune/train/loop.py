@@ -28,6 +28,7 @@ from sslprune.models import build_model, device_of, load_checkpoint
 from sslprune.recipe import Recipe, parse_recipe
 from sslprune.train.evaluate import evaluate
 from sslprune.train.optimizer import build_optimizer, learning_rate
+from sslprune.train.recalibrate import recalibrate
 from sslprune.train.select import select_with_sections
 from sslprune.train.sparsity import Controller, controller_of
 
@@ -57,7 +58,7 @@ class Epoch:
 
 @dataclass(frozen=True)
 class Schedule:
-    """The epochs of a run, and how many steps each phase has. Sparse and heal share one learning-rate schedule."""
+    """The epochs of a run, and how many steps each phase has."""
 
     epochs: tuple[Epoch, ...]
     steps: dict[str, int]
@@ -77,10 +78,17 @@ class Schedule:
 
     def learning_rates(self, recipe: Recipe, epoch: Epoch) -> Iterator[float]:
         """The learning rate of each step of ``epoch``."""
-        num_steps = self.steps["dense"] if epoch.phase == "dense" else self.steps["sparse"] + self.steps["heal"]
-        before = sum(e.num_steps for e in self.epochs[: epoch.number])
-        first = before if epoch.phase == "dense" else before - self.steps["dense"]
-        return (learning_rate(recipe.train, first + i, num_steps, self.epoch_steps) for i in range(epoch.num_steps))
+        section, steps, heal = recipe.train, self.steps, recipe.train.heal
+        first = sum(e.num_steps for e in self.epochs[: epoch.number] if e.phase == epoch.phase)
+        num_steps = steps[epoch.phase]
+        if heal == "continue" and epoch.phase != "dense":
+            first += steps["sparse"] if epoch.phase == "heal" else 0
+            num_steps = steps["sparse"] + steps["heal"]
+        elif heal == "rewind" and epoch.phase == "heal":
+            first, num_steps = first + steps["dense"] - num_steps, steps["dense"]
+        elif epoch.phase == "sparse":
+            section = section.model_copy(update={"lr": section.sparse_lr or section.lr})
+        return (learning_rate(section, first + i, num_steps, self.epoch_steps) for i in range(epoch.num_steps))
 
 
 class Trainer:
@@ -130,6 +138,7 @@ class Trainer:
             write_json(self.run.history, self.history)
             self.show.say(_line(epoch, self.history[-1], self.judge))
         self._enter("done")
+        self._recalibrate(self.model)
         write_weights(self.run.masked, self.model)
 
     def _mean_norms(self) -> dict[str, float]:
@@ -161,6 +170,13 @@ class Trainer:
         if self.recipe.distill is not None:
             self.teacher = copy.deepcopy(self.model).eval().requires_grad_(False)
             self.teacher.load_state_dict(load_file(self.run.dense))
+            self._recalibrate(self.teacher)
+
+    def _recalibrate(self, model: nn.Module) -> None:
+        steps = self.recipe.train.recalibrate.steps(self.schedule.epoch_steps)
+        if steps:
+            with self.show.progress("taking batch statistics", steps) as bar:
+                recalibrate(model, self.data.train, steps, bar.advance)
 
     def _epoch(self, epoch: Epoch) -> tuple[float, float]:
         """Train one epoch; returns the mean loss and the last learning rate."""

@@ -1,0 +1,397 @@
+"""Accuracy at equal MACs and equal training, beside Torch-Pruning 1.6.1: a CIFAR ResNet's checkpoint, four arms.
+
+    python scripts/compare_torch_pruning.py --depth 20 --checkpoint resnet20-cifar10.th --train train.parquet \\
+        --test test.parquet --sparse 5ep --heal 10ep --macs 1/2.11 1/2.55 --seeds 0 1 2 --threads 1 --out results.jsonl
+    python scripts/compare_torch_pruning.py --latency --out results.jsonl   # all models timed in turns
+    python scripts/compare_torch_pruning.py --table --out results.jsonl     # as Markdown: means, and spread over seeds
+
+dense   the dense model, trained through the same two phases: the control
+peer    Torch-Pruning's sparse learning, then its cut to the MACs, then ordinary training
+inner   sslprune on the inner width of each block, which is all that the peer can remove here
+all     sslprune on every width and on whole residual branches
+
+Equal for all arms: checkpoint, epochs in each phase, batches and their order, augmentation, optimizer (SGD with
+Nesterov momentum, as the recipe resnet56-cifar10.toml says), weight decay, precision, threads; ``--set`` changes the
+recipe of all arms. dense and peer train by ``--sparse-lr`` and ``--heal-lr``, each phase with a schedule of its own;
+ours by the recipe's ``[train]``, where lr and lr_schedule are those of healing; ``--ours`` changes its recipe further.
+Widths are rounded to nothing (``--round-to 1``), as the peer's are. Accuracy is that of the last epoch; with
+``--valid N`` it is judged on N held-out training images, and the test data are not looked at. (The checkpoint was
+trained on those images too, so it scores higher on them; compare settings there, and quote the test data.)
+
+The peer's settings are those of reproduce/main.py in its repository for ``--method group_sl`` on CIFAR-10:
+GroupMagnitudeImportance(p=2, normalizer="max"), GroupNormPruner(reg=5e-4, global_pruning=True, iterative_steps=400,
+pruning_ratio=1.0), ``regularize`` in each step of the sparse phase, no weight decay and lr 0.01 in that phase, then
+steps of the pruner until the MACs are reached. There each phase has 100 epochs with lr / 10 after 60 and 80 and keeps
+its best epoch on the test set; here the last one. On the shortcut without parameters the peer ends in an IndexError, so
+it is told to ignore what is added to it: the stem and each block's second convolution.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from fractions import Fraction
+from itertools import product
+from pathlib import Path
+from statistics import mean, median, stdev
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sslprune import Cost, export_onnx, find_axes, trace
+from sslprune import repack as repack_model
+from sslprune.bench import bench_files
+from sslprune.data import Data, build_data
+from sslprune.inputs import Inputs
+from sslprune.models import build_model, device_of, load_checkpoint, load_weights
+from sslprune.pipeline import count, train
+from sslprune.recipe import PruneSection, Recipe, TrainSection, load_recipe
+from sslprune.report import Absent
+from sslprune.rundir import RunDirectory
+from sslprune.show import Show
+from sslprune.train.evaluate import evaluate
+from sslprune.train.loop import Schedule
+from sslprune.train.optimizer import build_optimizer, learning_rate
+from sslprune.train.select import select
+
+ARMS = ("dense", "peer", "inner", "all")
+RECIPE = Path(__file__).resolve().parent.parent / "recipes" / "resnet56-cifar10.toml"
+INNER = ["layer*.conv1"]
+
+
+@dataclass
+class Outcome:
+    """What one arm comes to; accuracies in percent."""
+
+    loaded: float = 0.0
+    before: float = 0.0  # at the end of the sparse phase
+    cut: float = 0.0  # the small model before any healing
+    end: float = 0.0
+    macs_left: float = 1.0
+    macs: int = 0
+    parameters: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)  # the median epoch of a phase, its evaluation included
+    epochs: list[float] = field(default_factory=list)  # accuracy after each
+
+
+def main() -> None:
+    options = arguments()
+    if options.table:
+        print("\n".join(table(read(options.out))))
+    elif options.latency:
+        latency(options.out)
+    else:
+        torch.set_num_threads(options.threads)
+        budgets = [float(Fraction(1) / Fraction(m[2:]) if m.startswith("1/") else Fraction(m)) for m in options.macs]
+        for seed, arm in product(options.seeds, options.arms):
+            for budget in budgets if arm != "dense" else [None]:
+                run(options, arm, seed, budget)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("results.jsonl"), help="a line for each model; none twice")
+    parser.add_argument("--work", type=Path, help="folder of runs and ONNX files; beside --out where left out")
+    parser.add_argument("--table", action="store_true")
+    parser.add_argument("--latency", action="store_true")
+    parser.add_argument("--depth", type=int, default=20)
+    parser.add_argument("--checkpoint", default="checkpoints/resnet20-cifar10.th")
+    parser.add_argument("--train", default="data/cifar10/train.parquet")
+    parser.add_argument("--test", default="data/cifar10/test.parquet")
+    parser.add_argument("--valid", type=int, default=0, metavar="N", help="judge on N training images held out")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--macs", nargs="+", default=["1/2.11", "1/2.55"], help="that may remain")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--sparse", default="5ep")
+    parser.add_argument("--heal", default="10ep")
+    parser.add_argument("--sparse-lr", type=float, default=0.01)
+    parser.add_argument("--sparse-schedule", default="constant")
+    parser.add_argument("--heal-lr", type=float, default=0.05)
+    parser.add_argument("--heal-schedule", default="one-cycle")
+    parser.add_argument("--reg", type=float, default=5e-4, help="of the peer")
+    parser.add_argument("--peer-sparse-decay", type=float, default=0.0, help="its weight decay in the sparse phase")
+    parser.add_argument("--round-to", default="1", help="our widths; the peer rounds to nothing")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="of all arms' recipe")
+    parser.add_argument("--ours", nargs="+", default=[], metavar="KEY=VALUE", help="of our arms' recipe")
+    parser.add_argument("--amp", choices=["off", "bf16", "auto"], default="off")
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    options.work = options.work or options.out.with_suffix("")
+    for name in ("sparse", "heal"):  # "5" is five epochs
+        value = getattr(options, name)
+        setattr(options, name, f"{value}ep" if value.isdecimal() else value)
+    return options
+
+
+def run(options: argparse.Namespace, arm: str, seed: int, budget: float | None) -> None:
+    """One model, unless the results hold it already: trained, judged, written as ONNX."""
+    identity = {"kind": "run", "depth": options.depth, "arm": arm, "seed": seed, "budget": budget}
+    identity["settings"] = settings(options, arm)
+    found = [line for line in read(options.out) if all(line.get(key) == value for key, value in identity.items())]
+    name = f"resnet{options.depth}-{arm}{f'-{budget:.4f}' if budget else ''}-seed{seed}"
+    if found:
+        print(f"{name}: {found[0]['end']:.2f} % already in {options.out}", flush=True)
+        return
+    recipe = recipe_of(options, arm, seed, budget)
+    digest = hashlib.sha256(json.dumps(identity["settings"]).encode()).hexdigest()[:6]
+    folder = options.work / f"{name}-{digest}"
+    outcome, small = ours(recipe, folder) if arm in ("inner", "all") else others(options, recipe, budget)
+    onnx = folder.with_name(f"{folder.name}.onnx")
+    onnx.parent.mkdir(parents=True, exist_ok=True)
+    export_onnx(small.cpu(), (torch.zeros(2, 3, 32, 32),), onnx)
+    line = {**identity, **vars(outcome), "onnx": str(onnx)}
+    with options.out.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+    print(f"{name}: {outcome.cut:.2f} % at the cut, {outcome.end:.2f} % at the end", flush=True)
+
+
+def settings(options: argparse.Namespace, arm: str) -> dict[str, Any]:
+    """What a result depends on beside its arm, depth, seed and budget."""
+    names = ["sparse", "heal", "valid", "amp", "set", "heal_lr", "heal_schedule"]
+    names += ["round_to", "ours"] if arm in ("inner", "all") else ["sparse_lr", "sparse_schedule"]
+    names += ["reg", "peer_sparse_decay"] if arm == "peer" else []
+    return {name: getattr(options, name) for name in names}
+
+
+def recipe_of(options: argparse.Namespace, arm: str, seed: int, budget: float | None) -> Recipe:
+    overrides = [
+        f"model.arguments.depth={options.depth}", f"model.checkpoint={options.checkpoint}",
+        f"data.train={options.train}", f"data.test={options.test}", f"data.hold_out={options.valid}",
+        f"run.seed={seed}", f"run.threads={options.threads}", f"budget.macs={budget or 0.5}",
+        f"budget.round_to={options.round_to}", f"schedule.sparse={options.sparse}", f"schedule.heal={options.heal}",
+        f"train.lr={options.heal_lr}", f"train.lr_schedule={options.heal_schedule}", "train.warmup=0it",
+        f"train.amp={options.amp}", *options.set,
+    ]  # fmt: skip
+    recipe = load_recipe(RECIPE, [*overrides, *(options.ours if arm in ("inner", "all") else [])])
+    if arm == "inner":
+        recipe = recipe.model_copy(update={"prune": [PruneSection(kind="filters", include=INNER)]})
+    return recipe
+
+
+class Watch(Show):
+    """Quiet, but for a line an epoch; keeps the checkpoint of the last sparse epoch, which training writes over."""
+
+    def __init__(self, directory: RunDirectory, num_sparse: int, kept: Path) -> None:
+        super().__init__(quiet=True)
+        self.directory, self.num_sparse, self.kept = directory, num_sparse, kept
+
+    def say(self, line: str = "", style: str = "") -> None:
+        print(line, flush=True)
+        if len(past(self.directory)) == self.num_sparse and self.directory.checkpoint.is_file():
+            shutil.copyfile(self.directory.checkpoint, self.kept)
+
+
+def ours(recipe: Recipe, folder: Path) -> tuple[Outcome, nn.Module]:
+    """The recipe's run, taken up where one was broken off; at the cut, as at the end, the repacked model is judged."""
+    directory, kept = RunDirectory(folder), folder / "cut.pt"
+    data = build_data(recipe)
+    spans = Schedule.of(recipe, len(data.train))
+    watch = Watch(directory, sum(epoch.phase == "sparse" for epoch in spans.epochs), kept)
+    outcome = Outcome(loaded=accuracy(build_model(recipe.model)[0], recipe, data))
+    train(recipe, directory, watch, resume=kept.is_file() or len(past(directory)) < watch.num_sparse)
+    history = past(directory)
+    outcome.epochs = [record["valid" if data.valid else "test"]["accuracy"] for record in history]
+    outcome.before = outcome.epochs[watch.num_sparse - 1]
+    outcome.seconds = {p: median(r["seconds"] for r in history if r["phase"] == p) for p in ("sparse", "heal")}
+    cut, _ = repacked(recipe, data, load_checkpoint(kept)["model"], kept)
+    outcome.cut = accuracy(cut, recipe, data)
+    small, dense = repacked(recipe, data, load_checkpoint(directory.masked), directory.masked)
+    outcome.end = accuracy(small, recipe, data)
+    if count(cut) != count(small):
+        raise RuntimeError(f"{count(cut):,} parameters at the cut, {count(small):,} at the end: zeros came or went")
+    return measured(outcome, small, dense), small
+
+
+def past(directory: RunDirectory) -> list[dict[str, Any]]:
+    """The epochs that a run has behind it."""
+    return json.loads(directory.history.read_text()) if directory.history.is_file() else []
+
+
+def repacked(recipe: Recipe, data: Data, weights: dict[str, Any], source: Path) -> tuple[nn.Module, float]:
+    """The small model of the masked ``weights``, proven equal on the example, and the MACs of the dense one."""
+    model, _ = build_model(recipe.model)
+    load_weights(model, weights, source)
+    program = trace(model.eval(), tuple(each.cpu() for each in inputs_of(data.example)))
+    axes = select(find_axes(program), recipe.prune)
+    return repack_model(model, program, axes), Cost(program, []).macs()
+
+
+def others(options: argparse.Namespace, recipe: Recipe, budget: float | None) -> tuple[Outcome, nn.Module]:
+    """The peer to ``budget``, or the dense control where it is None."""
+    torch.manual_seed(recipe.run.seed)
+    data = build_data(recipe)
+    model, _ = build_model(recipe.model)
+    outcome = Outcome(loaded=accuracy(model, recipe, data))
+    sparse = recipe.train.model_copy(update={"lr": options.sparse_lr, "lr_schedule": options.sparse_schedule})
+    dense = macs_of(model)
+    if budget is None:
+        phase(model, recipe, data, "sparse", sparse, outcome)
+        outcome.before = outcome.cut = accuracy(model, recipe, data)
+    else:
+        pruner = peer_pruner(model.to(device_of(recipe.run)), options.reg, inputs_of(data.example)[0])
+        sparse = sparse.model_copy(update={"weight_decay": options.peer_sparse_decay})
+        phase(model, recipe, data, "sparse", sparse, outcome, lambda: pruner.regularize(model))
+        outcome.before = accuracy(model, recipe, data)
+        model.eval()
+        while macs_of(model) > budget * dense and pruner.current_step < pruner.iterative_steps:
+            pruner.step()
+        model.zero_grad(set_to_none=True)  # gradients have the old shapes
+        outcome.cut = accuracy(model, recipe, data)
+    phase(model, recipe, data, "heal", recipe.train, outcome)
+    outcome.end = accuracy(model, recipe, data)
+    return measured(outcome, model, dense), model
+
+
+def peer_pruner(model: nn.Module, reg: float, example: Tensor) -> Any:
+    """Torch-Pruning's group_sl, kept away from what is added to the shortcut; see the head of this file."""
+    import torch_pruning
+
+    added = [model.get_submodule(name) for name, _ in model.named_modules() if name.endswith(".conv2")]
+    return torch_pruning.pruner.GroupNormPruner(
+        model,
+        example[:1],
+        importance=torch_pruning.importance.GroupMagnitudeImportance(p=2, normalizer="max"),
+        reg=reg,
+        global_pruning=True,
+        iterative_steps=400,
+        pruning_ratio=1.0,
+        ignored_layers=[model.get_submodule("conv1"), *added, model.get_submodule("linear")],
+    )
+
+
+def phase(
+    model: nn.Module,
+    recipe: Recipe,
+    data: Data,
+    name: str,
+    section: TrainSection,
+    outcome: Outcome,
+    regularize: Callable[[], Any] = lambda: None,
+) -> None:
+    """Ordinary training through one phase, with a learning-rate schedule of its own; ``regularize`` adds gradients."""
+    device = device_of(recipe.run)
+    model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = build_optimizer(model, section)
+    schedule = Schedule.of(recipe, len(data.train))
+    precise = section.amp == "off" or (section.amp == "auto" and device.type == "cpu")
+    epochs = [epoch for epoch in schedule.epochs if epoch.phase == name]
+    seconds, step = [], 0
+    for epoch in epochs:
+        started = time.perf_counter()
+        model.train()
+        total = torch.zeros((), device=device)
+        for _, (inputs, targets) in zip(range(epoch.num_steps), data.train.epoch(epoch.number), strict=False):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(section, step, schedule.steps[name], schedule.epoch_steps)
+            optimizer.zero_grad(set_to_none=True)
+            (images,) = inputs_of(inputs)
+            with torch.autocast(device.type, torch.bfloat16, enabled=not precise):
+                outputs = model(images.contiguous(memory_format=torch.channels_last))
+                loss = data.task.loss(outputs, targets, section.label_smoothing)
+            loss.backward()
+            regularize()
+            optimizer.step()
+            total += loss.detach()
+            step += 1
+        outcome.epochs.append(accuracy(model, recipe, data))
+        seconds.append(time.perf_counter() - started)
+        loss_mean = float(total) / epoch.num_steps
+        print(f"{epoch.label}: loss {loss_mean:.4f}, {outcome.epochs[-1]:.2f} %, {seconds[-1]:.1f} s", flush=True)
+    outcome.seconds[name] = median(seconds)
+
+
+def inputs_of(inputs: Inputs) -> tuple[Tensor, ...]:
+    assert isinstance(inputs, tuple)
+    return inputs
+
+
+def accuracy(model: nn.Module, recipe: Recipe, data: Data) -> float:
+    """Percent, on the held-out images where there are any, else on the test data."""
+    return evaluate(model.to(device_of(recipe.run)), data.valid or data.test, data.task)["accuracy"]
+
+
+def macs_of(model: nn.Module) -> float:
+    """Multiply-adds of convolutions and linear layers for one picture, by hooks: faster than a trace a step."""
+    found: list[float] = []
+
+    def note(module: Any, _: Any, output: Tensor) -> None:
+        found.append(output[0].numel() * module.weight[0].numel())
+
+    layers = [module for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    hooks = [layer.register_forward_hook(note) for layer in layers]
+    device = next(model.parameters()).device
+    with torch.no_grad():
+        model.eval()(torch.zeros(1, 3, 32, 32, device=device))
+    for hook in hooks:
+        hook.remove()
+    return sum(found)
+
+
+def measured(outcome: Outcome, small: nn.Module, dense: float) -> Outcome:
+    """The sizes, counted as sslprune counts them for every arm."""
+    small.cpu().eval()
+    macs = Cost(trace(small, (torch.zeros(2, 3, 32, 32),)), []).macs()
+    outcome.macs, outcome.macs_left, outcome.parameters = round(macs), macs / dense, count(small)
+    return outcome
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+
+
+def latency(out: Path) -> None:
+    """Time the ONNX files of each depth in turns, one thread, batches of 1 and 128; the latest timing counts."""
+    runs = [line for line in read(out) if line["kind"] == "run"]
+    for depth in sorted({line["depth"] for line in runs}):
+        files = [Path(line["onnx"]) for line in runs if line["depth"] == depth]
+        found = bench_files(
+            files, devices=["cpu"], runtimes=["onnxruntime"], batch_sizes=(1, 128), threads=(1,), repetitions=100
+        )
+        with out.open("a", encoding="utf-8") as file:
+            for path, timed in zip(files, found.comparison.models, strict=True):
+                ms = {str(t.batch_size): t.median_ms for t in timed.latency if not isinstance(t, Absent)}
+                file.write(json.dumps({"kind": "latency", "onnx": str(path), "ms": ms}) + "\n")
+
+
+def table(lines: list[dict[str, Any]]) -> Iterator[str]:
+    """Markdown: a row for each arm, budget and set of settings; mean ± sample standard deviation over the seeds."""
+    ms = {line["onnx"]: line["ms"] for line in lines if line["kind"] == "latency"}
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for line in lines:
+        if line["kind"] == "run":
+            place = [line["depth"], -(line["budget"] or 1), ARMS.index(line["arm"]), line["settings"]]
+            rows.setdefault(json.dumps(place), []).append(line)
+    settings_seen: list[dict[str, Any]] = []
+    yield "| model | MACs | arm | at load | before the cut | at the cut | at the end | parameters | s an epoch, sparse | heal | ms, batch 1 | batch 128 | seeds | settings |"  # noqa: E501
+    yield "|" + " --- |" * 14
+    for key in sorted(rows, key=lambda k: json.loads(k)[:3]):
+        runs = rows[key]
+        first = runs[0]
+        if first["settings"] not in settings_seen:
+            settings_seen.append(first["settings"])
+        cells = [f"ResNet-{first['depth']}", f"{mean(r['macs_left'] for r in runs):.4f}", first["arm"]]
+        cells += [spread([r[name] for r in runs]) for name in ("loaded", "before", "cut", "end")]
+        cells += [f"{mean(r['parameters'] for r in runs):,.0f}"]
+        cells += [f"{mean(r['seconds'][p] for r in runs):.1f}" for p in ("sparse", "heal")]
+        for batch in ("1", "128"):
+            known = [ms[r["onnx"]][batch] for r in runs if r["onnx"] in ms]
+            cells.append(f"{mean(known):.3f}" if known else "-")
+        cells += [str(len(runs)), f"({1 + settings_seen.index(first['settings'])})"]
+        yield "| " + " | ".join(cells) + " |"
+    yield ""
+    for number, values in enumerate(settings_seen, 1):
+        yield f"({number}) " + ", ".join(f"{name} {value}" for name, value in values.items() if value not in ([], 0))
+
+
+def spread(values: list[float]) -> str:
+    return f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
+
+
+if __name__ == "__main__":
+    main()
