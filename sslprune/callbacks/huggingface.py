@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 from transformers.utils.generic import find_labels
 
-from sslprune.callbacks.steering import Steering, placed
+from sslprune.callbacks.steering import Steering
 from sslprune.errors import TrainingError
 from sslprune.graph.packed import Packed
 from sslprune.train.sparsity import Prune
@@ -105,7 +105,6 @@ class SparseCallback(TrainerCallback, ExportableState):
             given = kwargs if self.example is None else self.example
             left_out = {*find_labels(type(model)), *NOT_INPUTS}
             inputs = {name: value for name, value in given.items() if name not in left_out and value is not None}
-            inputs = placed(inputs, next(model.parameters()).device)
             sequence = self.sequence
             if sequence == "auto":
                 longest = getattr(model.config, "max_position_embeddings", None) if hasattr(model, "config") else None

@@ -8,7 +8,7 @@ from typing import Any
 from lightning.pytorch import Callback
 from torch import Tensor, nn
 
-from sslprune.callbacks.steering import Steering, placed
+from sslprune.callbacks.steering import Steering
 from sslprune.errors import RecipeError, TrainingError
 from sslprune.graph.packed import Packed
 from sslprune.train.sparsity import Prune
@@ -67,7 +67,7 @@ class LightningSparsity(Callback):
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if self.steering.sparsity is None:
-            args, kwargs = placed(self._inputs(batch), pl_module.device)
+            args, kwargs = self._inputs(batch)
             total = trainer.estimated_stepping_batches
             self.steering.begin(self._network(pl_module), args, kwargs, int(total), self.sequence)
 

@@ -11,8 +11,11 @@ from torch.utils import _pytree as pytree
 
 from sslprune.errors import RecipeError, TrainingError
 from sslprune.graph.packed import Packed
+from sslprune.inputs import num_rows
 from sslprune.train.budget import NUM_WARM_UP
 from sslprune.train.sparsity import Prune, Sparsity, settings_of
+
+NUM_ROWS = 4
 
 
 class Steering:
@@ -28,6 +31,7 @@ class Steering:
             raise RecipeError(f"sparse: give a share of the training's steps (0.5) or their number (300); got {sparse}")
         self.prune, self.sparse, self.settings = prune, sparse, dict(settings)
         self.sparsity: Sparsity | None = None
+        self.example: tuple[tuple[Any, ...], dict[str, Any]] = (), {}  # what the model was traced with
         self.pending: dict[str, Any] | None = None  # the state of a run that is resumed
         self.loss = 0.0  # since the last optimizer step
         self.saw_loss = False
@@ -35,19 +39,24 @@ class Steering:
     def begin(
         self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], total: int, sequence: int | None
     ) -> None:
-        """Trace ``model`` on its first inputs; the random numbers of the training stay as they are."""
+        """Trace ``model`` on its first inputs; the random numbers of the training stay as they are.
+
+        A resumed training takes the inputs of the first one: what a group costs may depend on their length.
+        """
         steps = self.sparse if isinstance(self.sparse, int) else max(1, int(self.sparse * total))
         if steps > total:
             raise RecipeError(
                 f"sparse: {steps} steps, but the training has {total}; give fewer, or a share such as 0.5"
             )
+        device = next(model.parameters()).device
+        self.example = placed(self.pending["example"] if self.pending else _first_rows((args, dict(kwargs))), device)
         devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
         with torch.random.fork_rng(devices=devices):
             self.sparsity = Sparsity(
-                model, args, kwargs, prune=self.prune, steps=steps, sequence=sequence, **self.settings
+                model, *self.example, prune=self.prune, steps=steps, sequence=sequence, **self.settings
             )
         if self.pending is not None:
-            self.sparsity.load_state_dict(self.pending)
+            self.sparsity.load_state_dict(self.pending["sparsity"])
             self.pending = None
 
     def saw(self, loss: float | Tensor, share: float = 1.0) -> None:
@@ -81,8 +90,20 @@ class Steering:
         return self.sparsity
 
     def state_dict(self) -> dict[str, Any]:
-        """Empty before the first batch."""
-        return self.sparsity.state_dict() if self.sparsity is not None else self.pending or {}
+        """What a checkpoint holds: tensors and plain values; empty before the first batch."""
+        if self.sparsity is None:
+            return self.pending or {}
+        return {"sparsity": self.sparsity.state_dict(), "example": placed(self.example, torch.device("cpu"))}
+
+
+def _first_rows(inputs: Any) -> Any:
+    """The first few samples of a batch, which are enough to trace with, and to keep."""
+    rows = num_rows(inputs)
+
+    def cut(leaf: Any) -> Any:
+        return leaf[:NUM_ROWS] if isinstance(leaf, Tensor) and leaf.dim() and leaf.shape[0] == rows else leaf
+
+    return pytree.tree_map(cut, inputs)
 
 
 def placed(inputs: Any, device: torch.device) -> Any:
