@@ -60,7 +60,8 @@ def test_the_subgradient_is_that_of_the_penalty():
         0.1 * zero[alive].sqrt() @ torch.tensor([1.0, 0.0, 3.0]) + 0.1 * two.sqrt() @ torch.tensor([1.0, 0.5, 2.0])
     ).backward()
     for name, parameter in model.named_parameters():
-        pull = torch.zeros_like(parameter) if p[name].grad is None else p[name].grad
+        grad = p[name].grad
+        pull = torch.zeros_like(parameter) if grad is None else grad
         assert parameter.grad is not None
         torch.testing.assert_close(parameter.grad, before.get(name, 0) + pull)
     with pytest.raises(ValueError, match="for method"):
