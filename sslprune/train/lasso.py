@@ -53,9 +53,9 @@ class GroupLasso:
     ``self.axes`` are those that it acts on, and what it returns per axis follows them.
 
     With method "subgradient" call ``add_gradient()`` after ``backward`` too, and ``zero_below(threshold)`` when the
-    sparse phase is over. What is in the gradient runs through the optimizer: under a momentum of 0.9 the same λ pulls ten
-    times as hard as by the proximal step, which follows it. ``floors``: how many groups of each axis stay however strong
-    λ is; by default one, and none of a whole branch.
+    sparse phase is over. What is in the gradient runs through the optimizer: under a momentum of 0.9 the same λ pulls
+    ten times as hard as by the proximal step, which follows it. ``floors``: how many groups of each axis stay however
+    strong λ is; by default one, and none of a whole branch.
     """
 
     def __init__(
