@@ -21,16 +21,21 @@ from sslprune.carry import carrying, with_state
 from sslprune.data import Data, build_data
 from sslprune.errors import TrainingError
 from sslprune.files import write_atomic, write_json
+from sslprune.grain import grain
+from sslprune.graph.cost import Cost
 from sslprune.graph.find import find_axes
 from sslprune.graph.trace import trace
 from sslprune.inputs import Inputs, arguments, call, each
 from sslprune.models import build_model, device_of, load_checkpoint
 from sslprune.recipe import Recipe, parse_recipe
+from sslprune.train.budget import BudgetController
 from sslprune.train.evaluate import evaluate
+from sslprune.train.lasso import GroupLasso
 from sslprune.train.optimizer import build_optimizer, learning_rate
 from sslprune.train.recalibrate import recalibrate
 from sslprune.train.select import select_with_sections
-from sslprune.train.sparsity import Controller, controller_of
+from sslprune.train.sparsity import Controller
+from sslprune.train.strength import StrengthController
 
 CHECK_EVERY = 20  # steps between looks at the loss: on a GPU each look waits for the device
 
@@ -156,8 +161,27 @@ class Trainer:
             program = trace(self.model, with_state(self.model, args), kwargs, sequence=self.data.sequence)
             axes = find_axes(program)
         chosen = select_with_sections(axes, self.recipe.prune)
-        recipe, num_steps = self.recipe, self.schedule.steps["sparse"]
-        return controller_of(self.model, program, chosen, recipe.budget, recipe.lasso, num_steps)
+        pruned = [axis for axis, _ in chosen]
+        if not self.recipe.budget.given:
+            return StrengthController(
+                GroupLasso(self.model, pruned, method=self.recipe.lasso.method),
+                Cost(program, pruned),
+                self.recipe.lasso,
+                self.schedule.steps["sparse"],
+                floors=[section.min_groups for _, section in chosen],
+                strengths=[section.strength for _, section in chosen],
+            )
+        round_to = self.recipe.budget.round_to
+        return BudgetController(
+            GroupLasso(self.model, pruned, method=self.recipe.lasso.method),
+            Cost(program, pruned),
+            self.recipe.budget,
+            self.recipe.lasso,
+            self.schedule.steps["sparse"],
+            round_to=grain() if round_to == "auto" else round_to,
+            floors=[section.min_groups for _, section in chosen],
+            strengths=[section.strength for _, section in chosen],
+        )
 
     def _enter(self, phase: str) -> None:
         """What happens once, when the dense model is done: it is written, and from then on it may teach."""

@@ -1,4 +1,4 @@
-"""A model and what steers it: for the training loop here, for a person's own, and for the callbacks."""
+"""A model and what steers it, for a person's own training loop and for the callbacks."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Controller(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
-def controller_of(
+def _controller(
     model: nn.Module,
     program: Program,
     chosen: Sequence[tuple[Axis, PruneSection]],
@@ -50,7 +50,6 @@ def controller_of(
     section: LassoSection,
     num_steps: int,
 ) -> Controller:
-    """What steers ``model`` through ``num_steps`` optimizer steps: to the budget, or at the strength that is given."""
     axes = [axis for axis, _ in chosen]
     lasso, cost = GroupLasso(model, axes, method=section.method), Cost(program, axes)
     floors, strengths = [s.min_groups for _, s in chosen], [s.strength for _, s in chosen]
@@ -106,7 +105,7 @@ class Sparsity:
         self.program = trace(model, args, dict(kwargs or {}), sequence=sequence)
         chosen = select_with_sections(find_axes(self.program), found.prune)
         self.axes = [axis for axis, _ in chosen]
-        self.controller = controller_of(model, self.program, chosen, found.budget, found.lasso, steps)
+        self.controller = _controller(model, self.program, chosen, found.budget, found.lasso, steps)
 
     @property
     def fraction(self) -> float:
