@@ -15,6 +15,7 @@ from sslprune.recipe.schema import (
     RunSection,
     Span,
     Sparsifying,
+    TeacherSection,
     TrainSection,
 )
 
@@ -32,6 +33,7 @@ __all__ = [
     "RunSection",
     "Span",
     "Sparsifying",
+    "TeacherSection",
     "TrainSection",
     "load_recipe",
     "parse_recipe",
