@@ -20,6 +20,9 @@ _PLACES = {
     "Axis": "axes",
     "Member": "axes",
     "GroupLasso": "train.lasso",
+    "Shrinker": "train.shrink",
+    "shrink": "train.shrink",
+    "Sparsity": "train.sparsity",
     "export_onnx": "export",
     "load": "plan",
     "apply_plan": "plan",
@@ -32,6 +35,8 @@ __all__ = [
     "GroupLasso",
     "Member",
     "Program",
+    "Shrinker",
+    "Sparsity",
     "SslpruneError",
     "__version__",
     "apply_plan",
@@ -39,6 +44,7 @@ __all__ = [
     "find_axes",
     "load",
     "repack",
+    "shrink",
     "trace",
     "zero_groups",
 ]
@@ -54,6 +60,8 @@ if TYPE_CHECKING:
     from sslprune.graph.trace import trace
     from sslprune.plan import apply_plan, load
     from sslprune.train.lasso import GroupLasso
+    from sslprune.train.shrink import Shrinker, shrink
+    from sslprune.train.sparsity import Sparsity
 
 
 def __getattr__(name: str) -> Any:

@@ -26,7 +26,7 @@ from sslprune.graph.trace import trace
 from sslprune.inputs import Inputs, arguments, each, num_rows, other_lengths, with_length
 from sslprune.models import build_model, device_of, load_checkpoint, load_weights
 from sslprune.plan import write_plan
-from sslprune.recipe import BudgetSection, Recipe
+from sslprune.recipe import Recipe
 from sslprune.report import (
     MEASURE_WORDS,
     AxisChange,
@@ -106,33 +106,51 @@ def run(
 
 
 def train(recipe: Recipe, directory: RunDirectory, show: Show, *, resume: bool = False) -> None:
-    """Sparse training, then healing, into ``directory``; starts over unless ``resume``."""
+    """Sparse training, then healing, into ``directory``; starts over unless ``resume``.
+
+    The points of a sweep in their order, each from where the one before it ended, the last into ``directory`` itself.
+    """
     directory.claim(recipe)
-    if resume and directory.finished("train"):
-        show.stage("train", f"finished already: {directory.masked}")
-        return
     if not resume:
         directory.clear("train")
-    spans, device = recipe.schedule, device_of(recipe.run)
-    goal = f"{100 * recipe.budget.fraction:g} % of the {MEASURE_WORDS[recipe.budget.measure]}"
-    plan = f"{spans.dense} dense, {spans.sparse} sparse, {spans.heal} heal"
-    show.stage("train", f"{recipe.name} to {goal}: {plan}, on {device}")
     try:
-        train_model(recipe, directory, show)
+        previous = None
+        for point, place in directory.each_point(recipe):
+            place.claim(point)
+            if place.finished("train"):
+                show.stage("train", f"finished already: {place.masked}")
+            else:
+                show.stage("train", _plan(point, previous is None))
+                train_model(point, place, show, previous=previous, goal=min(recipe.budget.points, default=None))
+            previous = place
     except BaseException:
         directory.release()
         raise
 
 
+def _plan(recipe: Recipe, first: bool) -> str:
+    """What is about to be trained, in words."""
+    spans, device = recipe.schedule, device_of(recipe.run)
+    measure = MEASURE_WORDS[recipe.budget.measure]
+    given = recipe.budget.given
+    goal = f"to {100 * recipe.budget.fraction:g} % of the {measure}" if given else f"at λ = {recipe.lasso.strength:g}"
+    begin = f"{spans.dense} dense" if first else f"from {100 * recipe.budget.points[-2]:g} %"
+    return f"{recipe.name} {goal}: {begin}, {spans.sparse} sparse, {spans.heal} heal, on {device}"
+
+
 def repack(directory: RunDirectory, show: Show) -> RepackResult:
     """Remove what training made zero, prove that nothing changed on the test data, and write the smaller model.
 
-    Raises RepackError, and writes nothing, when masked and repacked model differ by more than 1e-4 (relative).
+    Of a sweep, the earlier points first, where they are not repacked yet. Raises RepackError, and writes nothing, when
+    masked and repacked model differ by more than 1e-4 (relative).
     """
     directory.require("train")
+    for point in directory.points:
+        if not point.finished("repack"):
+            repack(point, show)
     directory.clear("repack")
     recipe = directory.recipe()
-    show.stage("repack", "the zeros go, the function stays")
+    show.stage("repack", f"{recipe.name}: the zeros go, the function stays")
     if recipe.run.threads:
         torch.set_num_threads(recipe.run.threads)
     data, device = build_data(recipe, show), device_of(recipe.run)
@@ -154,7 +172,7 @@ def repack(directory: RunDirectory, show: Show) -> RepackResult:
         for name, model, cost in (("dense", dense, macs[0]), ("repacked", small, macs[1]))
     ]
     result = RepackResult(
-        budget=_reached(recipe.budget, sizes, fitted, removed),
+        budget=_reached(recipe, sizes, fitted, removed),
         dense=sizes[0],
         repacked=sizes[1],
         equivalence=equivalence,
@@ -173,13 +191,14 @@ def repack(directory: RunDirectory, show: Show) -> RepackResult:
     return result
 
 
-def _reached(
-    budget: BudgetSection, sizes: Sequence[Size], fitted: Fitted | None, removed: Sequence[np.ndarray]
-) -> Budget:
+def _reached(recipe: Recipe, sizes: Sequence[Size], fitted: Fitted | None, removed: Sequence[np.ndarray]) -> Budget:
     """What of the budget's measure remains; of latency what the table predicts, until the export measures it."""
+    budget = recipe.budget
     if fitted is None:
         dense, small = (getattr(size, budget.measure) for size in sizes)
-        return Budget(measure=budget.measure, fraction=budget.fraction, reached=small / dense)
+        fraction = budget.fraction if budget.given else None
+        strength = recipe.lasso.strength
+        return Budget(measure=budget.measure, fraction=fraction, strength=strength, reached=small / dense)
     reached = fitted.cost.latency([~gone for gone in removed]) / fitted.cost.latency()
     return Budget(
         measure="latency",

@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 import sslprune
-from sslprune.bench.layers import BUILDERS, Layer, LayerTable, stair, time_layers
+from sslprune.bench.layers import BUILDERS, LayerTable, stair, time_layers
 from sslprune.errors import RecipeError
 from sslprune.graph.cost import Cost
+from sslprune.graph.latency import Layer
 from sslprune.recipe import parse_recipe
 from sslprune.report import Budget, budget_text
 from sslprune.train.latency import latency_cost

@@ -13,7 +13,6 @@ import functools
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,29 +25,13 @@ from sslprune.errors import SslpruneError
 from sslprune.export import session_options
 from sslprune.files import write_json
 from sslprune.grain import cache_folder, grain, processor
+from sslprune.graph.latency import Layer
 
 FINEST = 4  # channels: below the step, and off it, layers still differ from one multiple of this to the next
 LEAST_ROUNDS, MOST_ROUNDS, NUM_WARM_UP = 15, 40, 3
 ENOUGH = 0.5  # seconds that layers which are timed in turns are watched
 MOST_LAYERS, MOST_BYTES = 12, 1 << 28  # timed in turns
 COPIES, SMALL = 8, 1 << 19  # of a layer in one model, as long as their weights are no more bytes than these
-
-
-@dataclass(frozen=True)
-class Layer:
-    """What ONNX Runtime is asked to run, with one sample or a few.
-
-    ``kind``: a key of ``BUILDERS``. ``widths``: the sizes that pruning changes, rounded to this machine's stairs before
-    they are timed; ``settings``: all else that the time depends on, each a tuple of numbers.
-    """
-
-    kind: str
-    widths: tuple[int, ...]
-    settings: tuple[tuple[int, ...], ...]
-
-    def __str__(self) -> str:
-        parts = [self.widths, *self.settings]
-        return f"{self.kind} " + " ".join("x".join(map(str, part)) or "-" for part in parts)
 
 
 REFERENCE = Layer("Conv", (1, 64, 64), ((1,), (16, 16), (3, 3), (1, 1), (1, 1), (1, 1)))

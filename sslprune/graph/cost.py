@@ -9,12 +9,11 @@ import numpy as np
 from torch import fx, nn
 
 from sslprune.axes import Axis
-from sslprune.bench.layers import Layer, LayerTable
 from sslprune.graph.atoms import Dim
 from sslprune.graph.columns import columns_gone
 from sslprune.graph.find import branches_by_axis, too_many
 from sslprune.graph.inference import infer
-from sslprune.graph.latency import Asked, layers_of
+from sslprune.graph.latency import Asked, Layer, Table, layers_of
 from sslprune.graph.program import Program
 from sslprune.graph.rewrite import even_kernel
 
@@ -44,9 +43,7 @@ class Cost:
     x the sum over the table's layers.
     """
 
-    def __init__(
-        self, program: Program, axes: Sequence[Axis], layers: LayerTable | None = None, batch: int = 1
-    ) -> None:
+    def __init__(self, program: Program, axes: Sequence[Axis], layers: Table | None = None, batch: int = 1) -> None:
         g = infer(program)
         self.axes = self._axes = list(axes)
         self._dims: list[tuple[np.ndarray, np.ndarray]] = []  # each distinct dimension: (rows of slots, shape (n, k))
@@ -214,7 +211,7 @@ class Cost:
         return {i: now - then for i, then in zip(blocks, without, strict=True)}
 
     @property
-    def _table(self) -> LayerTable:
+    def _table(self) -> Table:
         if self.layers is None:
             raise ValueError("latency needs a table of layers")
         return self.layers

@@ -6,19 +6,42 @@ layer: it is no layer here, and comes in when the sum over layers is fitted to m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
 from types import SimpleNamespace
+from typing import Protocol
 
 from torch import fx
 
-from sslprune.bench.layers import Layer
 from sslprune.graph.atoms import Dim
 from sslprune.graph.inference import Inference, arguments
 from sslprune.graph.program import operator_name
 
 Sizes = list[list[int]]  # the kept sizes of each operand
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What ONNX Runtime is asked to run, with one sample or a few.
+
+    ``kind``: a key of ``sslprune.bench.layers.BUILDERS``. ``widths``: the sizes that pruning changes, rounded to this
+    machine's stairs before they are timed; ``settings``: all else that the time depends on, each a tuple of numbers.
+    """
+
+    kind: str
+    widths: tuple[int, ...]
+    settings: tuple[tuple[int, ...], ...]
+
+    def __str__(self) -> str:
+        parts = [self.widths, *self.settings]
+        return f"{self.kind} " + " ".join("x".join(map(str, part)) or "-" for part in parts)
+
+
+class Table(Protocol):
+    """How long layers take; ``sslprune.bench.layers.LayerTable`` is one."""
+
+    def microseconds(self, layers: Iterable[Layer]) -> list[float]: ...
 
 
 @dataclass(frozen=True)

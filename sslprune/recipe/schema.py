@@ -8,51 +8,25 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
+from sslprune.recipe.fields import (
+    MEASURES,
+    Count,
+    Duration,
+    Falling,
+    Fraction,
+    Interval,
+    Measure,
+    NotNegative,
+    Positive,
+    Section,
+    Share,
+    Span,
+)
 from sslprune.recipe.writing import is_section, write_toml
-
-Fraction = Annotated[float, Field(gt=0, lt=1)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
-
-
-@dataclass(frozen=True)
-class Span:
-    """A length of training: ``count`` epochs ("ep") or optimizer steps ("it")."""
-
-    count: int
-    unit: str
-
-    @classmethod
-    def parse(cls, value: object) -> Span:
-        if isinstance(value, Span):
-            return value
-        match = re.fullmatch(r"(\d+)\s*(ep|it)", value) if isinstance(value, str) else None
-        if match is None:
-            raise ValueError('write epochs as "5ep" or steps as "200it"')
-        return cls(int(match[1]), match[2])
-
-    def steps(self, epoch_steps: int) -> int:
-        """The number of optimizer steps when one epoch takes ``epoch_steps`` of them."""
-        return self.count * (epoch_steps if self.unit == "ep" else 1)
-
-    def __str__(self) -> str:
-        return f"{self.count}{self.unit}"
-
-
-Duration = Annotated[Span, BeforeValidator(Span.parse), PlainSerializer(str)]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, arbitrary_types_allowed=True, allow_inf_nan=False
-    )
 
 
 class RunSection(Section):
@@ -128,37 +102,43 @@ class PruneSection(Section):
     allow_inexact: bool = False
 
 
-Measure = Literal["macs", "parameters", "latency"]
-MEASURES: tuple[Measure, ...] = ("macs", "parameters", "latency")
-
-
 class BudgetSection(Section):
-    macs: Fraction | None = None
-    parameters: Fraction | None = None
-    latency: Fraction | None = None  # in ONNX Runtime on this machine: bench.batch_sizes' first (or 1), one thread
+    macs: Falling | None = None  # of the dense model; a list is a sweep: each point goes on from the one before it
+    parameters: Falling | None = None
+    latency: Falling | None = None  # in ONNX Runtime on this machine: bench.batch_sizes' first (or 1), one thread
     round_to: Literal["auto"] | Count = "auto"  # widths stay multiples of this; auto: what is fast on this machine
 
     @model_validator(mode="after")
     def _one_measure(self) -> BudgetSection:
-        if sum(getattr(self, measure) is not None for measure in MEASURES) != 1:
+        if sum(getattr(self, measure) is not None for measure in MEASURES) > 1:
             raise ValueError("give exactly one of macs, parameters and latency")
         return self
 
     @property
+    def given(self) -> bool:
+        """Whether there is a budget; without one, ``lasso.strength`` decides how much goes."""
+        return bool(self.points)
+
+    @property
     def measure(self) -> Measure:
-        return next(measure for measure in MEASURES if getattr(self, measure) is not None)
+        return next((measure for measure in MEASURES if getattr(self, measure) is not None), "macs")
+
+    @property
+    def points(self) -> tuple[float, ...]:
+        """The fractions of a sweep, largest first; one where it is none, and none without a budget."""
+        return getattr(self, self.measure) or ()
 
     @property
     def fraction(self) -> float:
-        fraction: float | None = getattr(self, self.measure)
-        assert fraction is not None
-        return fraction
+        """What may remain at the end."""
+        return self.points[-1]
 
 
 class ScheduleSection(Section):
     dense: Duration = Span(0, "ep")  # ordinary training first, with a learning-rate schedule of its own
     sparse: Duration
     heal: Duration
+    shrink: Interval | None = None  # how often zero groups leave the model that trains; left out: only at the end
 
 
 class TrainSection(Section):
@@ -178,6 +158,10 @@ class TrainSection(Section):
     )
     # a schedule of its own; or the last of the dense phase's (Renda et al. 2020, "learning rate rewinding")
     sparse_lr: Positive | None = None  # the peak of the sparse phase where healing has a schedule of its own; lr
+    recalibrate: Duration = Span(
+        0, "it"
+    )  # batches that batch norms' statistics are taken anew from: a teacher's before
+    # it teaches, as a checkpoint's may come from other pictures, and the masked model's when all is done
     loss_factor: Positive = 1.0  # of the loss before its gradient; 35 where a paper sums over 35 steps, as lr then does
     amp: Literal["auto", "bf16", "off"] = "auto"  # bfloat16 in products; auto: on a CUDA device that has it
 
@@ -197,15 +181,46 @@ class TrainSection(Section):
 
 
 class LassoSection(Section):
+    """How the penalty Σ λ_g ‖w_g‖ acts, and how strongly: found for a budget, or ``strength`` as papers give it."""
+
+    method: Literal["proximal", "subgradient"] = "proximal"  # see sslprune.train.lasso
+    strength: Positive | None = None  # λ, in place of a budget: what it takes to zero goes, wherever the cost then ends
+    weights: Literal["sqrt-size", "equal"] = "sqrt-size"  # λ_g = strength x √(numbers in g), or x 1 as SSL and ISS have
+    threshold: Positive = 1e-4  # subgradient: at the end, groups whose root mean square is below it are set to zero
     ratio: NotNegative = 0.2  # the penalty's share of the loss when sparse training begins (PruneTrain: 0.2 to 0.25)
     decay: Count = 120  # steps that a chosen group takes to reach zero
     interval: Count = 20  # steps between choices
     floor: Annotated[float, Field(ge=0, lt=1)] = 0.1  # the share of each axis that always stays
 
 
+class TeacherSection(Section):
+    """``[distill.teacher]``: a model as in ``[model]``, or the dense model of a finished run."""
+
+    run: str | None = None  # its directory; ``teacher = "runs/big"`` is short for it
+    factory: str | None = None
+    arguments: dict[str, Any] = {}
+    checkpoint: str | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> TeacherSection:
+        if (self.run is None) == (self.factory is None):
+            raise ValueError("give either a run directory or a factory")
+        if self.run is not None and (self.arguments or self.checkpoint is not None):
+            raise ValueError("a run has its own arguments and checkpoint; give them with a factory")
+        return self
+
+
 class DistillSection(Section):
     temperature: Positive = 4.0
     weight: Share = 0.5
+    teacher: Annotated[TeacherSection | None, BeforeValidator(lambda v: {"run": v} if isinstance(v, str) else v)] = (
+        None  # the run's own dense model
+    )
+
+
+def _as_table(budget: object) -> object:
+    """``budget = [0.5, 0.3]`` is short for macs."""
+    return {"macs": budget} if isinstance(budget, int | float | list) else budget
 
 
 NOT_READ_BY_TRAINING = ("name", "bench", "gates", "gate", "control", "export")
@@ -222,16 +237,11 @@ class ExportSection(Section):
 
 
 class BenchSection(Section):
-    batch_sizes: list[Count] = []  # empty: 1 and the recipe's batch
+    batch_sizes: list[Count] = []  # empty: 1 and the recipe's batch; the first is that of a budget in latency
     lengths: list[Annotated[int, Field(ge=2)]] = []  # of sequences, where the model takes any; empty: a test batch's
     repetitions: int = Field(default=30, ge=30)
     threads: list[Annotated[int, Field(ge=0)]] = [1, 0]  # 0: all
     runtimes: list[Literal["onnxruntime", "tensorrt", "torch", "torch.compile"]] = ["onnxruntime"]
-
-    @property
-    def batch_size(self) -> int:
-        """The batch that a budget in latency is about."""
-        return self.batch_sizes[0] if self.batch_sizes else 1
 
 
 class GatesSection(Section):
@@ -274,6 +284,21 @@ class ControlSection(Section):
         return self
 
 
+class Sparsifying(Section):
+    """The sections of a recipe that say what goes and how, for who trains in a loop of their own."""
+
+    prune: list[PruneSection] = Field(min_length=1)
+    budget: BudgetSection = BudgetSection()
+    lasso: LassoSection = LassoSection()
+
+    @model_validator(mode="after")
+    def _one_strength(self) -> Sparsifying:
+        check_strength(self.budget, self.lasso)
+        if len(self.budget.points) > 1:
+            raise ValueError(f"budget.{self.budget.measure}: a sweep is for a recipe; give one fraction here")
+        return self
+
+
 class Recipe(Section):
     """One run. ``name`` is the stem of the recipe's file unless the file says otherwise."""
 
@@ -282,7 +307,7 @@ class Recipe(Section):
     model: ModelSection
     data: DataSection
     prune: list[PruneSection] = Field(min_length=1)
-    budget: BudgetSection
+    budget: Annotated[BudgetSection, BeforeValidator(_as_table)] = BudgetSection()
     schedule: ScheduleSection
     train: TrainSection = TrainSection()
     lasso: LassoSection = LassoSection()
@@ -292,6 +317,11 @@ class Recipe(Section):
     gates: GatesSection = GatesSection()
     gate: list[GateSection] = []
     control: list[ControlSection] = []
+
+    @model_validator(mode="after")
+    def _one_strength(self) -> Recipe:
+        check_strength(self.budget, self.lasso)
+        return self
 
     @model_validator(mode="after")
     def _rewound(self) -> Recipe:
@@ -318,6 +348,12 @@ class Recipe(Section):
                 )
         return self
 
+    def points(self) -> list[Recipe]:
+        """The recipe of each point of a sweep: the sweep as far as that point; the last is this recipe."""
+        fractions, budget = self.budget.points, self.budget
+        earlier = [budget.model_copy(update={budget.measure: fractions[: i + 1]}) for i in range(len(fractions) - 1)]
+        return [self.model_copy(update={"name": f"{self.name}-{b.fraction}", "budget": b}) for b in earlier] + [self]
+
     def values(self) -> dict[str, Any]:
         """Plain values of every field that has one, defaults included."""
         return self.model_dump(mode="json", exclude_none=True)
@@ -331,6 +367,26 @@ class Recipe(Section):
     def to_toml(self) -> str:
         """The recipe as TOML text that ``load_recipe`` reads back to an equal recipe."""
         return write_toml(self.values())
+
+
+def check_strength(budget: BudgetSection, lasso: LassoSection) -> None:
+    """ValueError unless either the budget decides how much goes, or a strength does, with the fields that it reads."""
+    if budget.given and lasso.strength is not None:
+        raise ValueError(
+            f"budget.{budget.measure} and lasso.strength: the one finds λ, the other gives it; leave one of them out"
+        )
+    if not budget.given and lasso.strength is None:
+        raise ValueError(
+            "nothing says how much may go: give budget.macs or budget.parameters, the fraction that may remain"
+            " (0.5), or the penalty's λ as lasso.strength (1e-4)"
+        )
+    for_budget, for_strength = ("ratio", "decay", "interval"), ("weights", "threshold")
+    for name in for_strength if budget.given else for_budget:
+        if getattr(lasso, name) != LassoSection.model_fields[name].default:
+            reads = "lasso.strength reads it" if budget.given else "a budget reads it"
+            raise ValueError(f"lasso.{name}: only {reads}, and there is none; leave it out")
+    if lasso.threshold != LassoSection.model_fields["threshold"].default and lasso.method != "subgradient":
+        raise ValueError('lasso.threshold: only method = "subgradient" has one; the proximal step gives exact zeros')
 
 
 def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,5 +1,6 @@
 """Values: the verdict on a run, the gates that judge it, and the forms in which it is told."""
 
+from sslprune.report.curve import curve_rows
 from sslprune.report.environment import environment, has_vnni
 from sslprune.report.gates import compare_reports, judge
 from sslprune.report.values import (
@@ -12,6 +13,7 @@ from sslprune.report.values import (
     Budget,
     Change,
     Control,
+    CurvePoint,
     Equivalence,
     Figures,
     Gate,
@@ -30,6 +32,7 @@ from sslprune.report.values import (
     report_schema,
 )
 from sslprune.report.words import (
+    CONTROL_WORDS,
     MEASURE_WORDS,
     budget_text,
     prediction_text,
@@ -40,6 +43,7 @@ from sslprune.report.words import (
 )
 
 __all__ = [
+    "CONTROL_WORDS",
     "MEASURE_WORDS",
     "SCHEMA",
     "SCHEMA_FILE",
@@ -50,6 +54,7 @@ __all__ = [
     "Budget",
     "Change",
     "Control",
+    "CurvePoint",
     "Equivalence",
     "Figures",
     "Gate",
@@ -66,6 +71,7 @@ __all__ = [
     "Variant",
     "budget_text",
     "compare_reports",
+    "curve_rows",
     "environment",
     "has_vnni",
     "judge",

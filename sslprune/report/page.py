@@ -19,8 +19,16 @@ from safetensors import SafetensorError, safe_open
 
 from sslprune.files import write_text
 from sslprune.report.charts import Series, chart, matrix_png
+from sslprune.report.curve import curve
 from sslprune.report.values import Figures, Latency, Report, Speedup, Variant
-from sslprune.report.words import budget_text, prediction_text, setting_text, verdict_text, why_not_faster
+from sslprune.report.words import (
+    CONTROL_WORDS,
+    budget_text,
+    prediction_text,
+    setting_text,
+    verdict_text,
+    why_not_faster,
+)
 
 TEMPLATE = Path(__file__).parent / "page.html"
 PERCENT = frozenset({"accuracy", "f1"})
@@ -55,6 +63,8 @@ def render(report: Report, history: Sequence[dict[str, Any]] = (), matrices: Seq
     return template.render(
         report=report,
         story=_story(report),
+        curve=curve(report),
+        control_words=CONTROL_WORDS,
         models=models,
         metrics=list(report.dense.metrics),
         count=_count,
@@ -219,8 +229,9 @@ def _training(history: Sequence[dict[str, Any]]) -> list[tuple[str, Markup, list
         return []
     charts: list[tuple[str, str, list[tuple[str, int]]]] = []
     epochs = [float(record["epoch"]) for record in history]
+    plan = [(e, r["plan"]) for e, r in zip(epochs, history, strict=True) if r["plan"] is not None]
     cost = [
-        Series("plan", [(e, r["plan"]) for e, r in zip(epochs, history, strict=True)], 7),
+        *([Series("plan", plan, 7)] if len(plan) == len(history) else []),
         Series("cost", [(e, r["cost"]) for e, r in zip(epochs, history, strict=True)], 1, marks=len(epochs) < 30),
     ]
     legend = [(line.name, line.color) for line in cost]

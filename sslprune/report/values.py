@@ -210,14 +210,16 @@ class AxisChange(_Value):
 class Budget(_Value):
     """``fraction`` of the dense model's ``measure`` was allowed to remain; ``reached`` does.
 
+    Where the recipe gave a ``strength`` (λ) in place of a budget, ``fraction`` is null and ``reached`` what λ left.
     Of latency, ``reached`` is measured, with the models whole and in turns; ``low`` to ``high`` is its 95 % interval.
     ``predicted`` is what the table of layers said, ``table_ms`` the sum that it has for the dense model, to which
     ``whole_ms``, measured before training, was held.
     """
 
     measure: str
-    fraction: float
+    fraction: float | None
     reached: float
+    strength: float | None = None
     low: float | None = None
     high: float | None = None
     predicted: float | None = None
@@ -227,6 +229,8 @@ class Budget(_Value):
     @property
     def met(self) -> bool:
         """Whether what remains is within 1 % of what was allowed, as far as it can be measured."""
+        if self.fraction is None:
+            return True
         low, high = self.low or self.reached, self.high or self.reached
         return low <= 1.01 * self.fraction and high >= 0.99 * self.fraction
 
@@ -294,13 +298,30 @@ class Gate(_Value):
     where: str = ""
 
     def __str__(self) -> str:
+        return self.told()
+
+    def told(self, title: str = "") -> str:
+        """In one line, under another ``title`` if one is given."""
         value = "not measured" if self.value is None else f"{self.value:.4g}"
-        return f"{self.title} is {value}, limit {self.limit:g}"
+        return f"{title or self.title} is {value}, limit {self.limit:g}"
 
     @property
     def title(self) -> str:
         name = self.name if self.variant == "repacked" else f"{self.variant}: {self.name}"
         return f"{name} ({self.where})" if self.where else name
+
+
+class CurvePoint(Size):
+    """One point of a sweep: what may remain and does, what it scores, and how fast it is beside the dense model.
+
+    ``run`` is its run directory, relative to the report's: "." is the report's own, the last point.
+    """
+
+    run: str
+    budget: Budget
+    speedup: list[Speedup | Absent]
+    gates: list[Gate]
+    controls: list[Control] = []
 
 
 class Change(_Value):
@@ -336,6 +357,7 @@ class Report(_Value):
     environment: dict[str, str | int]
     gates: list[Gate]
     controls: list[Control] = []
+    curve: list[CurvePoint] = []  # of a sweep: every point, the largest budget first
     variants: list[Variant] = []
     profiles: list[Profile] = []
     staircase: Staircase | None = None
@@ -349,8 +371,20 @@ class Report(_Value):
         return self.dense.macs / self.repacked.macs if self.repacked.macs else float("inf")
 
     @property
+    def every_gate(self) -> list[tuple[str, Gate]]:
+        """The gates with what each is called; those of every point, where this is a sweep."""
+        at = [(f"at {point.budget.fraction:g}: {gate.title}", gate) for point in self.curve for gate in point.gates]
+        return at or [(gate.title, gate) for gate in self.gates]
+
+    @property
     def passed(self) -> bool:
-        return all(gate.passed for gate in self.gates)
+        return all(gate.passed for _, gate in self.every_gate)
+
+    def as_point(self, run: str) -> CurvePoint:
+        """This report as a point of a sweep's curve."""
+        own = {name: getattr(self, name) for name in ("budget", "speedup", "gates", "controls")}
+        small = self.repacked.model_dump(include={"parameters", "macs", "metrics"})
+        return CurvePoint(run=run, **small, **own)
 
 
 def report_schema() -> dict[str, Any]:

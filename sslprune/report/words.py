@@ -6,6 +6,8 @@ from sslprune.report.values import Budget, Report, Speedup, Variant
 
 INTEGER = ("QLinear", "QGemm", "MatMulInteger", "ConvInteger", "DynamicQuantize", "QAttention", "QuantizeLinear")
 
+CONTROL_WORDS = {"dense": "dense, trained on", "scratch": "small, from scratch", "ticket": "small, winning ticket"}
+
 
 MEASURE_WORDS = {"macs": "MACs", "parameters": "parameters", "latency": "latency"}
 
@@ -15,6 +17,8 @@ def budget_text(budget: Budget) -> str:
     remain = f"{100 * budget.reached:.1f} % of the {MEASURE_WORDS.get(budget.measure, budget.measure)} remain"
     if budget.low is not None and budget.high is not None:
         remain += f", measured ({100 * budget.low:.1f} to {100 * budget.high:.1f})"
+    if budget.fraction is None:
+        return f"{remain}, at strength {budget.strength:g}"
     allowed = f"{100 * budget.fraction:g} % were allowed"
     if budget.met:
         return f"{remain}, {allowed}: met within 1 %"

@@ -19,7 +19,7 @@ import torch
 from sslprune.axes import Axis
 from sslprune.errors import BudgetError
 from sslprune.recipe import BudgetSection, LassoSection
-from sslprune.recipe.schema import Measure
+from sslprune.recipe.fields import Measure
 from sslprune.train.lasso import GroupLasso
 
 TOLERANCE = 0.01  # the cost ends between (1 - TOLERANCE) x budget and the budget
@@ -69,8 +69,10 @@ class BudgetController:
     Call ``observe`` before and ``step`` after each optimizer step, in place of ``lasso.step``. Widths stay multiples of
     ``round_to`` as far as the budget allows, counted in rows of a matrix: a head has as many as it is wide, an LSTM's
     unit four. ``floors`` (groups that stay, per axis), ``limits`` (groups that stay, of several axes) and ``strengths``
-    (relative, per axis) come from the recipe's prune sections. Raises BudgetError, before any training, when the floors
-    and limits leave more than the budget.
+    (relative, per axis) come from the recipe's prune sections. ``kept`` (per axis, which groups are not zero yet)
+    begins where an earlier point of a sweep ended: its zeros are held from the first step on, and the plan falls from
+    there; fractions stay those of the whole model. Raises BudgetError, before any training, when the floors and limits
+    leave more than the budget.
     """
 
     def __init__(
@@ -83,12 +85,13 @@ class BudgetController:
         round_to: int = 1,
         floors: Sequence[int] | None = None,
         strengths: Sequence[float] | None = None,
+        kept: Kept | None = None,
         limits: Sequence[Limit] = (),
     ) -> None:
         self.lasso, self.cost, self.budget, self.section = lasso, cost, budget, section
         self.axes: tuple[Axis, ...] = lasso.axes
         self.round_to = round_to
-        self.floors = [_floor(axis, section.floor, least) for axis, least in _with(self.axes, floors, 1)]
+        self.floors = [floor_of(axis, section.floor, least) for axis, least in _with(self.axes, floors, 1)]
         self.strengths = [strength for _, strength in _with(self.axes, strengths, 1.0)]
         self.limits = tuple(limits)
         self.features = [_features(axis) for axis in self.axes]
@@ -96,15 +99,17 @@ class BudgetController:
         self.decay = max(1, min(section.decay, num_steps // 3))
         self.last_choice = max(0, min(int(0.8 * num_steps), num_steps - self.decay))
         self.interval = max(1, min(section.interval, self.last_choice // 10))
-        self.kept: Kept = [np.ones(axis.size, bool) for axis in self.axes]
-        self.dense = self._cost(self.kept)
-        self.now = self.dense
+        whole: Kept = [np.ones(axis.size, bool) for axis in self.axes]
+        self.dense = self._cost(whole)
+        self.kept = whole if kept is None else kept
+        self.now = self.begin = self._cost(self.kept)
         self.limit = budget.fraction * self.dense
         self.taken = 0  # steps
         self.loss_sum = 0.0
         self.carries = torch.zeros(lasso.num_groups, device=lasso.strength.device)  # running mean of sensitivities
-        self._check_reachable()
+        self.check_reachable(budget.fraction)
         lasso.set_strength([np.zeros(axis.size) for axis in self.axes])
+        lasso.alive[:-1] = torch.from_numpy(np.concatenate(self.kept))
         lasso.least[:-1] = LEAST_FACTOR
 
     @property
@@ -119,7 +124,8 @@ class BudgetController:
 
     def _planned(self, step: int) -> float:
         left = max(0.0, 1 - step / self.last_choice) if self.last_choice else 0.0
-        return self.budget.fraction + (1 - self.budget.fraction) * left**3
+        above = max(0.0, self.begin / self.dense - self.budget.fraction)
+        return self.budget.fraction + above * left**3
 
     def observe(self, loss: float | torch.Tensor) -> None:
         """Take note of a batch's ``loss`` and of its gradients: call between ``backward`` and the optimizer's step."""
@@ -129,6 +135,8 @@ class BudgetController:
             self._set_strength(self.loss_sum / NUM_WARM_UP)
         if self.taken <= self.last_choice:
             self.carries.lerp_(self.lasso.sensitivities(), 1 / min(self.taken + 1, MEMORY))
+        if self.lasso.method == "subgradient":
+            self.lasso.add_gradient()
 
     def step(self, lr: float) -> None:
         """One step of the lasso of length ``lr``: call after the optimizer's step."""
@@ -172,12 +180,13 @@ class BudgetController:
             case "latency":
                 return float(self.cost.latency(kept))
 
-    def _check_reachable(self) -> None:
+    def check_reachable(self, fraction: float) -> None:
+        """Raise BudgetError if the floors and limits leave more than ``fraction`` of the dense cost."""
         least = self._least(self.kept)
-        if least > self.limit:
+        if least > fraction * self.dense:
             measure, limits = self.budget.measure, ", prune.least" if self.limits else ""
             raise BudgetError(
-                f"budget.{measure}: {self.budget.fraction:g} of the dense model cannot be reached; the least reachable "
+                f"budget.{measure}: {fraction:g} of the dense model cannot be reached; the least reachable "
                 f"is {np.ceil(1000 * least / self.dense) / 1000:.3f}; raise it, prune more kinds, or lower "
                 f"prune.min_groups{limits} or lasso.floor"
             )
@@ -254,7 +263,7 @@ class BudgetController:
     def _land(self) -> None:
         """Choose the last blocks; where the cost is an estimate, measure where that leads, and land again from there.
 
-        What was measured nearest to the budget is taken; nothing above it by more than the tolerance, if there is a choice.
+        What was measured nearest to the budget is taken, and nothing above it if there is a choice.
         """
         start = self.kept
         landed: list[tuple[bool, float, Kept]] = []
@@ -355,7 +364,7 @@ def _same(one: Kept, other: Kept) -> bool:
     return all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
 
 
-def _floor(axis: Axis, share: float, least: int) -> int:
+def floor_of(axis: Axis, share: float, least: int) -> int:
     """How many groups of ``axis`` stay; a branch can always go."""
     return 0 if axis.kind == "layers" else min(axis.size, max(least, math.ceil(share * axis.size)))
 

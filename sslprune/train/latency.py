@@ -60,7 +60,7 @@ def latency_cost(
     of sequences the first of ``bench.lengths``, or that of ``inputs``. What has been measured on this machine before
     is read from the cache of ``table``.
     """
-    fraction, batch = recipe.budget.fraction, recipe.bench.batch_size
+    fraction, batch = recipe.budget.fraction, (recipe.bench.batch_sizes or [1])[0]
     if sequence and recipe.bench.lengths:
         inputs = with_length(inputs, recipe.bench.lengths[0])
     example_of = functools.partial(example_for, inputs=inputs, sequence=sequence)
