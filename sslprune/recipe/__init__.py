@@ -1,5 +1,6 @@
 """Values: a recipe, read from TOML and checked against a schema."""
 
+from sslprune.recipe.fields import Span
 from sslprune.recipe.reading import load_recipe, parse_recipe, parse_sparsifying
 from sslprune.recipe.schema import (
     BudgetSection,
@@ -13,7 +14,6 @@ from sslprune.recipe.schema import (
     PruneSection,
     Recipe,
     RunSection,
-    Span,
     Sparsifying,
     TeacherSection,
     TrainSection,
