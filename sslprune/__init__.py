@@ -21,6 +21,8 @@ _PLACES = {
     "Member": "axes",
     "GroupLasso": "train.lasso",
     "Sparsity": "train.sparsity",
+    "Shrinker": "train.shrink",
+    "shrink": "train.shrink",
     "export_onnx": "export",
     "load": "plan",
     "apply_plan": "plan",
@@ -33,6 +35,7 @@ __all__ = [
     "GroupLasso",
     "Member",
     "Program",
+    "Shrinker",
     "Sparsity",
     "SslpruneError",
     "__version__",
@@ -41,6 +44,7 @@ __all__ = [
     "find_axes",
     "load",
     "repack",
+    "shrink",
     "trace",
     "zero_groups",
 ]
@@ -56,6 +60,7 @@ if TYPE_CHECKING:
     from sslprune.graph.trace import trace
     from sslprune.plan import apply_plan, load
     from sslprune.train.lasso import GroupLasso
+    from sslprune.train.shrink import Shrinker, shrink
     from sslprune.train.sparsity import Sparsity
 
 

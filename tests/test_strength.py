@@ -219,7 +219,7 @@ def test_a_budget_by_the_subgradient():
     model, axes = chain(WIDTHS)
     lasso = GroupLasso(model, axes, method="subgradient")
     section = LassoSection(method="subgradient", decay=20)
-    made = BudgetController(lasso, ChainCost(WIDTHS, PIXELS), BudgetSection(macs=0.5), section, 80)
+    made = BudgetController(lasso, ChainCost(WIDTHS, PIXELS), BudgetSection(macs=(0.5,)), section, 80)
     run(model, made, 80)
     assert 0.49 <= made.fraction <= 0.5
     assert all((zero_mask(model, axis) == ~kept).all() for axis, kept in zip(axes, made.kept, strict=True))

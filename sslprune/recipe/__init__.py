@@ -1,23 +1,21 @@
 """Values: a recipe, read from TOML and checked against a schema."""
 
+from sslprune.recipe.fields import Span
 from sslprune.recipe.reading import load_recipe, parse_recipe, parse_sparsifying
 from sslprune.recipe.schema import (
     BudgetSection,
     ControlSection,
-    DataSection,
     ExportSection,
     GateSection,
     GatesSection,
     LassoSection,
-    ModelSection,
     PruneSection,
     Recipe,
-    RunSection,
-    Span,
     Sparsifying,
     TeacherSection,
     TrainSection,
 )
+from sslprune.recipe.sources import DataSection, ModelSection, RunSection
 
 __all__ = [
     "BudgetSection",

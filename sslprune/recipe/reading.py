@@ -13,7 +13,8 @@ from typing import Any, TypeVar, Union, get_args, get_origin
 from pydantic import ValidationError
 
 from sslprune.errors import RecipeError
-from sslprune.recipe.schema import Recipe, Section, Sparsifying
+from sslprune.recipe.fields import Section
+from sslprune.recipe.schema import Recipe, Sparsifying
 
 Checked = TypeVar("Checked", bound=Section)
 LOCATED = ("train", "valid", "test", "vocabulary", "tokenizer")  # the paths of [data]

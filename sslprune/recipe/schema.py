@@ -6,135 +6,25 @@ Every section is a frozen pydantic model that refuses unknown keys. Durations an
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
+from sslprune.recipe.fields import (
+    Count,
+    Duration,
+    Falling,
+    Fraction,
+    Interval,
+    NotNegative,
+    Positive,
+    Section,
+    Share,
+    Span,
+)
+from sslprune.recipe.sources import DataSection, ModelSection, RunSection
 from sslprune.recipe.writing import is_section, write_toml
-
-Fraction = Annotated[float, Field(gt=0, lt=1)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
-
-
-@dataclass(frozen=True)
-class Span:
-    """A length of training: ``count`` epochs ("ep") or optimizer steps ("it")."""
-
-    count: int
-    unit: str
-
-    @classmethod
-    def parse(cls, value: object) -> Span:
-        if isinstance(value, Span):
-            return value
-        match = re.fullmatch(r"(\d+)\s*(ep|it)", value) if isinstance(value, str) else None
-        if match is None:
-            raise ValueError('write epochs as "5ep" or steps as "200it"')
-        return cls(int(match[1]), match[2])
-
-    def steps(self, epoch_steps: int) -> int:
-        """The number of optimizer steps when one epoch takes ``epoch_steps`` of them."""
-        return self.count * (epoch_steps if self.unit == "ep" else 1)
-
-    def __str__(self) -> str:
-        return f"{self.count}{self.unit}"
-
-
-Duration = Annotated[Span, BeforeValidator(Span.parse), PlainSerializer(str)]
-
-
-def _falling(value: object) -> tuple[float, ...]:
-    """One fraction, or the points of a sweep: as a tuple either way."""
-    values = value if isinstance(value, list | tuple) else [value]
-    numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool) and 0 < v < 1]
-    if not values or len(numbers) < len(values):
-        raise ValueError("expected a fraction above 0 and below 1, or a list of them for a sweep")
-    if any(later >= sooner for sooner, later in pairwise(numbers)):
-        raise ValueError("the points of a sweep have to fall, as in [0.5, 0.3, 0.2]")
-    return tuple(map(float, numbers))
-
-
-def _plain(points: tuple[float, ...]) -> float | list[float]:
-    return points[0] if len(points) == 1 else list(points)
-
-
-Falling = Annotated[tuple[float, ...], BeforeValidator(_falling), PlainSerializer(_plain)]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, arbitrary_types_allowed=True, allow_inf_nan=False
-    )
-
-
-class RunSection(Section):
-    seed: int = Field(default=0, ge=0)
-    device: str = "auto"  # "auto", "cpu", "cuda", "cuda:1"
-    threads: int = Field(default=0, ge=0)  # of the CPU; 0: all
-
-
-class ModelSection(Section):
-    factory: str  # "module:callable", "file.py:callable", "hf:<kind>" or a .pt2 file: see sslprune.models.build_model
-    arguments: dict[str, Any] = {}
-    checkpoint: str | None = None
-
-
-class DataSection(Section):
-    factory: str | None = None  # "module:callable": see sslprune.data.build_data; instead of train and test
-    arguments: dict[str, Any] = {}
-    dataset: str | None = (
-        None  # labelled text of Hugging Face datasets: a folder or a hub name; train, test: its splits
-    )
-    subset: str | None = None  # of the dataset, where it has several: "sst2" of glue
-    train: str | None = None  # Parquet in the Hugging Face image layout, or labelled text
-    test: str | None = None
-    mean: list[float] = [0.0]  # of pixels in 0..1, per channel or one for all
-    std: list[Positive] = [1.0]
-    augment: list[str] = []  # "pad-crop:4", "flip"
-    batch_size: Count = 128
-    eval_batch_size: Count = 500
-    task: str = "classification"  # or "tagging", "language-modelling": see sslprune.tasks
-    metrics: list[str] = []  # of sslprune.tasks.METRICS, or "module:callable"; empty: what the task is judged by
-    valid: str | None = None  # what the epochs are judged by in place of the test data: a file, as train is ...
-    hold_out: int = Field(default=0, ge=0)  # ... or as many samples of the training data, drawn alike for every seed
-    vocabulary: str | None = None  # of a language model: words, one a line; else those of the training text
-    steps: Count = 35  # of a language model: words a batch, and of truncated backpropagation
-    fixed_length: bool = False  # of a language model: its graph has one length, as one unrolled in time does
-    max_length: Annotated[int, Field(ge=2)] | None = None  # the inputs are sequences (dimension 1), at most this long
-    tokenizer: str | None = None  # of labelled text: a Hugging Face model directory; the model's own where it has one
-    text: str | None = None  # the columns of labelled text; where left out, those of the usual names ...
-    text_pair: str | None = None  # the column of a second text, where the label is that of a pair
-    label: str | None = None
-    labels: list[str] = []  # ... and the names of the classes, in order; those of the training data
-    pad_to: Count = 16  # batches of text are padded to a multiple of this
-
-    @model_validator(mode="after")
-    def _one_source(self) -> DataSection:
-        if self.factory is None and (self.train is None or self.test is None):
-            raise ValueError("give either train and test (Parquet files) or a factory")
-        if self.factory is not None and (self.train is not None or self.test is not None):
-            raise ValueError("give either train and test (Parquet files) or a factory, not both")
-        if self.dataset is not None and (self.factory is not None or self.task == "language-modelling"):
-            raise ValueError("dataset is for labelled text; a factory and a language model take none")
-        if self.hold_out and (self.valid is not None or self.task == "language-modelling"):
-            raise ValueError(
-                "hold_out is for images and labelled text, in place of valid; a text has a file of its own"
-            )
-        if self.valid is not None and self.factory is not None:
-            raise ValueError("valid belongs to train and test; a factory may return a Data with valid in it")
-        if self.subset is not None and self.dataset is None:
-            raise ValueError("subset needs a dataset")
-        for step in self.augment:
-            if not re.fullmatch(r"flip|pad-crop:[1-9]\d*", step):
-                raise ValueError(f'augment knows "flip" and "pad-crop:<pixels>"; got "{step}"')
-        return self
 
 
 class PruneSection(Section):
@@ -181,6 +71,7 @@ class ScheduleSection(Section):
     dense: Duration = Span(0, "ep")  # ordinary training first, with a learning-rate schedule of its own
     sparse: Duration
     heal: Duration
+    shrink: Interval | None = None  # how often zero groups leave the model that trains; left out: only at the end
 
 
 class TrainSection(Section):

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from sslprune.axes import tensors_of, zero_mask
 from sslprune.carry import carrying, with_state
 from sslprune.data import Data, build_data
-from sslprune.errors import TrainingError
+from sslprune.errors import RepackError, TrainingError
 from sslprune.files import write_atomic, write_json
 from sslprune.grain import grain
 from sslprune.graph.cost import Cost
@@ -37,6 +37,7 @@ from sslprune.train.optimizer import build_optimizer
 from sslprune.train.recalibrate import recalibrate
 from sslprune.train.schedule import Epoch, Schedule
 from sslprune.train.select import select_with_sections
+from sslprune.train.shrink import Shrinker
 from sslprune.train.sparsity import Controller
 from sslprune.train.strength import StrengthController
 from sslprune.train.teacher import build_teacher
@@ -77,16 +78,22 @@ class Trainer:
         for parameter in self.model.parameters():
             parameter.data = _channels_last(parameter.data)
         self.schedule = Schedule.of(recipe, len(data.train), dense=previous is None)
+        self.shrinker: Shrinker | None = None
         self.controller = self._controller() if self.schedule.steps["sparse"] else None
         self.optimizer = build_optimizer(self.model, recipe.train)
         self.other: nn.Module | None = None  # that the recipe names to teach, in place of the dense model
         if recipe.distill is not None and recipe.distill.teacher is not None:
             self.other = build_teacher(recipe.distill.teacher, self.model, data).to(self.device)
         self.teacher: nn.Module | None = None  # from the end of the dense epochs on
-        self.student: Callable[..., Any] = self.model
+        self.student: Callable[..., Any] = self.trained
         self.tutor: Callable[..., Any] | None = None
         self.judge = "valid" if data.valid is not None else "test"  # the data that each epoch is judged by
         self.history: list[dict[str, Any]] = []
+
+    @property
+    def trained(self) -> nn.Module:
+        """The model that trains: the whole one, or what shrinking has left of it."""
+        return self.shrinker.model if self.shrinker is not None else self.model
 
     def fit(self) -> None:
         """Train the epochs that are not done yet, and write the masked model."""
@@ -106,7 +113,8 @@ class Trainer:
                     "cost": self.controller.fraction if self.controller else 1.0,
                     "plan": self.controller.planned if self.controller and epoch.phase != "dense" else 1.0,
                     "norms": self._mean_norms(),
-                    self.judge: evaluate(self.model, self.data.valid or self.data.test, self.data.task),
+                    "parameters": sum(parameter.numel() for parameter in self.trained.parameters()),
+                    self.judge: evaluate(self.trained, self.data.valid or self.data.test, self.data.task),
                     "seconds": round(time.perf_counter() - started, 3),
                 }
             )
@@ -115,10 +123,11 @@ class Trainer:
                 first = None
             write_checkpoint(self.run.checkpoint, self.state_dict())
             write_json(self.run.history, self.history)
-            self.show.say(_line(epoch, self.history[-1], self.judge))
+            self.show.say(_line(epoch, self.history[-1], self.judge, self.trained is not self.model))
         self._enter("done")
-        self._recalibrate(self.model)
-        write_weights(self.run.masked, self.model)
+        masked = self._restored()
+        self._recalibrate(masked)
+        write_weights(self.run.masked, masked)
 
     def _mean_norms(self) -> dict[str, float]:
         """The mean ‖w_g‖ over the groups of each axis, by kind and name: for the report's picture of training."""
@@ -136,27 +145,31 @@ class Trainer:
             axes = find_axes(program)
         chosen = select_with_sections(axes, self.recipe.prune)
         pruned = [axis for axis, _ in chosen]
-        if not self.recipe.budget.given:
-            return StrengthController(
-                GroupLasso(self.model, pruned, method=self.recipe.lasso.method),
-                Cost(program, pruned),
-                self.recipe.lasso,
-                self.schedule.steps["sparse"],
-                floors=[section.min_groups for _, section in chosen],
-                strengths=[section.strength for _, section in chosen],
-            )
         tensors = tensors_of(self.model)
         left = [~zero_mask(self.model, axis, tensors) for axis in pruned] if self.previous is not None else None
         round_to = self.recipe.budget.round_to
+        lasso = GroupLasso(self.model, pruned, method=self.recipe.lasso.method)
+        if self.recipe.schedule.shrink is not None:
+            try:
+                self.shrinker = Shrinker(self.model, program, pruned, lasso)
+                notes = self.shrinker.notes
+            except RepackError as error:  # it trains at its full size then, to the same end
+                notes = [str(error)]
+            for note in notes:
+                self.show.say(f"schedule.shrink: {note}")
+        floors, strengths = [section.min_groups for _, section in chosen], [section.strength for _, section in chosen]
+        if not self.recipe.budget.given:
+            cost, num_steps = Cost(program, pruned), self.schedule.steps["sparse"]
+            return StrengthController(lasso, cost, self.recipe.lasso, num_steps, floors, strengths)
         return BudgetController(
-            GroupLasso(self.model, pruned, method=self.recipe.lasso.method),
+            lasso,
             Cost(program, pruned),
             self.recipe.budget,
             self.recipe.lasso,
             self.schedule.steps["sparse"],
             round_to=grain() if round_to == "auto" else round_to,
-            floors=[section.min_groups for _, section in chosen],
-            strengths=[section.strength for _, section in chosen],
+            floors=floors,
+            strengths=strengths,
             kept=left,
         )
 
@@ -186,17 +199,32 @@ class Trainer:
             with self.show.progress("taking batch statistics", steps) as bar:
                 recalibrate(model, self.data.train, steps, bar.advance)
 
+    def _shrink(self, epoch: Epoch, step: int) -> None:
+        """Take zero groups out of the model that trains, where it is time to."""
+        if self.shrinker is None or self.recipe.schedule.shrink is None or epoch.phase == "dense":
+            return
+        done = sum(e.num_steps for e in self.schedule.epochs[: epoch.number] if e.phase != "dense") + step
+        every = self.recipe.schedule.shrink.steps(self.schedule.epoch_steps)
+        due = done % every == 0 or done == self.schedule.steps["sparse"]
+        if due and self.shrinker.shrink(self.optimizer):
+            self.student = carrying(self.trained)  # a carried state begins anew
+
+    def _restored(self) -> nn.Module:
+        """The whole model as it is trained so far."""
+        return self.shrinker.restore() if self.shrinker is not None else self.model
+
     def _epoch(self, epoch: Epoch) -> tuple[float, float]:
         """Train one epoch; returns the mean loss and the last learning rate."""
         rates = self.schedule.learning_rates(self.recipe, epoch)
         total = torch.zeros((), device=self.device)
         lr = 0.0
-        self.model.train()
-        self.student = carrying(self.model)  # over one epoch: a text begins anew with the next
+        self.trained.train()
+        self.student = carrying(self.trained)  # over one epoch: a text begins anew with the next
         self.tutor = carrying(self.teacher) if self.teacher is not None else None
         with self.show.progress(epoch.label, epoch.num_steps) as bar:
             batches = self.data.train.epoch(epoch.number)
             for step, (lr, (inputs, targets)) in enumerate(zip(rates, batches, strict=False)):
+                self._shrink(epoch, step)
                 loss = self._step(inputs, targets, lr, epoch.phase)
                 total += loss
                 fields: dict[str, Any] = {}
@@ -208,7 +236,7 @@ class Trainer:
                         if self.controller.planned is not None:
                             fields["plan"] = self.controller.planned
                 bar.advance(1, **fields)
-        finite = all(bool(parameter.isfinite().all()) for parameter in self.model.parameters())
+        finite = all(bool(parameter.isfinite().all()) for parameter in self.trained.parameters())
         self._check(finite, f"{epoch.label}: a weight is not finite")
         return float(total) / epoch.num_steps, lr
 
@@ -222,7 +250,7 @@ class Trainer:
         loss = loss * self.recipe.train.loss_factor
         loss.backward()
         if self.recipe.train.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.train.clip_norm)
+            nn.utils.clip_grad_norm_(self.trained.parameters(), self.recipe.train.clip_norm)
         if self.controller is not None and phase == "sparse":
             self.controller.observe(loss)
         self.optimizer.step()
@@ -260,7 +288,8 @@ class Trainer:
         return {
             "recipe": json.dumps(self.recipe.values()),
             "history": json.dumps(self.history),
-            "model": self.model.state_dict(),
+            "model": self._restored().state_dict(),
+            "removed": [torch.from_numpy(mask) for mask in self.shrinker.removed] if self.shrinker else None,
             "optimizer": self.optimizer.state_dict(),
             "controller": self.controller.state_dict() if self.controller else None,
             "random": torch.get_rng_state(),
@@ -277,6 +306,8 @@ class Trainer:
             )
         self.history = json.loads(state["history"])
         self.model.load_state_dict(state["model"])
+        if self.shrinker is not None and any(mask.any() for mask in state.get("removed") or ()):
+            self.shrinker.remove([mask.numpy() for mask in state["removed"]], self.optimizer)
         self.optimizer.load_state_dict(state["optimizer"])
         if self.controller is not None:
             self.controller.load_state_dict(state["controller"])
@@ -357,8 +388,9 @@ def _channels_last(value: Tensor) -> Tensor:
     return value.contiguous(memory_format=torch.channels_last) if value.dim() == 4 else value
 
 
-def _line(epoch: Epoch, record: dict[str, Any], judge: str) -> str:
+def _line(epoch: Epoch, record: dict[str, Any], judge: str, smaller: bool) -> str:
     scores = ", ".join(f"{name} {value:.2f}" for name, value in record[judge].items())
     plan = f" (plan {record['plan']:.3f})" if record["plan"] is not None else ""
     cost = f", cost {record['cost']:.3f}{plan}" if epoch.phase == "sparse" else ""
-    return f"{epoch.label}: loss {record['loss']:.4f}, {judge} {scores}{cost}, {record['seconds']:.1f} s"
+    size = f", {record['parameters']:,} parameters" if smaller else ""
+    return f"{epoch.label}: loss {record['loss']:.4f}, {judge} {scores}{cost}{size}, {record['seconds']:.1f} s"
