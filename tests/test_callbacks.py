@@ -135,7 +135,7 @@ def test_hugging_face(tmp_path):
 def test_settings_are_checked_when_they_are_given():
     for settings, message in (
         ({}, "nothing says how much may go"),
-        ({"macs": 1.5}, "budget.macs: input should be less than 1"),
+        ({"macs": 1.5}, "budget.macs: expected a fraction above 0 and below 1"),
         ({"strength": -1.0}, "lasso.strength: input should be greater than 0"),
     ):
         with pytest.raises(RecipeError, match=message):
