@@ -5,17 +5,19 @@ from sslprune.recipe.reading import load_recipe, parse_recipe, parse_sparsifying
 from sslprune.recipe.schema import (
     BudgetSection,
     ControlSection,
+    DataSection,
     ExportSection,
     GateSection,
     GatesSection,
     LassoSection,
+    ModelSection,
     PruneSection,
     Recipe,
+    RunSection,
     Sparsifying,
     TeacherSection,
     TrainSection,
 )
-from sslprune.recipe.sources import DataSection, ModelSection, RunSection
 
 __all__ = [
     "BudgetSection",

@@ -1,4 +1,4 @@
-"""What the fields of a recipe are made of: numbers in their ranges, lengths of training, and a section of any kind."""
+"""What the fields of a recipe hold: fractions, counts, lengths of training, the points of a sweep."""
 
 from __future__ import annotations
 

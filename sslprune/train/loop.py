@@ -23,8 +23,6 @@ from sslprune.carry import carrying, with_state
 from sslprune.data import Data, build_data
 from sslprune.errors import RepackError, TrainingError
 from sslprune.files import write_atomic, write_json
-from sslprune.grain import grain
-from sslprune.graph.cost import Cost
 from sslprune.graph.find import find_axes
 from sslprune.graph.trace import trace
 from sslprune.inputs import Inputs, arguments, call, each
@@ -32,14 +30,12 @@ from sslprune.models import build_model, device_of, load_checkpoint, load_weight
 from sslprune.recipe import Recipe, parse_recipe
 from sslprune.train.budget import BudgetController
 from sslprune.train.evaluate import evaluate
-from sslprune.train.lasso import GroupLasso
 from sslprune.train.optimizer import build_optimizer
 from sslprune.train.recalibrate import recalibrate
 from sslprune.train.schedule import Epoch, Schedule
 from sslprune.train.select import select_with_sections
 from sslprune.train.shrink import Shrinker
-from sslprune.train.sparsity import Controller
-from sslprune.train.strength import StrengthController
+from sslprune.train.sparsity import Controller, build_controller
 from sslprune.train.teacher import build_teacher
 
 CHECK_EVERY = 20  # steps between looks at the loss: on a GPU each look waits for the device
@@ -146,32 +142,18 @@ class Trainer:
         chosen = select_with_sections(axes, self.recipe.prune)
         pruned = [axis for axis, _ in chosen]
         tensors = tensors_of(self.model)
-        left = [~zero_mask(self.model, axis, tensors) for axis in pruned] if self.previous is not None else None
-        round_to = self.recipe.budget.round_to
-        lasso = GroupLasso(self.model, pruned, method=self.recipe.lasso.method)
+        kept = [~zero_mask(self.model, axis, tensors) for axis in pruned] if self.previous is not None else None
+        steps = self.schedule.steps["sparse"]
+        controller = build_controller(self.model, program, chosen, self.recipe.budget, self.recipe.lasso, steps, kept)
         if self.recipe.schedule.shrink is not None:
             try:
-                self.shrinker = Shrinker(self.model, program, pruned, lasso)
+                self.shrinker = Shrinker(self.model, program, pruned, controller.lasso)
                 notes = self.shrinker.notes
             except RepackError as error:  # it trains at its full size then, to the same end
                 notes = [str(error)]
             for note in notes:
                 self.show.say(f"schedule.shrink: {note}")
-        floors, strengths = [section.min_groups for _, section in chosen], [section.strength for _, section in chosen]
-        if not self.recipe.budget.given:
-            cost, num_steps = Cost(program, pruned), self.schedule.steps["sparse"]
-            return StrengthController(lasso, cost, self.recipe.lasso, num_steps, floors, strengths)
-        return BudgetController(
-            lasso,
-            Cost(program, pruned),
-            self.recipe.budget,
-            self.recipe.lasso,
-            self.schedule.steps["sparse"],
-            round_to=grain() if round_to == "auto" else round_to,
-            floors=floors,
-            strengths=strengths,
-            kept=left,
-        )
+        return controller
 
     def _enter(self, phase: str) -> None:
         """What happens once, when the dense model is done: it is written, and from then on it may teach."""

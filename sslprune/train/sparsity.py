@@ -17,7 +17,7 @@ from sslprune.graph.program import Program
 from sslprune.graph.repack import repack
 from sslprune.graph.trace import trace
 from sslprune.recipe import BudgetSection, LassoSection, PruneSection, Sparsifying, parse_sparsifying
-from sslprune.train.budget import BudgetController
+from sslprune.train.budget import BudgetController, Kept
 from sslprune.train.lasso import GroupLasso
 from sslprune.train.select import select_with_sections
 from sslprune.train.strength import StrengthController
@@ -42,21 +42,26 @@ class Controller(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
-def _controller(
+def build_controller(
     model: nn.Module,
     program: Program,
     chosen: Sequence[tuple[Axis, PruneSection]],
     budget: BudgetSection,
     section: LassoSection,
     num_steps: int,
+    kept: Kept | None = None,
 ) -> Controller:
+    """What steers the ``chosen`` axes of ``model`` to a budget, or by an explicit strength where there is none.
+
+    ``kept``: the groups that are not zero from the beginning, bool per axis, shape (size,).
+    """
     axes = [axis for axis, _ in chosen]
     lasso, cost = GroupLasso(model, axes, method=section.method), Cost(program, axes)
     floors, strengths = [s.min_groups for _, s in chosen], [s.strength for _, s in chosen]
     if not budget.given:
         return StrengthController(lasso, cost, section, num_steps, floors, strengths)
     round_to = grain() if budget.round_to == "auto" else budget.round_to
-    return BudgetController(lasso, cost, budget, section, num_steps, round_to, floors, strengths)
+    return BudgetController(lasso, cost, budget, section, num_steps, round_to, floors, strengths, kept)
 
 
 def settings_of(
@@ -105,7 +110,7 @@ class Sparsity:
         self.program = trace(model, args, dict(kwargs or {}), sequence=sequence)
         chosen = select_with_sections(find_axes(self.program), found.prune)
         self.axes = [axis for axis, _ in chosen]
-        self.controller = _controller(model, self.program, chosen, found.budget, found.lasso, steps)
+        self.controller = build_controller(model, self.program, chosen, found.budget, found.lasso, steps)
 
     @property
     def fraction(self) -> float:
