@@ -135,6 +135,15 @@ def test_what_is_left_trains_as_it_would_have(name: str, optimizer: str) -> None
     for part in shrunk.left:
         torch.testing.assert_close(found[part], expected[part], rtol=0, atol=1e-12)
     assert torch.equal(shrunk.lasso.alive, masked.lasso.alive)
+    # what a repack of the whole model gives at the end has the size, and is the function, of what trained
+    again = sslprune.repack(shrunk.whole, shrunk.program, shrunk.axes)
+    if name not in ("computed", "columns and kernels"):  # repack puts in the one; whether the other pays may change
+        assert np.array_equal(np.concatenate(shrunk.shrinker.removed), shrunk.lasso.alive[:-1] == 0)
+        sizes = [sum(p.numel() for p in model.parameters()) for model in (small, again)]
+        assert sizes[0] == sizes[1]
+    inputs = next(MODELS[name][1](shrunk.whole))[0]
+    outputs = [model.eval()(*with_state(model, inputs[:1])) for model in (shrunk.whole, small)]
+    torch.testing.assert_close(*(out[0] if isinstance(out, tuple) else out for out in outputs))
     # the averages of what is left, and the optimizer's state, have their numbers, and their layout
     where = places(shrunk.program, shrunk.axes, shrunk.shrinker.removed)
     assert where

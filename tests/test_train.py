@@ -329,6 +329,7 @@ def test_mistakes_stop_before_training(tmp_path):
             "train.warmup: 31 steps do not fit into the 30 sparse ones",
         ),
         ({"lasso": {"decay": 31}}, RecipeError, "lasso.decay: 31 steps do not fit into the 30 sparse ones"),
+        ({"schedule": {"shrink": "9ep"}}, RecipeError, "schedule.shrink: 198 steps do not fit into the 35 sparse and"),
         ({"lasso": {"interval": 50}}, RecipeError, "lasso.interval: 50 steps do not fit into the 30 sparse ones"),
     ):
         with pytest.raises(error, match=message) as caught:

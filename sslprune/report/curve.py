@@ -27,7 +27,8 @@ def curve_rows(report: Report) -> tuple[list[str], list[tuple[CurvePoint | None,
     setting = next((s for s in report.speedup if isinstance(s, Speedup)), None)
     measure = "MACs" if report.budget.measure == "macs" else report.budget.measure
     headings = [f"{measure} allowed", "left", "MACs", "parameters", *(f"test {metric}" for metric in metrics)]
-    headings += [f"{CONTROL_WORDS[name]}: {metrics[0]}" for name in named]
+    unit = f": {metrics[0]}" if len(metrics) > 1 else ""
+    headings += [f"{CONTROL_WORDS[name]}{unit}" for name in named]
     headings += [f"speed-up, {setting_text(setting)}"] if setting else []
 
     def score(values: Mapping[str, float], metric: str) -> str:

@@ -76,8 +76,8 @@ class Trainer:
         for parameter in self.model.parameters():
             parameter.data = _channels_last(parameter.data)
         self.schedule = Schedule.of(recipe, len(data.train), dense=previous is None)
-        self.shrinker: Shrinker | None = None
         self.controller = self._controller() if self.schedule.steps["sparse"] else None
+        self.shrinker = self._shrinker()
         self.optimizer = build_optimizer(self.model, recipe.train)
         self.other: nn.Module | None = None  # that the recipe names to teach, in place of the dense model
         if recipe.distill is not None and recipe.distill.teacher is not None:
@@ -141,22 +141,14 @@ class Trainer:
             args, kwargs = arguments(example)
             program = trace(self.model, with_state(self.model, args), kwargs, sequence=self.data.sequence)
             axes = find_axes(program)
+        self.program = program
         chosen = select_with_sections(axes, self.recipe.prune)
         pruned = [axis for axis, _ in chosen]
         tensors = tensors_of(self.model)
         kept = [~zero_mask(self.model, axis, tensors) for axis in pruned] if self.previous is not None else None
         budget, section, steps = self.recipe.budget, self.recipe.lasso, self.schedule.steps["sparse"]
         cost = self._latency() if budget.measure == "latency" else Cost(program, pruned)
-        controller = build_controller(self.model, chosen, cost, budget, section, steps, kept)
-        if self.recipe.schedule.shrink is not None:
-            try:
-                self.shrinker = Shrinker(self.model, program, pruned, controller.lasso)
-                notes = self.shrinker.notes
-            except RepackError as error:  # it trains at its full size then, to the same end
-                notes = [str(error)]
-            for note in notes:
-                self.show.say(f"schedule.shrink: {note}")
-        return controller
+        return build_controller(self.model, chosen, cost, budget, section, steps, kept)
 
     def _latency(self) -> Cost:
         """The cost in microseconds of this machine's CPU, wherever the model trains."""
@@ -194,6 +186,20 @@ class Trainer:
         if steps:
             with self.show.progress("taking batch statistics", steps) as bar:
                 recalibrate(model, self.data.train, steps, bar.advance)
+
+    def _shrinker(self) -> Shrinker | None:
+        """What takes zero groups out in training, where the recipe asks for it and the model can."""
+        if self.controller is None or self.recipe.schedule.shrink is None:
+            return None
+        lasso = self.controller.lasso
+        try:
+            shrinker = Shrinker(self.model, self.program, lasso.axes, lasso)
+        except RepackError as error:  # it trains at its full size then, to the same end
+            self.show.say(f"schedule.shrink: {error}")
+            return None
+        for note in shrinker.notes:
+            self.show.say(f"schedule.shrink: {note}")
+        return shrinker
 
     def _shrink(self, epoch: Epoch, step: int) -> None:
         """Take zero groups out of the model that trains, where it is time to."""

@@ -61,7 +61,7 @@ class Schedule:
 
 
 def _check_fits(recipe: Recipe, steps: dict[str, int], epoch_steps: int) -> None:
-    """Raise RecipeError for a warm-up, a decay or an interval that is longer than its phase.
+    """Raise RecipeError for a warm-up, a decay or an interval that is longer than its phase, shrinking's included.
 
     A decay or an interval at its default follows a short phase.
     """
@@ -71,6 +71,9 @@ def _check_fits(recipe: Recipe, steps: dict[str, int], epoch_steps: int) -> None
         phases = {"dense": steps["dense"], "sparse and healing": steps["sparse"] + healing}
     warmup = recipe.train.warmup.steps(epoch_steps)
     planned = [("train.warmup", warmup, phase, room) for phase, room in phases.items()]
+    if recipe.schedule.shrink is not None:
+        every = recipe.schedule.shrink.steps(epoch_steps)
+        planned.append(("schedule.shrink", every, "sparse and healing", steps["sparse"] + steps["heal"]))
     for name in ("decay", "interval"):
         value = getattr(recipe.lasso, name)
         if value != LassoSection.model_fields[name].default:

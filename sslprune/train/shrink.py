@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
-from sslprune.axes import Axis, tensors_of
+from sslprune.axes import Axis, tensors_of, zero_groups
 from sslprune.errors import RepackError, TrainingError
 from sslprune.graph.packed import Packed
 from sslprune.graph.program import Program
@@ -108,6 +109,9 @@ class Shrinker:
                 follower.module = _averaged(follower.module, small, move)
         if self.lasso is not None:
             self.lasso.follow(small, now)
+        for axis in self.axes:  # what only a dropped branch held would keep its groups from ever being zero
+            lost = tuple(member for member in axis.members if member.name not in new)
+            zero_groups(self.whole, replace(axis, members=lost), range(axis.size))
         self.model.zero_grad()  # nobody reads these gradients any more
         self.model, self.removed, self._places = small, [mask.copy() for mask in removed], now
 
