@@ -42,7 +42,7 @@ kind = "filters"  # output channels of convolutions
 # kind = "layers"  # whole residual branches
 
 [budget]
-macs = 0.5  # the fraction of the dense model's MACs that may remain; or: parameters = 0.5
+macs = 0.5  # the fraction of the dense model's MACs that may remain; or: parameters or latency (on this CPU)
 
 [schedule]  # "5ep" is epochs, "200it" is steps
 # dense = "10ep"  # ordinary training first, for a model without a checkpoint
