@@ -144,7 +144,7 @@ def run(options: argparse.Namespace, arm: str, seed: int, budget: float | None) 
     outcome, small = ours(recipe, folder) if arm in ("inner", "all") else others(options, recipe, budget)
     onnx = folder.with_name(f"{folder.name}.onnx")
     onnx.parent.mkdir(parents=True, exist_ok=True)
-    export_onnx(small.cpu(), (torch.zeros(2, 3, 32, 32),), onnx)
+    export_onnx(small.cpu(), (torch.zeros(2, 3, 32, 32),), onnx, input_names=["image"])
     line = {**identity, **vars(outcome), "onnx": str(onnx)}
     with options.out.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
