@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from sslprune.data import Batches, Data, Images, build_data, digits, read_images
+from sslprune.data.batches import Source
 from sslprune.errors import DataError
 from sslprune.inputs import tensors_in
 from sslprune.recipe import Recipe, parse_recipe
@@ -14,6 +15,9 @@ from sslprune.recipe import Recipe, parse_recipe
 pyarrow = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")
 Image = pytest.importorskip("PIL.Image")
+
+
+DIGITS = {"factory": "sslprune.data:digits"}
 
 
 def recipe(**data) -> Recipe:
@@ -74,6 +78,23 @@ def test_augmentation_moves_and_mirrors():
     assert ((pixels == 0) | (pixels == 1)).all() and pixels.flatten(1).sum(1).max() == 1
     assert (seen > 0).all()  # up and down by one; left by one or mirrored: every pixel is reached
     assert seen[1, 0] == pytest.approx(1 / 3 * 1 / 3 * 1 / 2, abs=0.05)  # centred on both sides, not mirrored
+
+
+def test_held_out_images_are_not_trained_on():
+    def images(source: Source | None) -> Images:
+        assert isinstance(source, Batches)
+        return source.images
+
+    plain, held = (build_data(recipe(**DIGITS, hold_out=count)) for count in (0, 100))
+    assert plain.valid is None
+    kept, out = images(held.train), images(held.valid)
+    assert len(out) == 100 and len(kept) == len(images(plain.train)) - 100
+    both = torch.cat([kept.pixels, out.pixels]).flatten(1)
+    everything = images(plain.train).pixels.flatten(1)
+    assert torch.equal(both.double().sum(0), everything.double().sum(0))  # every image once, in one of the two
+    assert torch.equal(images(build_data(recipe(**DIGITS, hold_out=100)).valid).pixels, out.pixels)
+    with pytest.raises(DataError, match=r"data\.hold_out: 9,999 of the 1,437 samples"):
+        len(build_data(recipe(**DIGITS, hold_out=9999)).train)
 
 
 def test_normalisation(tmp_path):

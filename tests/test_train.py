@@ -244,6 +244,33 @@ def test_phases_are_cut_into_epochs():
     ]
 
 
+@pytest.mark.parametrize(
+    ("heal", "expected"),
+    [
+        # a step schedule that falls tenfold half-way: over sparse + heal, over each alone, and the dense phase's last
+        ("continue", {"dense": [1, 1, 0.1, 0.1], "sparse": [1, 1], "heal": [0.1, 0.1]}),
+        ("fresh", {"dense": [1, 1, 0.1, 0.1], "sparse": [0.2, 0.02], "heal": [1, 0.1]}),
+        ("rewind", {"dense": [1, 1, 0.1, 0.1], "sparse": [0.2, 0.02], "heal": [0.1, 0.1]}),
+    ],
+)
+def test_rates_of_healing(heal, expected):
+    settings = {"lr": 1.0, "lr_schedule": "step", "milestones": [0.5], "heal": heal}
+    settings |= {} if heal == "continue" else {"sparse_lr": 0.2}
+    made = recipe(train=settings, schedule={"dense": "4it", "sparse": "2it", "heal": "2it"})
+    schedule = Schedule.of(made, 1)
+    found: dict[str, list[float]] = {}
+    for epoch in schedule.epochs:
+        found.setdefault(epoch.phase, []).extend(schedule.learning_rates(made, epoch))
+    assert found == {phase: pytest.approx(rates) for phase, rates in expected.items()}
+
+
+def test_rates_of_healing_that_do_not_fit():
+    with pytest.raises(RecipeError, match='"rewind" heals by the last steps of the dense phase, which has 0ep'):
+        recipe(train={"heal": "rewind"}, schedule={"dense": "0ep", "heal": "2ep"})
+    with pytest.raises(RecipeError, match="sparse_lr needs heal"):
+        recipe(train={"sparse_lr": 0.1})
+
+
 def rates(num_steps: int = 100, **settings) -> list[float]:
     section = parse_recipe(recipe().values() | {"train": {"lr": 1.0, **settings}}).train
     assert isinstance(section, TrainSection)

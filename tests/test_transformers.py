@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from sslprune.cli import app
 from sslprune.data import build_data
 from sslprune.data.tables import read_table
-from sslprune.errors import CheckpointError, DataError, RecipeError
+from sslprune.errors import CheckpointError, DataError, RecipeError, RepackError
 from sslprune.export import open_session
 from sslprune.models import build_model
 from sslprune.recipe import Recipe, load_recipe, parse_recipe
@@ -195,6 +195,23 @@ def test_apply_plan_gives_back_the_class_with_fewer_heads(run):
     ids = torch.randint(5, len(WORDS), (2, 9))
     loaded = sslprune.load(run.path)(input_ids=ids, attention_mask=torch.ones_like(ids))["logits"]
     assert torch.allclose(small(input_ids=ids).logits, loaded, atol=1e-5)
+
+
+def test_apply_plan_names_the_module_that_fixes_its_widths():
+    import sslprune
+    from sslprune.plan import make_plan
+
+    def model():
+        torch.manual_seed(0)
+        return GPT2LMHeadModel(GPT2Config(vocab_size=20, n_positions=16, n_embd=16, n_layer=2, n_head=4)).eval()
+
+    own, ids = model(), torch.randint(20, (2, 8))
+    program = sslprune.trace(own, (), {"input_ids": ids, "use_cache": False})
+    heads = [axis for axis in sslprune.find_axes(program) if axis.kind == "heads" and axis.exact]
+    sslprune.zero_groups(own, heads[1], [0, 2])
+    plan = make_plan(own, program, heads)
+    with pytest.raises(RepackError, match=r"^transformer\.h\.1\.attn\.c_attn: its own code fixes the arguments of `"):
+        sslprune.apply_plan(model(), plan)  # its view fixes 3 x 16
 
 
 def test_batches(folder):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -220,8 +220,6 @@ def build_data(recipe: Recipe, show: Any = None) -> Data:
 
 def _build(recipe: Recipe, show: Any) -> Data:
     section, device = recipe.data, device_of(recipe.run)
-    if section.hold_out and (section.task == "language-modelling" or _holds_sentences(recipe)):
-        raise DataError("data.hold_out: is for image files; give text a file of its own in data.valid")
     task = task_of(section.task, section.metrics, lambda name: find_callable(name, "data.metrics"))
     if section.factory is None and section.task == "language-modelling":
         from sslprune.data.text import text_data  # which knows what a batch is from here
@@ -233,16 +231,9 @@ def _build(recipe: Recipe, show: Any) -> Data:
         return sentence_data(recipe, task, device, show)
     if section.factory is None:
         assert section.train is not None and section.test is not None
-        train, test = (_reader(path, show) for path in (section.train, section.test))
+        train, test = _reader(section.train, show), _reader(section.test, show)
         valid = _reader(section.valid, show) if section.valid is not None else None
-        if section.hold_out:
-            train, valid = _held_out(train, section.hold_out)
-        return Data(
-            Batches(train, section, device, recipe.run.seed),
-            Batches(test, section, device, None),
-            task,
-            valid=Batches(valid, section, device, None) if valid is not None else None,
-        )
+        return _image_data(recipe, train, test, valid, task)
     made = find_callable(section.factory, "data.factory")(**section.arguments)
     if isinstance(made, Data):
         return made
@@ -250,29 +241,44 @@ def _build(recipe: Recipe, show: Any) -> Data:
         raise DataError(f"data.factory: {section.factory} returned {type(made).__name__}; expected (train, test)")
     first, second = made
     if isinstance(first, Images) and isinstance(second, Images):
-        return Data(
-            Batches(lambda: first, section, device, recipe.run.seed),
-            Batches(lambda: second, section, device, None),
-            task,
+        return _image_data(recipe, lambda: first, lambda: second, None, task)
+    if section.hold_out:
+        raise DataError(
+            f"data.hold_out: {section.factory} returns loaders; hold samples out in it, in a Data with valid"
         )
     return Data(
         LoaderBatches(first, device, recipe.run.seed), LoaderBatches(second, device, None), task, section.max_length
     )
 
 
-def _held_out(source: Callable[[], Images], count: int) -> tuple[Callable[[], Images], Callable[[], Images]]:
-    """Training images without ``count`` of them, and those: drawn by a seed of their own, the same in every run."""
-    read = cache(source)
+def _image_data(
+    recipe: Recipe,
+    train: Callable[[], Images],
+    test: Callable[[], Images],
+    valid: Callable[[], Images] | None,
+    task: Task,
+) -> Data:
+    section, device = recipe.data, device_of(recipe.run)
+    if section.hold_out:
+        whole, count = cache(train), section.hold_out
+        train, valid = (
+            lambda: whole().rows(hold_out(len(whole()), count, whole().source)[0]),
+            lambda: whole().rows(hold_out(len(whole()), count, whole().source)[1]),
+        )
+    return Data(
+        Batches(train, section, device, recipe.run.seed),
+        Batches(test, section, device, None),
+        task,
+        valid=Batches(valid, section, device, None) if valid is not None else None,
+    )
 
-    def part(valid: bool) -> Images:
-        images = read()
-        if count >= len(images):
-            raise DataError(f"data.hold_out: {count} of the {len(images)} training images; leave some to train on")
-        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-        rows = (order[:count] if valid else order[count:]).sort().values
-        return replace(images, pixels=images.pixels[rows], labels=images.labels[rows])
 
-    return lambda: part(False), lambda: part(True)
+def hold_out(size: int, count: int, source: str) -> tuple[Tensor, Tensor]:
+    """Which of ``size`` samples are trained on, and which ``count`` are held out: the same for every seed of a run."""
+    if count >= size:
+        raise DataError(f"data.hold_out: {count:,} of the {size:,} samples of {source}; leave some to train on")
+    order = torch.randperm(size, generator=torch.Generator().manual_seed(0))
+    return order[count:].sort().values, order[:count].sort().values
 
 
 def _holds_sentences(recipe: Recipe) -> bool:

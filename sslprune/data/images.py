@@ -42,6 +42,10 @@ class Images:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def rows(self, rows: Tensor) -> Images:
+        """Some of the images, by their numbers (n,)."""
+        return Images(self.pixels[rows], self.labels[rows], self.num_classes, self.source)
+
 
 def read_images(path: str | Path, advance: Callable[[int], Any] = lambda count: None) -> Images:
     """Read and decode every row of a Parquet file with an image column ({bytes, path}) and an integer label column.

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sslprune.data.batches import Batch, Data
+from sslprune.data.batches import Batch, Data, hold_out
 from sslprune.data.hub import read_dataset
 from sslprune.data.tables import chosen, rows_of
 from sslprune.errors import DataError
@@ -157,25 +157,32 @@ def sentence_data(recipe: Recipe, task: Task, device: torch.device, show: Any = 
     source = section.tokenizer or (arguments.get("path") if recipe.model.factory.startswith("hf:") else None)
     if source is None:
         raise DataError("data.tokenizer: missing; name a local Hugging Face model directory for its tokenizer")
-    read = {path: _read(section, path) for path in (section.train, section.test)}
-    tables = {path: chosen(path, rows, section.text, section.label, section.text_pair) for path, rows in read.items()}
+    names = {"train": section.train, "test": section.test} | ({"valid": section.valid} if section.valid else {})
+    tables = {
+        part: chosen(name, _read(section, name), section.text, section.label, section.text_pair)
+        for part, name in names.items()
+    }
+    if section.hold_out:
+        kept, held = hold_out(len(tables["train"]), section.hold_out, section.train)
+        whole, names["valid"] = tables["train"], section.train
+        tables["train"], tables["valid"] = [whole[i] for i in kept], [whole[i] for i in held]
     tagging = task.name == "tagging"
     if tagging and section.text_pair is not None:
         raise DataError('data.text_pair: a pair has one label; expected task = "classification", got "tagging"')
-    classes = tuple(section.labels) or _classes(tables[section.train], tagging)
+    classes = tuple(section.labels) or _classes(tables["train"], tagging)
     tokenizer = load_tokenizer(source)
     longest = section.max_length or min(int(tokenizer.model_max_length), LONGEST)
-    batches = []
-    for path, size, seed in (
-        (section.train, section.batch_size, recipe.run.seed),
-        (section.test, section.eval_batch_size, None),
-    ):
-        data, cut = _encode(path, tables[path], tokenizer, longest, classes, tagging)
+    batches = {}
+    for part, rows in tables.items():
+        data, cut = _encode(names[part], rows, tokenizer, longest, classes, tagging)
         if cut and show is not None:
-            show.say(f"{Path(path).name}: {cut:,} of {len(data):,} texts are cut to {longest} tokens")
+            show.say(f"{Path(names[part]).name}: {cut:,} of {len(data):,} texts are cut to {longest} tokens")
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
-        batches.append(SentenceBatches(data, pad, section.pad_to, longest, size, device, seed))
-    return SentenceData(batches[0], batches[1], task, longest, tokenizer=tokenizer, classes=classes)
+        size, seed = (section.batch_size, recipe.run.seed) if part == "train" else (section.eval_batch_size, None)
+        batches[part] = SentenceBatches(data, pad, section.pad_to, longest, size, device, seed)
+    return SentenceData(
+        batches["train"], batches["test"], task, longest, batches.get("valid"), tokenizer=tokenizer, classes=classes
+    )
 
 
 def _read(section: DataSection, name: str) -> list[tuple[int, dict[str, Any]]]:

@@ -83,8 +83,8 @@ class DataSection(Section):
     eval_batch_size: Count = 500
     task: str = "classification"  # or "tagging", "language-modelling": see sslprune.tasks
     metrics: list[str] = []  # of sslprune.tasks.METRICS, or "module:callable"; empty: what the task is judged by
-    valid: str | None = None  # what the epochs are judged by in place of the test data
-    hold_out: int = Field(default=0, ge=0)  # so many training images, the same for every seed, in place of a valid file
+    valid: str | None = None  # what the epochs are judged by in place of the test data: a file, as train is ...
+    hold_out: int = Field(default=0, ge=0)  # ... or as many samples of the training data, drawn alike for every seed
     vocabulary: str | None = None  # of a language model: words, one a line; else those of the training text
     steps: Count = 35  # of a language model: words a batch, and of truncated backpropagation
     fixed_length: bool = False  # of a language model: its graph has one length, as one unrolled in time does
@@ -104,10 +104,14 @@ class DataSection(Section):
             raise ValueError("give either train and test (Parquet files) or a factory, not both")
         if self.dataset is not None and (self.factory is not None or self.task == "language-modelling"):
             raise ValueError("dataset is for labelled text; a factory and a language model take none")
+        if self.hold_out and (self.valid is not None or self.task == "language-modelling"):
+            raise ValueError(
+                "hold_out is for images and labelled text, in place of valid; a text has a file of its own"
+            )
+        if self.valid is not None and self.factory is not None:
+            raise ValueError("valid belongs to train and test; a factory may return a Data with valid in it")
         if self.subset is not None and self.dataset is None:
             raise ValueError("subset needs a dataset")
-        if self.hold_out and (self.valid is not None or self.factory is not None):
-            raise ValueError("hold_out is for image files without a valid file of their own")
         for step in self.augment:
             if not re.fullmatch(r"flip|pad-crop:[1-9]\d*", step):
                 raise ValueError(f'augment knows "flip" and "pad-crop:<pixels>"; got "{step}"')
@@ -163,8 +167,21 @@ class TrainSection(Section):
     gamma: Fraction = 0.1  # ... to this times what it was
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     clip_norm: Positive | None = None
+    heal: Literal["continue", "fresh", "rewind"] = (
+        "continue"  # the rates of healing: the sparse phase's schedule goes on;
+    )
+    # a schedule of its own; or the last of the dense phase's (Renda et al. 2020, "learning rate rewinding")
+    sparse_lr: Positive | None = None  # the peak of the sparse phase where healing has a schedule of its own; lr
     loss_factor: Positive = 1.0  # of the loss before its gradient; 35 where a paper sums over 35 steps, as lr then does
     amp: Literal["auto", "bf16", "off"] = "auto"  # bfloat16 in products; auto: on a CUDA device that has it
+
+    @model_validator(mode="after")
+    def _sparse_lr(self) -> TrainSection:
+        if self.sparse_lr is not None and self.heal == "continue":
+            raise ValueError(
+                'sparse_lr needs heal = "fresh" or "rewind"; with "continue" both phases share one schedule'
+            )
+        return self
 
     @model_validator(mode="after")
     def _nesterov(self) -> TrainSection:
@@ -264,6 +281,16 @@ class Recipe(Section):
     gates: GatesSection = GatesSection()
     gate: list[GateSection] = []
     control: list[ControlSection] = []
+
+    @model_validator(mode="after")
+    def _rewound(self) -> Recipe:
+        heal, dense = self.schedule.heal, self.schedule.dense
+        if self.train.heal == "rewind" and (heal.unit != dense.unit or heal.count > dense.count):
+            raise ValueError(
+                f'train.heal: "rewind" heals by the last steps of the dense phase, which has {dense}; expected at '
+                f"least schedule.heal = {heal}, in the same unit"
+            )
+        return self
 
     @model_validator(mode="after")
     def _variants(self) -> Recipe:

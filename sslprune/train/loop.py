@@ -60,7 +60,7 @@ class Epoch:
 
 @dataclass(frozen=True)
 class Schedule:
-    """The epochs of a run, and how many steps each phase has. Sparse and heal share one learning-rate schedule."""
+    """The epochs of a run, and how many steps each phase has."""
 
     epochs: tuple[Epoch, ...]
     steps: dict[str, int]
@@ -80,10 +80,17 @@ class Schedule:
 
     def learning_rates(self, recipe: Recipe, epoch: Epoch) -> Iterator[float]:
         """The learning rate of each step of ``epoch``."""
-        num_steps = self.steps["dense"] if epoch.phase == "dense" else self.steps["sparse"] + self.steps["heal"]
-        before = sum(e.num_steps for e in self.epochs[: epoch.number])
-        first = before if epoch.phase == "dense" else before - self.steps["dense"]
-        return (learning_rate(recipe.train, first + i, num_steps, self.epoch_steps) for i in range(epoch.num_steps))
+        section, steps, heal = recipe.train, self.steps, recipe.train.heal
+        first = sum(e.num_steps for e in self.epochs[: epoch.number] if e.phase == epoch.phase)
+        num_steps = steps[epoch.phase]
+        if heal == "continue" and epoch.phase != "dense":
+            first += steps["sparse"] if epoch.phase == "heal" else 0
+            num_steps = steps["sparse"] + steps["heal"]
+        elif heal == "rewind" and epoch.phase == "heal":
+            first, num_steps = first + steps["dense"] - num_steps, steps["dense"]
+        elif epoch.phase == "sparse":
+            section = section.model_copy(update={"lr": section.sparse_lr or section.lr})
+        return (learning_rate(section, first + i, num_steps, self.epoch_steps) for i in range(epoch.num_steps))
 
 
 class Trainer:
