@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from sslprune.axes import Axis, zero_mask
+from sslprune.data import build_data
 from sslprune.errors import BudgetError, DataError, RecipeError, SslpruneError, TrainingError
 from sslprune.graph.cost import Cost
 from sslprune.graph.find import find_axes
@@ -22,6 +23,7 @@ from sslprune.recipe import PruneSection, Recipe, TrainSection, parse_recipe
 from sslprune.train.evaluate import evaluate
 from sslprune.train.loop import Schedule, train
 from sslprune.train.optimizer import learning_rate
+from sslprune.train.recalibrate import recalibrate
 from sslprune.train.select import select
 from sslprune.zoo.digits_cnn import DigitsCNN
 
@@ -168,8 +170,23 @@ def test_dense_control_needs_no_pruning(tmp_path):
     assert not same(run.dense, run.masked)
 
 
+def test_recalibrated_statistics_are_the_plain_mean_over_the_batches():
+    torch.manual_seed(0)
+    conv, norm = nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3)
+    model = nn.Sequential(conv, norm, nn.Dropout(0.5)).train()
+    data = build_data(recipe(data={"factory": "sslprune.data:digits", "batch_size": 1000}))
+    recalibrate(model, data.train, 3)  # of one batch an epoch
+    assert model.training and norm.momentum == 0.1
+    outputs = [conv(images).transpose(0, 1).flatten(1) for i in range(3) for (images,), _ in data.train.epoch(i)]
+    means = torch.stack([values.mean(1) for values in outputs]).mean(0)
+    assert norm.running_mean is not None and norm.running_var is not None
+    assert torch.allclose(norm.running_mean, means, atol=1e-5)
+    assert torch.allclose(norm.running_var, torch.stack([v.var(1) for v in outputs]).mean(0), rtol=1e-4)
+
+
 def test_distillation_adamw_and_the_rest(tmp_path):
     settings = {"optimizer": "adamw", "lr": 1e-3, "lr_schedule": "one-cycle", "clip_norm": 1.0, "label_smoothing": 0.1}
+    settings |= {"recalibrate": "3it", "amp": "bf16"}
     parts = {
         "distill": {"weight": 0.5},
         "train": settings,

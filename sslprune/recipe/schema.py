@@ -172,6 +172,10 @@ class TrainSection(Section):
     )
     # a schedule of its own; or the last of the dense phase's (Renda et al. 2020, "learning rate rewinding")
     sparse_lr: Positive | None = None  # the peak of the sparse phase where healing has a schedule of its own; lr
+    recalibrate: Duration = Span(
+        0, "it"
+    )  # batches that batch norms' statistics are taken anew from: a teacher's before
+    # it teaches, as a checkpoint's may come from other pictures, and the masked model's when all is done
     loss_factor: Positive = 1.0  # of the loss before its gradient; 35 where a paper sums over 35 steps, as lr then does
     amp: Literal["auto", "bf16", "off"] = "auto"  # bfloat16 in products; auto: on a CUDA device that has it
 

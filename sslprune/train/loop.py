@@ -32,6 +32,7 @@ from sslprune.train.budget import BudgetController
 from sslprune.train.evaluate import evaluate
 from sslprune.train.lasso import GroupLasso
 from sslprune.train.optimizer import build_optimizer, learning_rate
+from sslprune.train.recalibrate import recalibrate
 from sslprune.train.select import select_with_sections
 
 CHECK_EVERY = 20  # steps between looks at the loss: on a GPU each look waits for the device
@@ -140,6 +141,7 @@ class Trainer:
             write_json(self.run.history, self.history)
             self.show.say(_line(epoch, self.history[-1], self.judge))
         self._enter("done")
+        self._recalibrate(self.model)
         write_weights(self.run.masked, self.model)
 
     def _mean_norms(self) -> dict[str, float]:
@@ -181,6 +183,13 @@ class Trainer:
         if self.recipe.distill is not None:
             self.teacher = copy.deepcopy(self.model).eval().requires_grad_(False)
             self.teacher.load_state_dict(load_file(self.run.dense))
+            self._recalibrate(self.teacher)
+
+    def _recalibrate(self, model: nn.Module) -> None:
+        steps = self.recipe.train.recalibrate.steps(self.schedule.epoch_steps)
+        if steps:
+            with self.show.progress("taking batch statistics", steps) as bar:
+                recalibrate(model, self.data.train, steps, bar.advance)
 
     def _epoch(self, epoch: Epoch) -> tuple[float, float]:
         """Train one epoch; returns the mean loss and the last learning rate."""
