@@ -56,8 +56,8 @@ from sslprune.report import Absent
 from sslprune.rundir import RunDirectory
 from sslprune.show import Show
 from sslprune.train.evaluate import evaluate
-from sslprune.train.loop import Schedule
 from sslprune.train.optimizer import build_optimizer, learning_rate
+from sslprune.train.schedule import Schedule
 from sslprune.train.select import select
 
 ARMS = ("dense", "peer", "inner", "all")

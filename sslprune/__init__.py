@@ -20,6 +20,8 @@ _PLACES = {
     "Axis": "axes",
     "Member": "axes",
     "GroupLasso": "train.lasso",
+    "Shrinker": "train.shrink",
+    "shrink": "train.shrink",
     "export_onnx": "export",
     "load": "plan",
     "apply_plan": "plan",
@@ -32,6 +34,7 @@ __all__ = [
     "GroupLasso",
     "Member",
     "Program",
+    "Shrinker",
     "SslpruneError",
     "__version__",
     "apply_plan",
@@ -39,6 +42,7 @@ __all__ = [
     "find_axes",
     "load",
     "repack",
+    "shrink",
     "trace",
     "zero_groups",
 ]
@@ -54,6 +58,7 @@ if TYPE_CHECKING:
     from sslprune.graph.trace import trace
     from sslprune.plan import apply_plan, load
     from sslprune.train.lasso import GroupLasso
+    from sslprune.train.shrink import Shrinker, shrink
 
 
 def __getattr__(name: str) -> Any:

@@ -360,7 +360,7 @@ def _verdict(report: Report, directory: RunDirectory, show: Show, as_json: bool)
     else:
         show.result(summary(report, directory))
     if not report.passed:
-        missed = [str(gate) for gate in report.gates if not gate.passed]
+        missed = [gate.told(title) for title, gate in report.every_gate if not gate.passed]
         fail(f"gate missed: {'; '.join(missed)}", 3)
 
 

@@ -16,6 +16,7 @@ from torch import nn
 
 from sslprune.data import build_data
 from sslprune.errors import RunError
+from sslprune.exporting import beside, write_report
 from sslprune.graph.cost import Cost
 from sslprune.graph.find import find_axes
 from sslprune.graph.repack import remove, removed_groups
@@ -23,7 +24,7 @@ from sslprune.graph.trace import trace
 from sslprune.models import build_model, device_of, load_checkpoint, load_weights
 from sslprune.pipeline import count, counted, example_of, full_precision, trained
 from sslprune.recipe import Recipe, Span, load_recipe
-from sslprune.report import Control, Report, read_controls
+from sslprune.report import Control, Report
 from sslprune.rundir import ControlName, RunDirectory
 from sslprune.show import Show
 from sslprune.train.evaluate import evaluate
@@ -70,8 +71,7 @@ def control(
     )
     result.save(files.result)
     if directory.report.is_file():
-        report = Report.load(directory.report)
-        report.model_copy(update={"controls": read_controls(directory.control_results)}).save(directory.report)
+        write_report(beside(Report.load(directory.report), directory), directory)
     return result
 
 
@@ -79,6 +79,7 @@ def _without_sparsity(recipe: Recipe, name: ControlName, epoch_steps: int) -> Re
     """The recipe with as many steps, none of them sparse."""
     spans = recipe.schedule
     steps = spans.sparse.steps(epoch_steps) + spans.heal.steps(epoch_steps)
+    steps *= len(recipe.budget.points)  # a sweep went through as many to get here
     whole = Span(steps, "it") if steps % epoch_steps else Span(steps // epoch_steps, "ep")
     dense = Span(0, "ep") if name == "dense" else spans.dense
     schedule = spans.model_copy(update={"dense": dense, "sparse": Span(0, "ep"), "heal": whole})

@@ -50,30 +50,59 @@ from sslprune.train.evaluate import evaluate
 
 
 def export(directory: RunDirectory, show: Show, *, baseline: Path | None = None) -> Report:
-    """Write every model as ONNX, measure each on the test data, time them in turns, judge the gates, and report."""
+    """Write every model as ONNX, measure each on the test data, time them in turns, judge the gates, and report.
+
+    Of a sweep, the earlier points first, where their reports are missing or of another recipe.
+    """
     directory.require("repack")
     earlier = Report.load(baseline) if baseline is not None else None  # before it may be written over
     directory.clear("export")
-    show.stage("export", "ONNX, checked against torch on the test data, and timed in turns with the dense model")
     recipe, result = directory.recipe(), RepackResult.load(directory.result)
+    earlier_points = directory.each_point(recipe)[:-1] if directory.sweep is directory else []
+    for point, place in earlier_points:
+        place.claim(point)  # gates and timings are those of the sweep
+        if not place.finished("export") or Report.load(place.report).recipe_sha256 != _digest(place):
+            export(place, show)
+    show.stage("export", f"{recipe.name}: ONNX, checked against torch on the test data, and timed in turns with dense")
     data = build_data(recipe, show)
     dense = trained(recipe, directory.dense)
     built = build(recipe, directory, result, dense, data, show)
     checks = measure_metrics(recipe, built, data, show)
-    digest = hashlib.sha256(directory.recipe_file.read_bytes()).hexdigest()
+    digest = _digest(directory)
     for model in built:
         if model.path.is_relative_to(directory.export_dir):
             write_metadata(model.path, _metadata(recipe, model, checks[model.name], digest))
     example = _rows(built[0], data)
     times = measure_speed(recipe, built, data, example, show)
     report = assemble(recipe, result, built, checks, times, example, data.task.lower_is_better, show)
-    report = report.model_copy(update={"recipe_sha256": digest, "controls": read_controls(directory.control_results)})
+    report = report.model_copy(update={"recipe_sha256": digest})
     if earlier is not None and baseline is not None:
         report = report.model_copy(update={"baseline": compare_reports(earlier, report, baseline)})
+    report = beside(report, directory)
     write_ci(report, directory.junit, directory.summary)
+    write_report(report, directory)
+    return report
+
+
+def beside(report: Report, directory: RunDirectory) -> Report:
+    """``report`` with what lies beside it in ``directory``: its controls, and the curve of a sweep."""
+    report = report.model_copy(update={"controls": read_controls(directory.control_results)})
+    points = [point for point in directory.points if point.finished("export")]
+    curve = [Report.load(point.report).as_point(str(point.path.relative_to(directory.path))) for point in points]
+    return report.model_copy(update={"curve": [*curve, report.as_point(".")] if curve else []})
+
+
+def write_report(report: Report, directory: RunDirectory) -> None:
+    """Write the page and report.json, and those of the sweep that ``directory`` is a point of."""
     write_page(report, directory.page, history=directory.history, weights=directory.masked)
     report.save(directory.report)
-    return report
+    sweep = directory.sweep
+    if sweep is not directory and sweep.report.is_file():
+        write_report(beside(Report.load(sweep.report), sweep), sweep)
+
+
+def _digest(directory: RunDirectory) -> str:
+    return hashlib.sha256(directory.recipe_file.read_bytes()).hexdigest()
 
 
 def measure_metrics(recipe: Recipe, built: list[Built], data: Data, show: Show) -> dict[str, OnnxCheck]:

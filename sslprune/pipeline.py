@@ -104,33 +104,49 @@ def run(
 
 
 def train(recipe: Recipe, directory: RunDirectory, show: Show, *, resume: bool = False) -> None:
-    """Sparse training, then healing, into ``directory``; starts over unless ``resume``."""
+    """Sparse training, then healing, into ``directory``; starts over unless ``resume``.
+
+    The points of a sweep in their order, each from where the one before it ended, the last into ``directory`` itself.
+    """
     directory.claim(recipe)
-    if resume and directory.finished("train"):
-        show.stage("train", f"finished already: {directory.masked}")
-        return
     if not resume:
         directory.clear("train")
-    spans, device = recipe.schedule, device_of(recipe.run)
-    goal = f"{100 * recipe.budget.fraction:g} % of the {'MACs' if recipe.budget.measure == 'macs' else 'parameters'}"
-    plan = f"{spans.dense} dense, {spans.sparse} sparse, {spans.heal} heal"
-    show.stage("train", f"{recipe.name} to {goal}: {plan}, on {device}")
     try:
-        train_model(recipe, directory, show)
+        previous = None
+        for point, place in directory.each_point(recipe):
+            place.claim(point)
+            if place.finished("train"):
+                show.stage("train", f"finished already: {place.masked}")
+            else:
+                show.stage("train", _plan(point, previous is None))
+                train_model(point, place, show, previous=previous, goal=recipe.budget.fraction)
+            previous = place
     except BaseException:
         directory.release()
         raise
 
 
+def _plan(recipe: Recipe, first: bool) -> str:
+    """What is about to be trained, in words."""
+    spans, device = recipe.schedule, device_of(recipe.run)
+    goal = f"{100 * recipe.budget.fraction:g} % of the {'MACs' if recipe.budget.measure == 'macs' else 'parameters'}"
+    begin = f"{spans.dense} dense" if first else f"from {100 * recipe.budget.points[-2]:g} %"
+    return f"{recipe.name} to {goal}: {begin}, {spans.sparse} sparse, {spans.heal} heal, on {device}"
+
+
 def repack(directory: RunDirectory, show: Show) -> RepackResult:
     """Remove what training made zero, prove that nothing changed on the test data, and write the smaller model.
 
-    Raises RepackError, and writes nothing, when masked and repacked model differ by more than 1e-4 (relative).
+    Of a sweep, the earlier points first, where they are not repacked yet. Raises RepackError, and writes nothing, when
+    masked and repacked model differ by more than 1e-4 (relative).
     """
     directory.require("train")
+    for point in directory.points:
+        if not point.finished("repack"):
+            repack(point, show)
     directory.clear("repack")
     recipe = directory.recipe()
-    show.stage("repack", "the zeros go, the function stays")
+    show.stage("repack", f"{recipe.name}: the zeros go, the function stays")
     if recipe.run.threads:
         torch.set_num_threads(recipe.run.threads)
     data, device = build_data(recipe, show), device_of(recipe.run)

@@ -8,6 +8,7 @@ RUN/repacked/  model.pt2  weights.safetensors  plan.json  result.json
 RUN/export/    model.onnx  dense.onnx, and one file for each quantized variant and control
 RUN/report.json  report.html  junit.xml  summary.md
 RUN/controls/NAME/  as RUN/train/, weights.safetensors at the end; result.json
+RUN/points/0.5/  an earlier point of a sweep: a run directory of its own; the last point is RUN itself
 """
 
 from __future__ import annotations
@@ -64,6 +65,8 @@ class RunDirectory:
         self.result = self.repacked_dir / "result.json"
         self.tokenizer = self.repacked_dir / "tokenizer"
 
+        self.points_dir = self.path / "points"
+
         self.export_dir = self.path / "export"
         self.onnx = self.export_dir / "model.onnx"
         self.dense_onnx = self.export_dir / "dense.onnx"
@@ -80,6 +83,27 @@ class RunDirectory:
         """The figures of the controls that are finished."""
         results = [self.control(name).result for name in CONTROLS]
         return [result for result in results if result.is_file()]
+
+    @property
+    def points(self) -> list[RunDirectory]:
+        """The earlier points of a sweep that have begun, the largest budget first."""
+        begun = [RunDirectory(file.parent) for file in self.points_dir.glob("*/recipe.toml")]
+        return sorted(begun, key=lambda point: float(point.path.name), reverse=True)
+
+    @property
+    def sweep(self) -> RunDirectory:
+        """The run that this is a point of, itself where it is none."""
+        above = RunDirectory(self.path.parent.parent)
+        return above if self.path.parent.name == "points" and above.recipe_file.is_file() else self
+
+    def each_point(self, recipe: Recipe) -> list[tuple[Recipe, RunDirectory]]:
+        """The points of ``recipe``, in order, each with its recipe and its folder; the last is this one.
+
+        What came before a point lies beside it.
+        """
+        *earlier, last = recipe.points()
+        folders = [RunDirectory(self.sweep.points_dir / str(point.budget.fraction)) for point in earlier]
+        return [*zip(earlier, folders, strict=True), (last, self)]
 
     def __fspath__(self) -> str:
         return str(self.path)
@@ -108,7 +132,7 @@ class RunDirectory:
                 f"{self.path}: not a run directory (no recipe.toml); `sslprune run RECIPE --run {self.path}` makes one"
             )
         command = (
-            f"sslprune train {self.recipe_file} --run {self.path} --resume"
+            f"sslprune train {self.sweep.recipe_file} --run {self.sweep} --resume"
             if stage == "train"
             else f"sslprune {stage} {self.path}"
         )
@@ -154,13 +178,16 @@ class RunDirectory:
     @property
     def started(self) -> bool:
         """Whether there is any training that could be lost."""
-        return any(file.is_file() for file in (self.checkpoint, *self.files("train")))
+        here = any(file.is_file() for file in (self.checkpoint, *self.files("train")))
+        return here or any(point.started for point in self.points)
 
     def release(self) -> None:
         """Undo a claim that came to nothing: a run that never started leaves no folder behind."""
         if not self.started:
+            for point in self.points:
+                point.release()
             self.recipe_file.unlink(missing_ok=True)
-            for folder in (self.train_dir, self.path):
+            for folder in (self.train_dir, self.points_dir, self.path):
                 if folder.is_dir() and not any(folder.iterdir()):
                     folder.rmdir()
 
@@ -173,6 +200,8 @@ class RunDirectory:
         for file in (self.page, self.junit, self.summary, *self.export_dir.glob("*.onnx*")):
             file.unlink(missing_ok=True)
         if stage == "train":
+            for point in self.points:
+                point.clear("train")
             self.checkpoint.unlink(missing_ok=True)
             self.initial.unlink(missing_ok=True)
         for name in CONTROLS if stage != "export" else ():  # of a model that is about to be another one

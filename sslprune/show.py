@@ -20,9 +20,20 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TaskID,
 from rich.table import Table
 from rich.text import Text
 
-from sslprune.report import Absent, AxisChange, Gate, Inspection, Latency, Report, Size, Speedup, realised
+from sslprune.report import (
+    CONTROL_WORDS,
+    Absent,
+    AxisChange,
+    Gate,
+    Inspection,
+    Latency,
+    Report,
+    Size,
+    Speedup,
+    realised,
+)
 from sslprune.rundir import RunDirectory
-from sslprune.show_speed import PERCENT, changes, faster, ms, operators, score, size_text, variants
+from sslprune.show_speed import PERCENT, changes, curve_table, faster, ms, operators, score, size_text, variants
 
 FIRST_SEEN = 0.4  # seconds: what takes less never flashes a bar
 PLAIN_EVERY = 10.0  # seconds between two plain lines of one task
@@ -160,11 +171,12 @@ def summary(report: Report, run: RunDirectory) -> RenderableType:
         if same
         else Text(f"masked scores {scores(proof.metrics)}", style="yellow"),
     )
-    if report.gates:
-        facts.add_row("gates", _gates(report.gates))
+    if report.every_gate:
+        facts.add_row("gates", _gates(report.every_gate))
     facts.add_row("files", Text(f"{run}{os.sep}", overflow="fold"))
-    facts.add_row("", _files(run))
+    facts.add_row("", _files(report, run))
     speed: list[RenderableType] = []
+    curve: list[RenderableType] = ["", curve_table(report)] if report.curve else []
     if report.variants:
         speed += ["", variants(report)]
     if report.profiles:
@@ -173,7 +185,7 @@ def summary(report: Report, run: RunDirectory) -> RenderableType:
         speed += ["", _controls(report)]
     if report.baseline is not None:
         speed += ["", changes(report.baseline)]
-    return Group("", _headline(report), "", _figures(report), *speed, "", _widths(report.axes), "", facts)
+    return Group("", _headline(report), *curve, "", _figures(report), *speed, "", _widths(report.axes), "", facts)
 
 
 def _headline(report: Report) -> Text:
@@ -187,7 +199,7 @@ def _headline(report: Report) -> Text:
     return Text.assemble((report.recipe, "bold"), "  ", (", ".join(story), "bold green"))
 
 
-def _files(run: RunDirectory) -> Table:
+def _files(report: Report, run: RunDirectory) -> Table:
     table = Table.grid(padding=(0, 2))
     table.add_column(overflow="fold")
     table.add_column(style="dim", overflow="fold")
@@ -199,18 +211,20 @@ def _files(run: RunDirectory) -> Table:
         (run.report, "for programs"),
     ):
         table.add_row(str(file.relative_to(run.path)), use)
+    if report.curve:
+        table.add_row(f"points{os.sep}", "the earlier points of the sweep, each a run of its own")
     return table
 
 
-def _gates(gates: Sequence[Gate]) -> Table:
+def _gates(gates: Sequence[tuple[str, Gate]]) -> Table:
     table = Table.grid(padding=(0, 1))
-    for gate in gates:
+    for title, gate in gates:
         mark = Text("\u2713", style="bold green") if gate.passed else Text("\u2717", style="bold red")
         sign = "at least" if gate.name.startswith("min_") else "at most"
         value = Text(
             "not measured" if gate.value is None else f"{gate.value:.4g}", style="" if gate.passed else "bold red"
         )
-        table.add_row(mark, gate.title, value, Text(f"{sign} {gate.limit:g}", style="dim"))
+        table.add_row(mark, title, value, Text(f"{sign} {gate.limit:g}", style="dim"))
     return table
 
 
@@ -297,9 +311,6 @@ def _controls(report: Report) -> Table:
         figures = [score(name, size.metrics.get(name, float("nan"))) for name in report.dense.metrics]
         table.add_row(word, *_counts(size.parameters, size.macs), *figures, epochs)
     return table
-
-
-CONTROL_WORDS = {"dense": "dense, trained on", "scratch": "small, from scratch", "ticket": "small, winning ticket"}
 
 
 def _latencies(

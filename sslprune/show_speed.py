@@ -9,7 +9,17 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from sslprune.report import Absent, Baseline, Latency, Profile, Report, Speedup, setting_text, why_not_faster
+from sslprune.report import (
+    Absent,
+    Baseline,
+    Latency,
+    Profile,
+    Report,
+    Speedup,
+    curve_rows,
+    setting_text,
+    why_not_faster,
+)
 
 if TYPE_CHECKING:  # torch is heavy, and nothing here needs it
     from sslprune.bench import Comparison, Footprint
@@ -147,4 +157,15 @@ def _table(*headings: str, right: Sequence[int] = ()) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
     for index, heading in enumerate(headings):
         table.add_column(heading, justify="right" if index in right else "left", no_wrap=index == 0 or index in right)
+    return table
+
+
+def curve_table(report: Report) -> Table:
+    """Every point of a sweep in a row."""
+    headings, rows = curve_rows(report)
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    for index, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if index else "left", overflow="fold")
+    for _, cells in rows:
+        table.add_row(*cells)
     return table

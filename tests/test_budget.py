@@ -105,6 +105,30 @@ def test_lands_on_the_budget(widths, pixels, fraction):
     assert not made.lasso.strength.any()  # the sparse phase is over
 
 
+def test_goes_on_from_zeros_to_a_smaller_budget():
+    """The second point of a sweep: fractions are of the whole model, zeros stay, and the plan falls from the first."""
+    widths, pixels = [3, 16, 24, 32, 10], [64, 64, 16, 1]
+    model, axes, first = controller(widths, pixels, 60, budget={"macs": 0.5})
+    run(model, first, 60, widths)
+    zeros = [zero_mask(model, axis) for axis in axes]
+    cost = ChainCost(widths, pixels)
+    second = BudgetController(
+        GroupLasso(model, axes), cost, BudgetSection(macs=0.2), LassoSection(decay=20), 60, kept=[~z for z in zeros]
+    )
+    assert second.dense == cost.macs() and second.fraction == first.fraction
+    assert second.planned == first.fraction
+    with torch.no_grad():
+        for parameter in model.parameters():  # what an optimizer's step may do to a weight that is zero
+            parameter += 0.01
+    second.step(0.01)
+    assert all((zero_mask(model, axis) == zero).all() for axis, zero in zip(axes, zeros, strict=True))
+    costs = run(model, second, 59, widths)
+    assert max(costs) <= first.fraction and 0.99 * 0.2 <= costs[-1] <= 0.2
+    after = [zero_mask(model, axis) for axis in axes]
+    assert cost.macs([~z for z in after]) / cost.macs() == pytest.approx(costs[-1])
+    assert all((later | ~sooner).all() for sooner, later in zip(zeros, after, strict=True))
+
+
 def test_parameters_and_rounding():
     widths = [16, 64, 64, 10]
     model, axes, made = controller(widths, [1, 1, 1], 100, budget={"macs": None, "parameters": 0.5}, round_to=8)

@@ -18,6 +18,7 @@ from safetensors.numpy import save_file
 from sslprune.report import (
     AxisChange,
     Baseline,
+    Budget,
     Change,
     Control,
     OnnxCheck,
@@ -74,7 +75,7 @@ def full() -> Report:
     small = figures(2, 97.5, 1.0).model_copy(
         update={"onnx": OnnxCheck(metrics={"accuracy": 97.5}, max_relative=1e-6, samples=360), "load_ms": 12.0}
     )
-    return report(
+    last = report(
         recipe="<script>alert(1)</script>",
         repacked=small,
         speedup=[speedup(2.0).model_copy(update={"realised": 0.8}), speedup(1.01, batch_size=1)],
@@ -91,6 +92,10 @@ def full() -> Report:
             changes=[Change(variant="repacked", name="accuracy", before=98, after=97.5, verdict="worse")],
         ),
     )
+    first = last.as_point("points/0.5").model_copy(
+        update={"budget": Budget(measure="macs", fraction=0.5, reached=0.499), "macs": 12_000_000, "controls": []}
+    )
+    return last.model_copy(update={"curve": [first, last.as_point(".")]})
 
 
 @pytest.fixture(scope="module")
@@ -130,12 +135,14 @@ def parsed(text: str) -> Strict:
 def test_the_page_is_whole_and_loads_nothing(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     found = parsed(text)
-    assert found.loads and all(value.startswith("data:image/png;base64,") for value in found.loads)
+    links = [value for value in found.loads if not value.startswith("data:image/png;base64,")]
+    assert links == ["points/0.5/report.html"] and len(found.loads) > 1  # a link, which loads nothing
     assert not re.search(r"https?://|@import|url\(|<script|<link", text)
     assert "<script>alert(1)</script>" not in text and "&lt;script&gt;" in text and "a &amp; b" in text
     said = " ".join(found.text)
     for expected in (
-        "2.50x smaller", "2.00x faster", "98.00 % → 97.50 %", "2e-07", "proven equal", "All 1 gates passed",
+        "2.50x smaller", "2.00x faster", "98.00 % → 97.50 %", "2e-07", "proven equal", "All 2 gates passed",
+        "at 0.5: min_speedup", "12,000,000", "small, from scratch: accuracy",
         "no measurable difference (0.91–1.11)", "4.00x faster (3.90–4.10)", "80 % (batch 64, 1 thread)",
         "layer59.conv", "64 → 59", "11 of 16 rows, 6 of 8 columns", "measured on another machine", "no VNNI",
         "step is 16", "onnxruntime", "scratch", "91.00 %", "CUDA: absent",

@@ -53,6 +53,21 @@ def test_toml_round_trip(tmp_path):
     assert again == recipe and again.differences(recipe) == []
 
 
+def test_a_sweep_is_a_falling_list(tmp_path):
+    path = write(
+        tmp_path, MINIMAL.replace("[budget]\nmacs = 0.4", "").replace("[model]", "budget = [0.5, 0.3, 0.2]\n[model]")
+    )
+    recipe = load_recipe(path)
+    assert recipe.budget.measure == "macs" and recipe.budget.points == (0.5, 0.3, 0.2) and recipe.budget.fraction == 0.2
+    points = recipe.points()
+    assert [point.budget.points for point in points] == [(0.5,), (0.5, 0.3), (0.5, 0.3, 0.2)]
+    assert [point.name for point in points] == ["mine-0.5", "mine-0.3", "mine"] and points[-1] == recipe
+    for point in points:
+        assert parse_recipe(tomllib.loads(point.to_toml())) == point
+    one = load_recipe(write(tmp_path), ["budget.macs=[0.4]"])
+    assert one == load_recipe(write(tmp_path)) and one.points() == [one] and "macs = 0.4" in one.to_toml()
+
+
 def test_differences_name_the_keys(tmp_path):
     path = write(tmp_path)
     other = load_recipe(path, ["train.lr=0.5", "prune.0.min_groups=3", "bench.repetitions=50", "name=x"])
@@ -63,8 +78,21 @@ def test_paths_follow_the_recipe(tmp_path):
     (tmp_path / "weights.pt").touch()
     (tmp_path / "nets.py").touch()
     recipe = load_recipe(
-        write(tmp_path), ["model.checkpoint=weights.pt", "model.factory=nets.py:build", "data.factory=own:loaders"]
+        write(tmp_path),
+        [
+            "model.checkpoint=weights.pt",
+            "model.factory=nets.py:build",
+            "data.factory=own:loaders",
+            "distill.teacher.factory=nets.py:large",
+            "distill.teacher.checkpoint=weights.pt",
+        ],
     )
+    assert recipe.distill and recipe.distill.teacher
+    assert recipe.distill.teacher.factory == f"{tmp_path / 'nets.py'}:large"
+    assert recipe.distill.teacher.checkpoint == str(tmp_path / "weights.pt")
+    (tmp_path / "runs").mkdir()
+    of_run = load_recipe(write(tmp_path), ["distill.teacher=runs"]).distill
+    assert of_run and of_run.teacher and of_run.teacher.run == str(tmp_path / "runs")
     assert recipe.model.checkpoint == str(tmp_path / "weights.pt")
     assert recipe.model.factory == f"{tmp_path / 'nets.py'}:build"
     assert recipe.data.factory == "own:loaders"
@@ -77,13 +105,26 @@ def test_paths_follow_the_recipe(tmp_path):
         ("trian.lr=0.3", "trian: unknown key; did you mean train?"),
         ("prune.0.knd=1", "prune.0.knd: unknown key; did you mean kind?"),
         ("distill.temprature=3", "distill.temprature: unknown key; did you mean temperature?"),
-        ("budget.macs=1.5", "budget.macs: input should be less than 1; got 1.5"),
-        ("budget.macs=0", "budget.macs: input should be greater than 0; got 0"),
-        ('budget.macs="half"', 'budget.macs: input should be a valid number; got "half"'),
+        (
+            "budget.macs=1.5",
+            "budget.macs: expected a fraction above 0 and below 1, or a list of them for a sweep; got 1.5",
+        ),
+        ("budget.macs=0", "budget.macs: expected a fraction above 0 and below 1, or a list of them for a sweep; got 0"),
+        ('budget.macs="half"', "budget.macs: expected a fraction above 0 and below 1, or a list of them"),
+        ("budget.macs=[]", "budget.macs: expected a fraction above 0 and below 1, or a list of them"),
+        ("budget=[0.5, true]", "budget.macs: expected a fraction above 0 and below 1, or a list of them"),
+        ("budget.macs=[0.3, 0.5]", "budget.macs: the points of a sweep have to fall, as in [0.5, 0.3, 0.2]; got [0.3"),
+        ("budget=[0.5, 0.5]", "budget.macs: the points of a sweep have to fall, as in [0.5, 0.3, 0.2]; got [0.5"),
+        ('budget="half"', "budget: input should be a valid dictionary"),
         ("budget.parameters=0.5", "budget: give exactly one of macs and parameters"),
         ("schedule.sparse=5", 'schedule.sparse: write epochs as "5ep" or steps as "200it"; got 5'),
         ("schedule.heal=5 epochs", 'schedule.heal: write epochs as "5ep" or steps as "200it"; got "5 epochs"'),
         ("prune.0.strength=-1", "prune.0.strength: input should be greater than 0; got -1"),
+        ("prune.0.strength=0", "prune.0.strength: input should be greater than 0; got 0"),
+        ("lasso.ratio=-0.1", "lasso.ratio: input should be greater than or equal to 0; got -0.1"),
+        ("distill.teacher.checkpoint=a.pt", "distill.teacher: give either a run directory or a factory"),
+        ('distill.teacher={run="a", checkpoint="b.pt"}', "distill.teacher: a run has its own arguments and checkpoint"),
+        ("distill.teacher.facory=a:b", "distill.teacher.facory: unknown key; did you mean factory?"),
         ("prune=[]", "prune: list should have at least 1 item after validation, not 0; got []"),
         ("data.train=a.parquet", "data: give either train and test (Parquet files) or a factory, not both"),
         ('data.augment=["rotate"]', 'data: augment knows "flip" and "pad-crop:<pixels>"; got "rotate"'),

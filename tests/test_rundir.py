@@ -99,6 +99,29 @@ def test_clear_removes_the_stage_and_what_follows(run: RunDirectory) -> None:
     assert keep.exists() and run.recipe_file.exists()
 
 
+def test_the_points_of_a_sweep_are_runs_beside_each_other(run: RunDirectory) -> None:
+    sweep = recipe(budget={"macs": [0.5, 0.3, 0.2]})
+    run.claim(sweep)
+    places = run.each_point(sweep)
+    names = [str(place.path.relative_to(run.path)) for _, place in places]
+    assert names == ["points/0.5", "points/0.3", "."] and run.points == []
+    for point, place in places[:2]:
+        place.claim(point)
+    assert [str(point) for point in run.points] == [str(place) for _, place in places[:2]]
+    assert str(run.points[1].sweep) == str(run) and run.sweep is run
+    assert [str(place) for _, place in run.points[1].each_point(places[1][0])] == [str(p) for p in run.points]
+    with pytest.raises(RunError, match=rf"first `sslprune train {run.recipe_file} --run {run} --resume`"):
+        run.points[0].require("train")
+    make(run.points[0])
+    assert run.started and not run.checkpoint.exists()
+    with pytest.raises(RunError, match=r"another recipe \(budget.macs differ\)"):
+        run.claim(recipe(budget={"macs": [0.5, 0.25]}))
+    run.clear("train")
+    assert not run.started
+    run.release()
+    assert not run.path.exists() or not run.recipe_file.exists()
+
+
 def make(run: RunDirectory) -> None:
     for file in (run.checkpoint, *run.files("train"), *run.files("repack"), *run.files("export")):
         file.parent.mkdir(parents=True, exist_ok=True)

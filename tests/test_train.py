@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from sslprune.axes import Axis, zero_mask
@@ -19,12 +20,15 @@ from sslprune.graph.cost import Cost
 from sslprune.graph.find import find_axes
 from sslprune.graph.trace import trace
 from sslprune.models import build_model
-from sslprune.recipe import PruneSection, Recipe, TrainSection, parse_recipe
+from sslprune.recipe import PruneSection, Recipe, TeacherSection, TrainSection, parse_recipe
+from sslprune.rundir import RunDirectory
 from sslprune.train.evaluate import evaluate
-from sslprune.train.loop import Schedule, train
+from sslprune.train.loop import train
 from sslprune.train.optimizer import learning_rate
 from sslprune.train.recalibrate import recalibrate
+from sslprune.train.schedule import Schedule
 from sslprune.train.select import select
+from sslprune.train.teacher import build_teacher
 from sslprune.zoo.digits_cnn import DigitsCNN
 
 
@@ -184,6 +188,93 @@ def test_recalibrated_statistics_are_the_plain_mean_over_the_batches():
     assert torch.allclose(norm.running_var, torch.stack([v.var(1) for v in outputs]).mean(0), rtol=1e-4)
 
 
+@pytest.fixture(scope="module")
+def second(whole, tmp_path_factory):
+    """The second point of a sweep."""
+    return point(tmp_path_factory.mktemp("second"), whole)
+
+
+def point(folder: Path, previous, show=None, goal=None) -> SimpleNamespace:
+    run = files(folder)
+    made = recipe(budget={"macs": [0.5, 0.3]}, distill={"weight": 0.3})
+    train(made, run, show or Silent(), previous=previous, goal=goal)
+    return run
+
+
+def test_a_sweep_goes_on_from_the_point_before(whole, second):
+    assert same(whole.dense, second.dense) and same(whole.initial, second.initial)
+    history = json.loads(second.history.read_text())
+    assert [record["phase"] for record in history] == ["sparse", "sparse", "heal"]
+    assert max(record["plan"] for record in history) < 0.5 and 0.297 <= history[-1]["cost"] <= 0.3  # of the dense model
+    before, after = load_file(whole.masked), load_file(second.masked)
+    for name, weight in before.items():
+        if weight.dim() > 1:
+            assert not after[name][weight == 0].any()
+
+
+def test_a_point_resumes_bit_equal(whole, second, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        point(tmp_path, whole, StopsAfter(1))
+    torch.manual_seed(98)
+    assert same(second.masked, point(tmp_path, whole).masked)
+
+
+def test_the_last_point_has_to_be_reachable_before_the_first_trains(whole, tmp_path):
+    with pytest.raises(BudgetError, match=r"budget\.macs: 0\.0001 of the dense model cannot be reached; the least"):
+        point(tmp_path, whole, goal=0.0001)
+    assert list(tmp_path.iterdir()) == []
+
+
+def large(num_classes: int = 10) -> nn.Module:
+    return DigitsCNN(16, num_classes)
+
+
+def test_another_model_teaches(whole, tmp_path):
+    torch.manual_seed(5)
+    save_file(large().state_dict(), tmp_path / "large.safetensors")
+    short = {"dense": "2it", "sparse": "12it", "heal": "2it"}
+    teacher = {"factory": f"{__file__}:large", "checkpoint": str(tmp_path / "large.safetensors")}
+    runs = [
+        trained(tmp_path / name, schedule=short, distill=distill)
+        for name, distill in (("own", {"weight": 0.5}), ("other", {"weight": 0.5, "teacher": teacher}))
+    ]
+    assert same(runs[0].dense, runs[1].dense)  # it teaches from the sparse epochs on
+    assert not same(runs[0].masked, runs[1].masked)
+
+
+def test_a_run_teaches_with_its_dense_model(whole, tmp_path):
+    run = RunDirectory(tmp_path / "finished")
+    run.claim(recipe())
+    shutil.copytree(whole.train_dir, run.train_dir)
+    data = build_data(recipe())
+    teacher = build_teacher(TeacherSection(run=str(run)), net(), data)
+    weights = load_file(whole.dense)
+    assert all(torch.equal(value, weights[name]) for name, value in teacher.state_dict().items())
+    assert not teacher.training and not any(p.requires_grad for p in teacher.parameters())
+
+
+@pytest.mark.parametrize(
+    ("teacher", "message"),
+    [
+        (
+            {"factory": f"{__file__}:large", "arguments": {"num_classes": 7}},
+            r"shape \(2, 7\) where the model gives \(2, 10\); it has",
+        ),
+        (
+            {"factory": "sslprune.zoo:resnet_cifar", "arguments": {"depth": 20}},
+            "cannot take .* inputs: .*channels",
+        ),
+        ({"factory": "sslprune.zoo:nets"}, "sslprune.zoo has no callable nets"),
+        ({"factory": f"{__file__}:large", "checkpoint": "gone.pt"}, "gone.pt: no such checkpoint"),
+        ("runs/gone", "runs/gone: not a run directory"),
+    ],
+)
+def test_a_teacher_that_does_not_fit(tmp_path, teacher, message):
+    with pytest.raises(RecipeError, match=rf"^distill\.teacher: .*{message}") as caught:
+        trained(tmp_path, distill={"teacher": teacher})
+    assert "\n" not in str(caught.value) and list(tmp_path.iterdir()) == []
+
+
 def test_distillation_adamw_and_the_rest(tmp_path):
     settings = {"optimizer": "adamw", "lr": 1e-3, "lr_schedule": "one-cycle", "clip_norm": 1.0, "label_smoothing": 0.1}
     settings |= {"recalibrate": "3it", "amp": "bf16"}
@@ -222,6 +313,23 @@ def test_mistakes_stop_before_training(tmp_path):
             DataError,
             "has 4 classes",
         ),
+        (
+            {"train": {"warmup": "36it"}},
+            RecipeError,
+            "train.warmup: 36 steps do not fit into the 9 dense ones; shorten it, or lengthen",
+        ),
+        (
+            {"train": {"warmup": "4ep"}, "schedule": {"dense": "0it"}},
+            RecipeError,
+            "train.warmup: 88 steps do not fit into the 35 sparse and healing ones",
+        ),
+        (
+            {"train": {"warmup": "31it", "heal": "fresh"}, "schedule": {"dense": "0it"}},
+            RecipeError,
+            "train.warmup: 31 steps do not fit into the 30 sparse ones",
+        ),
+        ({"lasso": {"decay": 31}}, RecipeError, "lasso.decay: 31 steps do not fit into the 30 sparse ones"),
+        ({"lasso": {"interval": 50}}, RecipeError, "lasso.interval: 50 steps do not fit into the 30 sparse ones"),
     ):
         with pytest.raises(error, match=message) as caught:
             trained(tmp_path, **changes)

@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from sslprune.axes import Axis, tensors_of, zero_mask
 from sslprune.carry import Carrying
 from sslprune.errors import RepackError
+from sslprune.graph.atoms import Dim
 from sslprune.graph.branches import Branch, operands_of
 from sslprune.graph.columns import columns_gone, gathered
 from sslprune.graph.find import branches_by_axis, too_many
@@ -28,26 +29,39 @@ ROUNDING = 1e-7  # the same in float64, where a larger difference in float32 was
 
 
 def removed_groups(
-    model: nn.Module, program: Program, axes: Sequence[Axis], allow_inexact: bool = False
+    model: nn.Module,
+    program: Program,
+    axes: Sequence[Axis],
+    allow_inexact: bool = False,
+    *,
+    among: Sequence[np.ndarray] | None = None,
+    before: Sequence[np.ndarray] | None = None,
 ) -> list[np.ndarray]:
     """Which groups of each axis repack takes away: bool, shape (size,).
 
     Every axis but a layer keeps one group, and every sum one operand. Columns go where what is left of them pays.
+    ``among``: no others, even if they are zero. ``before``: what an earlier removal took, and is taken again.
     """
     masks: list[np.ndarray] = []
     tensors = tensors_of(model)
     branches = branches_by_axis(infer(program), axes)
-    dropped: list[Branch] = []
+    taken = before if before is not None else [np.zeros(axis.size, bool) for axis in axes]
+    dropped = [branches[i][0] for i in branches if taken[i].all()]
+
+    def zeros(i: int) -> np.ndarray:
+        zero = zero_mask(model, axes[i], tensors)
+        return zero if among is None else zero & among[i]
+
     for i, axis in enumerate(axes):
         removable = not axis.frozen and (axis.exact or allow_inexact)
-        zero = zero_mask(model, axis, tensors) if removable else np.zeros(axis.size, bool)
+        zero = zeros(i) if removable else np.zeros(axis.size, bool)
         if axis.kind == "columns":
             zero = np.zeros(axis.size, bool)  # only once it is known what the others leave
         elif axis.kind == "kernel" and zero.any():
             zero = even_kernel(zero)
         elif zero.all() and axis.kind != "layers":
-            zero[0] = False
-        if axis.kind == "layers" and zero.all():
+            zero[np.argmin(taken[i])] = False
+        if axis.kind == "layers" and zero.all() and not taken[i].all():
             if too_many(dropped, branches[i][0]):
                 zero[:] = False
             else:
@@ -58,8 +72,8 @@ def removed_groups(
         kept = kept_atoms(program, axes, masks)
         for i in columns:
             left = kept.mask(infer(program).columns[axes[i].members[0].name].dim)
-            masks[i] = columns_gone(zero_mask(model, axes[i], tensors), left)
-    return masks
+            masks[i] = columns_gone(zeros(i), left)
+    return [mask | gone for mask, gone in zip(masks, taken, strict=True)]
 
 
 def repack(
@@ -100,11 +114,7 @@ def remove(
         if name not in used:
             continue
         source = state[name] if name in own else tensor
-        if name in g.columns and kept.changed(g.columns[name].own):
-            order = g.columns[name].order(kept.mask(g.columns[name].dim))
-            small = gathered(source, kept.mask(g.state[name][0]), order)
-        else:
-            small = _sliced(source, [kept.mask(d) for d in g.state[name]]) if name in g.state else source
+        small = _selected(g, kept, name, source)
         if isinstance(source, nn.Parameter):
             small = nn.Parameter(small, requires_grad=source.requires_grad)
         for alias in program.aliases.get(name, (name,)):
@@ -121,6 +131,29 @@ def remove(
                 "allowed); nothing was written; please report the model"
             )
     return small_model
+
+
+def places(program: Program, axes: Sequence[Axis], removed: Sequence[np.ndarray]) -> dict[str, torch.Tensor]:
+    """Where the numbers of the smaller parameters and buffers stand in the whole model's, as `remove` takes them over.
+
+    By name, flat indices into the whole tensor: int64, in the shape of the smaller one. What stays whole is left out.
+    """
+    g, kept = infer(program), kept_atoms(program, axes, removed)
+    found: dict[str, torch.Tensor] = {}
+    for name, aliases in program.aliases.items():
+        if name in g.state and any(kept.changed(dim) for dim in _dims(g, name)):
+            whole = program.tensors[name]
+            indices = torch.arange(whole.numel(), device=whole.device).view(whole.shape)
+            found |= dict.fromkeys(aliases, _selected(g, kept, name, indices))
+    return found
+
+
+def computed_weight(program: Program, axis: Axis) -> str | None:
+    """The name of a parameter, along ``axis``, that the model computes a weight of: repack puts in the result."""
+    g = infer(program)
+    kept = kept_atoms(program, [axis], [np.ones(axis.size, bool)])
+    names = {str(node.target) for behind in g.folded.values() for node in behind if node.op == "get_attr"}
+    return min((name for name in names if any(kept.changed(dim) for dim in g.state[name])), default=None)
 
 
 def kept_atoms(program: Program, axes: Sequence[Axis], removed: Sequence[np.ndarray]) -> Kept:
@@ -173,6 +206,19 @@ def _computed_weights(
             whole = evaluate(node, behind, state)
             constants[name] = nn.Parameter(_sliced(whole, [kept.mask(dim) for dim in g.facts[node].outputs[0]]))
     return names
+
+
+def _dims(g: Inference, name: str) -> Sequence[Dim]:
+    """All dimensions of a tensor of the model, columns included."""
+    return [*g.state[name], g.columns[name].own] if name in g.columns else g.state[name]
+
+
+def _selected(g: Inference, kept: Kept, name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """What stays of ``tensor``, which has the shape of the graphs' tensor ``name``."""
+    if name in g.columns and kept.changed(g.columns[name].own):
+        order = g.columns[name].order(kept.mask(g.columns[name].dim))
+        return gathered(tensor, kept.mask(g.state[name][0]), order)
+    return _sliced(tensor, [kept.mask(d) for d in g.state[name]]) if name in g.state else tensor
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from sslprune.recipe.schema import (
     Recipe,
     RunSection,
     Span,
+    TeacherSection,
     TrainSection,
 )
 
@@ -30,6 +31,7 @@ __all__ = [
     "Recipe",
     "RunSection",
     "Span",
+    "TeacherSection",
     "TrainSection",
     "load_recipe",
     "parse_recipe",

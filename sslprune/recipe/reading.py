@@ -69,7 +69,18 @@ def parse_recipe(values: dict[str, Any], source: str = "recipe", folder: Path | 
         )
         for control in recipe.control
     ]
-    return recipe.model_copy(update={"model": model, "data": data, "control": controls})
+    distill = recipe.distill
+    if distill is not None and distill.teacher is not None:
+        teacher = distill.teacher.model_copy(
+            update={
+                "run": _located(distill.teacher.run, folder),
+                "factory": _located_factory(distill.teacher.factory, folder),
+                "checkpoint": _located(distill.teacher.checkpoint, folder),
+                "arguments": _located_path(distill.teacher.factory or "", distill.teacher.arguments, folder),
+            }
+        )
+        distill = distill.model_copy(update={"teacher": teacher})
+    return recipe.model_copy(update={"model": model, "data": data, "distill": distill, "control": controls})
 
 
 def _located(path: str | None, folder: Path) -> str | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
@@ -47,6 +48,34 @@ class Span:
 
 
 Duration = Annotated[Span, BeforeValidator(Span.parse), PlainSerializer(str)]
+
+
+def _falling(value: object) -> tuple[float, ...]:
+    """One fraction, or the points of a sweep: as a tuple either way."""
+    values = value if isinstance(value, list | tuple) else [value]
+    numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool) and 0 < v < 1]
+    if not values or len(numbers) < len(values):
+        raise ValueError("expected a fraction above 0 and below 1, or a list of them for a sweep")
+    if any(later >= sooner for sooner, later in pairwise(numbers)):
+        raise ValueError("the points of a sweep have to fall, as in [0.5, 0.3, 0.2]")
+    return tuple(map(float, numbers))
+
+
+def _plain(points: tuple[float, ...]) -> float | list[float]:
+    return points[0] if len(points) == 1 else list(points)
+
+
+Falling = Annotated[tuple[float, ...], BeforeValidator(_falling), PlainSerializer(_plain)]
+
+
+def _interval(value: object) -> Span:
+    span = Span.parse(value)
+    if not span.count:
+        raise ValueError('write "1ep" or more; for never, leave it out')
+    return span
+
+
+Interval = Annotated[Span, BeforeValidator(_interval), PlainSerializer(str)]
 
 
 class Section(BaseModel):
@@ -128,8 +157,8 @@ class PruneSection(Section):
 
 
 class BudgetSection(Section):
-    macs: Fraction | None = None
-    parameters: Fraction | None = None
+    macs: Falling | None = None  # of the dense model; a list is a sweep: each point goes on from the one before it
+    parameters: Falling | None = None
     round_to: Literal["auto"] | Count = "auto"  # widths stay multiples of this; auto: what is fast on this machine
 
     @model_validator(mode="after")
@@ -143,16 +172,23 @@ class BudgetSection(Section):
         return "macs" if self.macs is not None else "parameters"
 
     @property
+    def points(self) -> tuple[float, ...]:
+        """The fractions of a sweep, largest first; one where it is none."""
+        points = self.macs if self.macs is not None else self.parameters
+        assert points is not None
+        return points
+
+    @property
     def fraction(self) -> float:
-        fraction = self.macs if self.macs is not None else self.parameters
-        assert fraction is not None
-        return fraction
+        """What may remain at the end."""
+        return self.points[-1]
 
 
 class ScheduleSection(Section):
     dense: Duration = Span(0, "ep")  # ordinary training first, with a learning-rate schedule of its own
     sparse: Duration
     heal: Duration
+    shrink: Interval | None = None  # how often zero groups leave the model that trains; left out: only at the end
 
 
 class TrainSection(Section):
@@ -201,9 +237,34 @@ class LassoSection(Section):
     floor: Annotated[float, Field(ge=0, lt=1)] = 0.1  # the share of each axis that always stays
 
 
+class TeacherSection(Section):
+    """``[distill.teacher]``: a model as in ``[model]``, or the dense model of a finished run."""
+
+    run: str | None = None  # its directory; ``teacher = "runs/big"`` is short for it
+    factory: str | None = None
+    arguments: dict[str, Any] = {}
+    checkpoint: str | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> TeacherSection:
+        if (self.run is None) == (self.factory is None):
+            raise ValueError("give either a run directory or a factory")
+        if self.run is not None and (self.arguments or self.checkpoint is not None):
+            raise ValueError("a run has its own arguments and checkpoint; give them with a factory")
+        return self
+
+
 class DistillSection(Section):
     temperature: Positive = 4.0
     weight: Share = 0.5
+    teacher: Annotated[TeacherSection | None, BeforeValidator(lambda v: {"run": v} if isinstance(v, str) else v)] = (
+        None  # the run's own dense model
+    )
+
+
+def _as_table(budget: object) -> object:
+    """``budget = [0.5, 0.3]`` is short for macs."""
+    return {"macs": budget} if isinstance(budget, int | float | list) else budget
 
 
 NOT_READ_BY_TRAINING = ("name", "bench", "gates", "gate", "control", "export")
@@ -275,7 +336,7 @@ class Recipe(Section):
     model: ModelSection
     data: DataSection
     prune: list[PruneSection] = Field(min_length=1)
-    budget: BudgetSection
+    budget: Annotated[BudgetSection, BeforeValidator(_as_table)]
     schedule: ScheduleSection
     train: TrainSection = TrainSection()
     lasso: LassoSection = LassoSection()
@@ -310,6 +371,12 @@ class Recipe(Section):
                     " add it to export.quantize, or as a [[control]]"
                 )
         return self
+
+    def points(self) -> list[Recipe]:
+        """The recipe of each point of a sweep: the sweep as far as that point; the last is this recipe."""
+        fractions, budget = self.budget.points, self.budget
+        earlier = [budget.model_copy(update={budget.measure: fractions[: i + 1]}) for i in range(len(fractions) - 1)]
+        return [self.model_copy(update={"name": f"{self.name}-{b.fraction}", "budget": b}) for b in earlier] + [self]
 
     def values(self) -> dict[str, Any]:
         """Plain values of every field that has one, defaults included."""

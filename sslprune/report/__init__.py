@@ -1,5 +1,6 @@
 """Values: the verdict on a run, the gates that judge it, and the forms in which it is told."""
 
+from sslprune.report.curve import curve_rows
 from sslprune.report.environment import environment, has_vnni
 from sslprune.report.gates import compare_reports, judge
 from sslprune.report.values import (
@@ -12,6 +13,7 @@ from sslprune.report.values import (
     Budget,
     Change,
     Control,
+    CurvePoint,
     Equivalence,
     Figures,
     Gate,
@@ -29,9 +31,10 @@ from sslprune.report.values import (
     read_controls,
     report_schema,
 )
-from sslprune.report.words import realised, setting_text, verdict_text, why_not_faster
+from sslprune.report.words import CONTROL_WORDS, realised, setting_text, verdict_text, why_not_faster
 
 __all__ = [
+    "CONTROL_WORDS",
     "SCHEMA",
     "SCHEMA_FILE",
     "Absent",
@@ -41,6 +44,7 @@ __all__ = [
     "Budget",
     "Change",
     "Control",
+    "CurvePoint",
     "Equivalence",
     "Figures",
     "Gate",
@@ -56,6 +60,7 @@ __all__ = [
     "Staircase",
     "Variant",
     "compare_reports",
+    "curve_rows",
     "environment",
     "has_vnni",
     "judge",

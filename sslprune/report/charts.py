@@ -30,7 +30,8 @@ class Series:
     color: int = 0
     marks: bool = False
     line: bool = True
-    labels: Sequence[str] = field(default_factory=tuple)  # beside the points
+    labels: Sequence[str] = field(default_factory=tuple)  # of the points, where a mouse rests on them
+    names: Sequence[str] = field(default_factory=tuple)  # of the points, written above them
 
 
 def chart(
@@ -70,6 +71,10 @@ def chart(
             parts.append(
                 f'<polyline class="s{line.color}" points="{path}"><title>{escape(line.name)}</title></polyline>'
             )
+        for (x, y), name in zip(places, line.names, strict=False):
+            inside = min(max(x, LEFT + 14), WIDTH - RIGHT - 14)
+            above = y - 7 if y > TOP + 16 else y + 15
+            parts.append(f'<text x="{inside:.1f}" y="{above:.1f}" text-anchor="middle">{escape(name)}</text>')
         for index, (x, y) in enumerate(places if line.marks or len(places) == 1 else []):
             title = escape(line.labels[index] if index < len(line.labels) else line.name)
             parts.append(

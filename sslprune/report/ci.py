@@ -9,6 +9,7 @@ from xml.etree import ElementTree as XML
 
 from sslprune.errors import SslpruneError
 from sslprune.files import write_text
+from sslprune.report.curve import curve_rows
 from sslprune.report.values import Absent, Figures, Report, Speedup, Variant
 from sslprune.report.words import realised, setting_text, verdict_text, why_not_faster
 
@@ -28,14 +29,19 @@ def write_ci(report: Report, junit_file: Path, summary_file: Path) -> None:
 
 
 def junit(report: Report) -> str:
-    """One test case for each gate, in the suite of its model; a gate that was missed is a failure."""
+    """One test case for each gate, in the suite of its model; a gate that was missed is a failure.
+
+    The models of a sweep's points have suites of their own.
+    """
     root = XML.Element("testsuites", name=f"sslprune {report.recipe}")
-    for variant in dict.fromkeys(gate.variant for gate in report.gates):
-        gates = [gate for gate in report.gates if gate.variant == variant]
+    points = [(f"at {point.budget.fraction:g}: ", point.gates) for point in report.curve] or [("", report.gates)]
+    suites = [(at, gates, name) for at, gates in points for name in dict.fromkeys(gate.variant for gate in gates)]
+    for at, everything, variant in suites:
+        gates = [gate for gate in everything if gate.variant == variant]
         suite = XML.SubElement(
             root,
             "testsuite",
-            name=variant,
+            name=f"{at}{variant}",
             tests=str(len(gates)),
             failures=str(sum(not gate.passed for gate in gates)),
             errors="0",
@@ -43,7 +49,7 @@ def junit(report: Report) -> str:
         )
         for gate in gates:
             name = f"{gate.name} ({gate.where})" if gate.where else gate.name
-            case = XML.SubElement(suite, "testcase", classname=f"{report.recipe}.{variant}", name=name, time="0")
+            case = XML.SubElement(suite, "testcase", classname=f"{report.recipe}.{at}{variant}", name=name, time="0")
             if not gate.passed:
                 XML.SubElement(case, "failure", message=str(gate), type="gate").text = str(gate)
             else:
@@ -63,17 +69,20 @@ def markdown(report: Report) -> str:
         f" {report.equivalence.samples:,} test samples.",
         "",
     ]
-    if report.gates:
+    if report.curve:
+        headings, rows = curve_rows(report)
+        lines += ["### The curve", "", *_table(headings, [cells for _, cells in rows])]
+    if report.every_gate:
         lines += _table(
             ("", "gate", "value", "limit"),
             [
                 (
                     "✅" if gate.passed else "❌",
-                    gate.title,
+                    title,
                     "not measured" if gate.value is None else f"{gate.value:.4g}",
                     f"{gate.limit:g}",
                 )
-                for gate in report.gates
+                for title, gate in report.every_gate
             ],
         )
     names = list(dense.metrics)
@@ -83,10 +92,10 @@ def markdown(report: Report) -> str:
         *((variant.name, variant, variant.speedup) for variant in report.variants),
     ]
     settings = [s for s in report.speedup if isinstance(s, Speedup)]
-    rows = []
+    table = []
     for name, figures, speedup in models:
         known = {setting_text(s): s for s in speedup if isinstance(s, Speedup)}
-        rows.append(
+        table.append(
             (
                 name,
                 "" if figures.parameters is None else f"{figures.parameters:,}",
@@ -97,7 +106,8 @@ def markdown(report: Report) -> str:
             )
         )
     lines += _table(
-        ("model", "parameters", "MACs", "file bytes", *names, *(f"speed-up, {setting_text(s)}" for s in settings)), rows
+        ("model", "parameters", "MACs", "file bytes", *names, *(f"speed-up, {setting_text(s)}" for s in settings)),
+        table,
     )
     lines += [f"{line}.\n" for line in realised(report)]
     for variant in report.variants:

@@ -19,8 +19,9 @@ from safetensors import SafetensorError, safe_open
 
 from sslprune.files import write_text
 from sslprune.report.charts import Series, chart, matrix_png
+from sslprune.report.curve import curve
 from sslprune.report.values import Figures, Latency, Report, Speedup, Variant
-from sslprune.report.words import setting_text, verdict_text, why_not_faster
+from sslprune.report.words import CONTROL_WORDS, setting_text, verdict_text, why_not_faster
 
 TEMPLATE = Path(__file__).parent / "page.html"
 PERCENT = frozenset({"accuracy", "f1"})
@@ -55,6 +56,8 @@ def render(report: Report, history: Sequence[dict[str, Any]] = (), matrices: Seq
     return template.render(
         report=report,
         story=_story(report),
+        curve=curve(report),
+        control_words=CONTROL_WORDS,
         models=models,
         metrics=list(report.dense.metrics),
         count=_count,

@@ -278,13 +278,30 @@ class Gate(_Value):
     where: str = ""
 
     def __str__(self) -> str:
+        return self.told()
+
+    def told(self, title: str = "") -> str:
+        """In one line, under another ``title`` if one is given."""
         value = "not measured" if self.value is None else f"{self.value:.4g}"
-        return f"{self.title} is {value}, limit {self.limit:g}"
+        return f"{title or self.title} is {value}, limit {self.limit:g}"
 
     @property
     def title(self) -> str:
         name = self.name if self.variant == "repacked" else f"{self.variant}: {self.name}"
         return f"{name} ({self.where})" if self.where else name
+
+
+class CurvePoint(Size):
+    """One point of a sweep: what may remain and does, what it scores, and how fast it is beside the dense model.
+
+    ``run`` is its run directory, relative to the report's: "." is the report's own, the last point.
+    """
+
+    run: str
+    budget: Budget
+    speedup: list[Speedup | Absent]
+    gates: list[Gate]
+    controls: list[Control] = []
 
 
 class Change(_Value):
@@ -320,6 +337,7 @@ class Report(_Value):
     environment: dict[str, str | int]
     gates: list[Gate]
     controls: list[Control] = []
+    curve: list[CurvePoint] = []  # of a sweep: every point, the largest budget first
     variants: list[Variant] = []
     profiles: list[Profile] = []
     staircase: Staircase | None = None
@@ -333,8 +351,20 @@ class Report(_Value):
         return self.dense.macs / self.repacked.macs if self.repacked.macs else float("inf")
 
     @property
+    def every_gate(self) -> list[tuple[str, Gate]]:
+        """The gates with what each is called; those of every point, where this is a sweep."""
+        at = [(f"at {point.budget.fraction:g}: {gate.title}", gate) for point in self.curve for gate in point.gates]
+        return at or [(gate.title, gate) for gate in self.gates]
+
+    @property
     def passed(self) -> bool:
-        return all(gate.passed for gate in self.gates)
+        return all(gate.passed for _, gate in self.every_gate)
+
+    def as_point(self, run: str) -> CurvePoint:
+        """This report as a point of a sweep's curve."""
+        own = {name: getattr(self, name) for name in ("budget", "speedup", "gates", "controls")}
+        small = self.repacked.model_dump(include={"parameters", "macs", "metrics"})
+        return CurvePoint(run=run, **small, **own)
 
 
 def report_schema() -> dict[str, Any]:

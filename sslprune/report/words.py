@@ -6,6 +6,8 @@ from sslprune.report.values import Report, Speedup, Variant
 
 INTEGER = ("QLinear", "QGemm", "MatMulInteger", "ConvInteger", "DynamicQuantize", "QAttention", "QuantizeLinear")
 
+CONTROL_WORDS = {"dense": "dense, trained on", "scratch": "small, from scratch", "ticket": "small, winning ticket"}
+
 
 def setting_text(setting: Speedup | object) -> str:
     """A timing's setting in words: "batch 64, 1 thread", with device and runtime where they are not the usual ones."""

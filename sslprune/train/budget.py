@@ -56,8 +56,9 @@ class BudgetController:
     Call ``observe`` before and ``step`` after each optimizer step, in place of ``lasso.step``. Widths stay multiples of
     ``round_to`` as far as the budget allows, counted in rows of a matrix: a head has as many as it is wide, an LSTM's
     unit four. ``floors`` (groups that stay, per axis) and ``strengths`` (relative, per
-    axis) come from the recipe's prune sections. Raises BudgetError, before any training, when the floors leave more
-    than the budget.
+    axis) come from the recipe's prune sections. ``kept`` (per axis, which groups are not zero yet) begins where an
+    earlier point of a sweep ended: its zeros are held from the first step on, and the plan falls from there; fractions
+    stay those of the whole model. Raises BudgetError, before any training, when the floors leave more than the budget.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class BudgetController:
         round_to: int = 1,
         floors: Sequence[int] | None = None,
         strengths: Sequence[float] | None = None,
+        kept: Kept | None = None,
     ) -> None:
         self.lasso, self.cost, self.budget, self.section = lasso, cost, budget, section
         self.axes: tuple[Axis, ...] = lasso.axes
@@ -81,15 +83,17 @@ class BudgetController:
         self.decay = max(1, min(section.decay, num_steps // 3))
         self.last_choice = max(0, min(int(0.8 * num_steps), num_steps - self.decay))
         self.interval = max(1, min(section.interval, self.last_choice // 10))
-        self.kept: Kept = [np.ones(axis.size, bool) for axis in self.axes]
-        self.dense = self._cost(self.kept)
-        self.now = self.dense
+        whole: Kept = [np.ones(axis.size, bool) for axis in self.axes]
+        self.dense = self._cost(whole)
+        self.kept = whole if kept is None else kept
+        self.now = self.begin = self._cost(self.kept)
         self.limit = budget.fraction * self.dense
         self.taken = 0  # steps
         self.loss_sum = 0.0
         self.carries = torch.zeros(lasso.num_groups, device=lasso.strength.device)  # running mean of sensitivities
-        self._check_reachable()
+        self.check_reachable(budget.fraction)
         lasso.set_strength([np.zeros(axis.size) for axis in self.axes])
+        lasso.alive[:-1] = torch.from_numpy(np.concatenate(self.kept))
         lasso.least[:-1] = LEAST_FACTOR
 
     @property
@@ -104,7 +108,8 @@ class BudgetController:
 
     def _planned(self, step: int) -> float:
         left = max(0.0, 1 - step / self.last_choice) if self.last_choice else 0.0
-        return self.budget.fraction + (1 - self.budget.fraction) * left**3
+        above = max(0.0, self.begin / self.dense - self.budget.fraction)
+        return self.budget.fraction + above * left**3
 
     def observe(self, loss: float | torch.Tensor) -> None:
         """Take note of a batch's ``loss`` and of its gradients: call between ``backward`` and the optimizer's step."""
@@ -149,13 +154,14 @@ class BudgetController:
     def _cost(self, kept: Kept) -> float:
         return float(self.cost.macs(kept) if self.budget.measure == "macs" else self.cost.parameters(kept))
 
-    def _check_reachable(self) -> None:
+    def check_reachable(self, fraction: float) -> None:
+        """Raise BudgetError if the floors leave more than ``fraction`` of the dense cost."""
         smallest = [np.arange(axis.size) < floor for axis, floor in zip(self.axes, self.floors, strict=True)]
         least = self._cost(smallest)
-        if least > self.limit:
+        if least > fraction * self.dense:
             measure = self.budget.measure
             raise BudgetError(
-                f"budget.{measure}: {self.budget.fraction:g} of the dense model cannot be reached; the least reachable "
+                f"budget.{measure}: {fraction:g} of the dense model cannot be reached; the least reachable "
                 f"is {np.ceil(1000 * least / self.dense) / 1000:.3f}; raise it, prune more kinds, or lower lasso.floor"
             )
 

@@ -7,7 +7,7 @@ A weight that lies on two axes, as those of a convolution do, is scaled by the f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,8 +64,9 @@ class GroupLasso:
         weights = None if weights is None else [weights[i] for i in usable]
         self.axes = tuple(axes)
         self.starts = np.cumsum([0, *(axis.size for axis in axes)])
-        self.bundles = _bundles(model, self.axes, self.starts)
         self.num_groups = int(self.starts[-1])
+        self._sheets = _sheets(model, self.axes, self.starts)
+        self.follow(model)
         device = self.bundles[0].tensors[0].device
         sizes = self._reduce(lambda tensors: torch.ones(len(tensors), *tensors[0].shape, device=device))
         self.sizes = sizes[:-1].cpu().numpy()  # numbers in each group
@@ -76,6 +77,24 @@ class GroupLasso:
         self.alive = torch.ones(self.num_groups + 1, device=device)  # 0: at zero, and held there
         self.least = torch.zeros(self.num_groups + 1, device=device)  # the least factor that one step may apply
         self.remaining = torch.zeros(self.num_groups + 1, device=device)  # steps to zero of groups that decay
+
+    def follow(self, model: nn.Module, places: Mapping[str, Tensor] | None = None) -> None:
+        """Act from now on on ``model``: the first one, or what is left of it when groups were taken out.
+
+        ``places[name]``: where each number of a smaller tensor stood in the first one, a flat index; its shape. Groups
+        keep their numbers and state; those that are gone have no weights.
+        """
+        tensors, places = tensors_of(model), places or {}
+        left = [
+            (tensors[name], _relaid(sheets, places[name].cpu().numpy()) if name in places else sheets.maps)
+            for name, sheets in self._sheets.items()
+            if name in tensors
+        ]
+        self.bundles = _bundles(left)
+        self._present = torch.zeros(self.num_groups + 1, dtype=torch.bool, device=self.bundles[0].tensors[0].device)
+        for bundle in self.bundles:
+            for sheet in bundle.sheets:
+                self._present[sheet.groups.view(-1)] = True
 
     def split(self, values: np.ndarray) -> list[np.ndarray]:
         """An array over all groups as one array (size,) per axis."""
@@ -129,7 +148,7 @@ class GroupLasso:
             self.remaining -= falling.float()
         factor[-1] = 1
         self.alive = (factor > 0).float()
-        if bool((factor < 1).any()):
+        if bool(((factor < 1) & self._present).any()):
             self._scale(factor)
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -177,36 +196,66 @@ class GroupLasso:
                 tensor.mul_(by)
 
 
-def _bundles(model: nn.Module, axes: Sequence[Axis], starts: np.ndarray) -> list[Bundle]:
-    """Every tensor that the axes zero, bundled by shape, with the group of each index of each of its dimensions."""
+@dataclass(frozen=True)
+class _Sheets:
+    """The groups of one tensor of the first model: (dim, group of each index from that dimension on)."""
+
+    shape: torch.Size
+    maps: list[tuple[int, np.ndarray]]
+
+
+def _sheets(model: nn.Module, axes: Sequence[Axis], starts: np.ndarray) -> dict[str, _Sheets]:
+    """Every tensor that the axes zero, by one of its names, with the group of each index of each of its dimensions."""
     tensors = tensors_of(model)
     outside = int(starts[-1])  # the number of "no group"
-    maps: dict[int, list[tuple[int, np.ndarray]]] = {}  # tensor's id -> (dim, group of each index)
-    found: dict[int, Tensor] = {}
+    names: dict[int, str] = {}  # of the tensors so far, by id: a tensor may have several
+    found: dict[str, _Sheets] = {}
     for axis, start in zip(axes, starts, strict=False):
         for member in axis.members:
             if not member.zeroed:
                 continue
             tensor = tensors[member.name]
-            key = id(tensor)
-            found[key] = tensor
+            sheets = found.setdefault(names.setdefault(id(tensor), member.name), _Sheets(tensor.shape, []))
             shape = member.shape(tensor)
             new = np.full(shape.numel(), outside)
             new[member.positions] = start + np.arange(axis.size)[:, None]
-            _lay(maps.setdefault(key, []), member.dim, new.reshape(shape), outside)
-    by_kind: dict[tuple[Any, ...], list[int]] = {}
-    for key, tensor in found.items():
-        dims = tuple((dim, groups.ndim) for dim, groups in sorted(maps[key], key=_place))
-        by_kind.setdefault((tensor.shape, tensor.dtype, tensor.device, dims), []).append(key)
-    bundles = []
-    for (_, _, device, dims), keys in by_kind.items():
-        layers = [sorted(maps[key], key=_place) for key in keys]
-        sheets = [
-            Sheet(dim, torch.from_numpy(np.stack([layer[i][1] for layer in layers])).to(device))
-            for i, (dim, _) in enumerate(dims)
-        ]
-        bundles.append(Bundle([found[key] for key in keys], sheets))
-    return bundles
+            _lay(sheets.maps, member.dim, new.reshape(shape), outside)
+    return found
+
+
+def _bundles(left: Sequence[tuple[Tensor, list[tuple[int, np.ndarray]]]]) -> list[Bundle]:
+    """Tensors with their groups, bundled by shape."""
+    alike: dict[tuple[Any, ...], list[tuple[Tensor, list[np.ndarray]]]] = {}
+    for tensor, maps in left:
+        ordered = sorted(maps, key=_place)
+        dims = tuple(dim for dim, _ in ordered)
+        kind = tensor.shape, tensor.dtype, tensor.device, dims, tuple(groups.ndim for _, groups in ordered)
+        alike.setdefault(kind, []).append((tensor, [groups for _, groups in ordered]))
+    return [
+        Bundle(
+            [tensor for tensor, _ in members],
+            [
+                Sheet(dim, torch.from_numpy(np.stack([groups[i] for _, groups in members])).to(device))
+                for i, dim in enumerate(dims)
+            ],
+        )
+        for (_, _, device, dims, _), members in alike.items()
+    ]
+
+
+def _relaid(sheets: _Sheets, places: np.ndarray) -> list[tuple[int, np.ndarray]]:
+    """The groups of what is left of a tensor: in the dimensions along which they differ there.
+
+    Those are the old ones, unless what is left was laid out anew, as the columns of a convolution are.
+    """
+    maps = []
+    index = np.unravel_index(places, sheets.shape)
+    for dim, groups in sheets.maps:
+        left = groups[index[dim : dim + groups.ndim]]
+        differ = [d for d in range(left.ndim) if (left != left.take([0], d)).any()] or [dim]
+        first, last = min(differ), max(differ)
+        maps.append((first, left[tuple(slice(None) if first <= d <= last else 0 for d in range(left.ndim))]))
+    return maps
 
 
 def _place(sheet: tuple[int, np.ndarray]) -> tuple[int, int]:

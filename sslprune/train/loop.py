@@ -6,10 +6,11 @@ import copy
 import io
 import json
 import math
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,23 +18,27 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from sslprune.axes import tensors_of, zero_mask
 from sslprune.carry import carrying, with_state
 from sslprune.data import Data, build_data
-from sslprune.errors import TrainingError
+from sslprune.errors import RepackError, TrainingError
 from sslprune.files import write_atomic, write_json
 from sslprune.grain import grain
 from sslprune.graph.cost import Cost
 from sslprune.graph.find import find_axes
 from sslprune.graph.trace import trace
 from sslprune.inputs import Inputs, arguments, call, each
-from sslprune.models import build_model, device_of, load_checkpoint
+from sslprune.models import build_model, device_of, load_checkpoint, load_weights
 from sslprune.recipe import Recipe, parse_recipe
 from sslprune.train.budget import BudgetController
 from sslprune.train.evaluate import evaluate
 from sslprune.train.lasso import GroupLasso
-from sslprune.train.optimizer import build_optimizer, learning_rate
+from sslprune.train.optimizer import build_optimizer
 from sslprune.train.recalibrate import recalibrate
+from sslprune.train.schedule import Epoch, Schedule
 from sslprune.train.select import select_with_sections
+from sslprune.train.shrink import Shrinker
+from sslprune.train.teacher import build_teacher
 
 CHECK_EVERY = 20  # steps between looks at the loss: on a GPU each look waits for the device
 
@@ -49,73 +54,49 @@ class TrainFiles(Protocol):
     history: Path
 
 
-@dataclass(frozen=True)
-class Epoch:
-    """One pass over the training data, or the part of one that a phase still needs."""
-
-    phase: str  # "dense", "sparse" or "heal"
-    number: int  # from 0, over all phases
-    num_steps: int
-    label: str  # for people: "sparse 2/5"
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """The epochs of a run, and how many steps each phase has."""
-
-    epochs: tuple[Epoch, ...]
-    steps: dict[str, int]
-    epoch_steps: int
-
-    @classmethod
-    def of(cls, recipe: Recipe, epoch_steps: int) -> Schedule:
-        epochs: list[Epoch] = []
-        steps = {}
-        for phase in ("dense", "sparse", "heal"):
-            left = steps[phase] = getattr(recipe.schedule, phase).steps(epoch_steps)
-            count = math.ceil(left / epoch_steps)
-            for i in range(count):
-                epochs.append(Epoch(phase, len(epochs), min(epoch_steps, left), f"{phase} {i + 1}/{count}"))
-                left -= epoch_steps
-        return cls(tuple(epochs), steps, epoch_steps)
-
-    def learning_rates(self, recipe: Recipe, epoch: Epoch) -> Iterator[float]:
-        """The learning rate of each step of ``epoch``."""
-        section, steps, heal = recipe.train, self.steps, recipe.train.heal
-        first = sum(e.num_steps for e in self.epochs[: epoch.number] if e.phase == epoch.phase)
-        num_steps = steps[epoch.phase]
-        if heal == "continue" and epoch.phase != "dense":
-            first += steps["sparse"] if epoch.phase == "heal" else 0
-            num_steps = steps["sparse"] + steps["heal"]
-        elif heal == "rewind" and epoch.phase == "heal":
-            first, num_steps = first + steps["dense"] - num_steps, steps["dense"]
-        elif epoch.phase == "sparse":
-            section = section.model_copy(update={"lr": section.sparse_lr or section.lr})
-        return (learning_rate(section, first + i, num_steps, self.epoch_steps) for i in range(epoch.num_steps))
-
-
 class Trainer:
-    """Everything of a run that changes while it trains; ``state_dict`` holds all of it."""
+    """Everything of a run that changes while it trains; ``state_dict`` holds all of it.
 
-    def __init__(self, recipe: Recipe, run: TrainFiles, data: Data, model: nn.Module, show: Any) -> None:
-        self.recipe, self.run, self.data, self.show = recipe, run, data, show
+    ``model`` is the one that ``previous`` ended with, where that is an earlier point of a sweep: there are no dense
+    epochs then, and what is zero stays so.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        run: TrainFiles,
+        data: Data,
+        model: nn.Module,
+        show: Any,
+        previous: TrainFiles | None = None,
+    ) -> None:
+        self.recipe, self.run, self.data, self.show, self.previous = recipe, run, data, show, previous
         self.device = device_of(recipe.run)
         self.model = model.to(self.device)
         for parameter in self.model.parameters():
             parameter.data = _channels_last(parameter.data)
-        self.schedule = Schedule.of(recipe, len(data.train))
+        self.schedule = Schedule.of(recipe, len(data.train), dense=previous is None)
+        self.shrinker: Shrinker | None = None
         self.controller = self._controller() if self.schedule.steps["sparse"] else None
         self.optimizer = build_optimizer(self.model, recipe.train)
-        self.teacher: nn.Module | None = None
-        self.student: Callable[..., Any] = self.model
+        self.other: nn.Module | None = None  # that the recipe names to teach, in place of the dense model
+        if recipe.distill is not None and recipe.distill.teacher is not None:
+            self.other = build_teacher(recipe.distill.teacher, self.model, data).to(self.device)
+        self.teacher: nn.Module | None = None  # from the end of the dense epochs on
+        self.student: Callable[..., Any] = self.trained
         self.tutor: Callable[..., Any] | None = None
         self.judge = "valid" if data.valid is not None else "test"  # the data that each epoch is judged by
         self.history: list[dict[str, Any]] = []
 
+    @property
+    def trained(self) -> nn.Module:
+        """The model that trains: the whole one, or what shrinking has left of it."""
+        return self.shrinker.model if self.shrinker is not None else self.model
+
     def fit(self) -> None:
         """Train the epochs that are not done yet, and write the masked model."""
         first = None  # kept until there is a run to keep it for
-        if not self.history and self.recipe.model.checkpoint is None:
+        if not self.history and self.recipe.model.checkpoint is None and self.previous is None:
             first = weights_of(self.model)
         for epoch in self.schedule.epochs[len(self.history) :]:
             self._enter(epoch.phase)
@@ -130,7 +111,8 @@ class Trainer:
                     "cost": self.controller.fraction if self.controller else 1.0,
                     "plan": self.controller.planned if self.controller and epoch.phase != "dense" else 1.0,
                     "norms": self._mean_norms(),
-                    self.judge: evaluate(self.model, self.data.valid or self.data.test, self.data.task),
+                    "parameters": sum(parameter.numel() for parameter in self.trained.parameters()),
+                    self.judge: evaluate(self.trained, self.data.valid or self.data.test, self.data.task),
                     "seconds": round(time.perf_counter() - started, 3),
                 }
             )
@@ -139,10 +121,11 @@ class Trainer:
                 first = None
             write_checkpoint(self.run.checkpoint, self.state_dict())
             write_json(self.run.history, self.history)
-            self.show.say(_line(epoch, self.history[-1], self.judge))
+            self.show.say(_line(epoch, self.history[-1], self.judge, self.trained is not self.model))
         self._enter("done")
-        self._recalibrate(self.model)
-        write_weights(self.run.masked, self.model)
+        masked = self._restored()
+        self._recalibrate(masked)
+        write_weights(self.run.masked, masked)
 
     def _mean_norms(self) -> dict[str, float]:
         """The mean ‖w_g‖ over the groups of each axis, by kind and name: for the report's picture of training."""
@@ -160,9 +143,20 @@ class Trainer:
             axes = find_axes(program)
         chosen = select_with_sections(axes, self.recipe.prune)
         pruned = [axis for axis, _ in chosen]
+        tensors = tensors_of(self.model)
+        left = [~zero_mask(self.model, axis, tensors) for axis in pruned] if self.previous is not None else None
         round_to = self.recipe.budget.round_to
+        lasso = GroupLasso(self.model, pruned)
+        if self.recipe.schedule.shrink is not None:
+            try:
+                self.shrinker = Shrinker(self.model, program, pruned, lasso)
+                notes = self.shrinker.notes
+            except RepackError as error:  # it trains at its full size then, to the same end
+                notes = [str(error)]
+            for note in notes:
+                self.show.say(f"schedule.shrink: {note}")
         return BudgetController(
-            GroupLasso(self.model, pruned),
+            lasso,
             Cost(program, pruned),
             self.recipe.budget,
             self.recipe.lasso,
@@ -170,6 +164,7 @@ class Trainer:
             round_to=grain() if round_to == "auto" else round_to,
             floors=[section.min_groups for _, section in chosen],
             strengths=[section.strength for _, section in chosen],
+            kept=left,
         )
 
     def _enter(self, phase: str) -> None:
@@ -177,12 +172,19 @@ class Trainer:
         if phase == "dense" or self.teacher is not None:
             return
         if all(record["phase"] == "dense" for record in self.history):
-            write_weights(self.run.dense, self.model)
+            if self.previous is None:
+                write_weights(self.run.dense, self.model)
+            else:
+                for there, here in ((self.previous.initial, self.run.initial), (self.previous.dense, self.run.dense)):
+                    if there.is_file():
+                        write_atomic(here, partial(shutil.copyfile, there))
             # a fresh start: the momentum of another schedule's last steps says nothing about this one's first
             self.optimizer = build_optimizer(self.model, self.recipe.train)
         if self.recipe.distill is not None:
-            self.teacher = copy.deepcopy(self.model).eval().requires_grad_(False)
-            self.teacher.load_state_dict(load_file(self.run.dense))
+            self.teacher = self.other
+            if self.teacher is None:
+                self.teacher = copy.deepcopy(self.model).eval().requires_grad_(False)
+                self.teacher.load_state_dict(load_file(self.run.dense))
             self._recalibrate(self.teacher)
 
     def _recalibrate(self, model: nn.Module) -> None:
@@ -191,17 +193,32 @@ class Trainer:
             with self.show.progress("taking batch statistics", steps) as bar:
                 recalibrate(model, self.data.train, steps, bar.advance)
 
+    def _shrink(self, epoch: Epoch, step: int) -> None:
+        """Take zero groups out of the model that trains, where it is time to."""
+        if self.shrinker is None or self.recipe.schedule.shrink is None or epoch.phase == "dense":
+            return
+        done = sum(e.num_steps for e in self.schedule.epochs[: epoch.number] if e.phase != "dense") + step
+        every = self.recipe.schedule.shrink.steps(self.schedule.epoch_steps)
+        due = done % every == 0 or done == self.schedule.steps["sparse"]
+        if due and self.shrinker.shrink(self.optimizer):
+            self.student = carrying(self.trained)  # a carried state begins anew
+
+    def _restored(self) -> nn.Module:
+        """The whole model as it is trained so far."""
+        return self.shrinker.restore() if self.shrinker is not None else self.model
+
     def _epoch(self, epoch: Epoch) -> tuple[float, float]:
         """Train one epoch; returns the mean loss and the last learning rate."""
         rates = self.schedule.learning_rates(self.recipe, epoch)
         total = torch.zeros((), device=self.device)
         lr = 0.0
-        self.model.train()
-        self.student = carrying(self.model)  # over one epoch: a text begins anew with the next
+        self.trained.train()
+        self.student = carrying(self.trained)  # over one epoch: a text begins anew with the next
         self.tutor = carrying(self.teacher) if self.teacher is not None else None
         with self.show.progress(epoch.label, epoch.num_steps) as bar:
             batches = self.data.train.epoch(epoch.number)
             for step, (lr, (inputs, targets)) in enumerate(zip(rates, batches, strict=False)):
+                self._shrink(epoch, step)
                 loss = self._step(inputs, targets, lr, epoch.phase)
                 total += loss
                 fields: dict[str, Any] = {}
@@ -211,7 +228,7 @@ class Trainer:
                     if epoch.phase == "sparse" and self.controller is not None:
                         fields |= {"cost": self.controller.fraction, "plan": self.controller.planned}
                 bar.advance(1, **fields)
-        finite = all(bool(parameter.isfinite().all()) for parameter in self.model.parameters())
+        finite = all(bool(parameter.isfinite().all()) for parameter in self.trained.parameters())
         self._check(finite, f"{epoch.label}: a weight is not finite")
         return float(total) / epoch.num_steps, lr
 
@@ -225,7 +242,7 @@ class Trainer:
         loss = loss * self.recipe.train.loss_factor
         loss.backward()
         if self.recipe.train.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.train.clip_norm)
+            nn.utils.clip_grad_norm_(self.trained.parameters(), self.recipe.train.clip_norm)
         if self.controller is not None and phase == "sparse":
             self.controller.observe(loss)
         self.optimizer.step()
@@ -263,7 +280,8 @@ class Trainer:
         return {
             "recipe": json.dumps(self.recipe.values()),
             "history": json.dumps(self.history),
-            "model": self.model.state_dict(),
+            "model": self._restored().state_dict(),
+            "removed": [torch.from_numpy(mask) for mask in self.shrinker.removed] if self.shrinker else None,
             "optimizer": self.optimizer.state_dict(),
             "controller": self.controller.state_dict() if self.controller else None,
             "random": torch.get_rng_state(),
@@ -280,6 +298,8 @@ class Trainer:
             )
         self.history = json.loads(state["history"])
         self.model.load_state_dict(state["model"])
+        if self.shrinker is not None and any(mask.any() for mask in state.get("removed") or ()):
+            self.shrinker.remove([mask.numpy() for mask in state["removed"]], self.optimizer)
         self.optimizer.load_state_dict(state["optimizer"])
         if self.controller is not None:
             self.controller.load_state_dict(state["controller"])
@@ -288,22 +308,38 @@ class Trainer:
             torch.cuda.set_rng_state(state["cuda_random"], self.device)
 
 
-def train(recipe: Recipe, run: TrainFiles, show: Any, start: nn.Module | None = None) -> None:
+def train(
+    recipe: Recipe,
+    run: TrainFiles,
+    show: Any,
+    start: nn.Module | None = None,
+    *,
+    previous: TrainFiles | None = None,
+    goal: float | None = None,
+) -> None:
     """Train ``recipe``, or ``start`` by it, into ``run``; where its checkpoint exists, go on from there, to the same.
 
     Writes checkpoint.pt and history.json after each epoch, dense.safetensors (the model before any sparsity) and, last,
     masked.safetensors; after the first epoch, the weights that a model without a checkpoint began with. Raises the
     errors of the recipe, its data, its model and its budget before any training, and TrainingError for a loss that is
     not finite.
+
+    In a sweep, ``previous`` is the finished point before this one: its masked weights and zeros are the beginning, and
+    its dense model stays the dense one. ``goal`` is the sweep's smallest fraction, which has to be reachable as well.
     """
     with _threads(recipe.run.threads):
         torch.manual_seed(recipe.run.seed)
         data = build_data(recipe, show)
-        model, notes = (start, []) if start is not None else build_model(recipe.model)
-        for note in notes:
+        section = recipe.model if previous is None else recipe.model.model_copy(update={"checkpoint": None})
+        model, notes = (start, []) if start is not None else build_model(section)
+        if previous is not None:
+            load_weights(model, load_checkpoint(previous.masked), previous.masked)
+        for note in notes if previous is None else ():
             show.say(note)
         data.check(model)
-        trainer = Trainer(recipe, run, data, model, show)
+        trainer = Trainer(recipe, run, data, model, show, previous)
+        if goal is not None and trainer.controller is not None:
+            trainer.controller.check_reachable(goal)
         if run.checkpoint.is_file():
             trainer.load_state_dict(load_checkpoint(run.checkpoint))
             show.say(f"resuming after epoch {len(trainer.history)} of {len(trainer.schedule.epochs)}")
@@ -344,7 +380,8 @@ def _channels_last(value: Tensor) -> Tensor:
     return value.contiguous(memory_format=torch.channels_last) if value.dim() == 4 else value
 
 
-def _line(epoch: Epoch, record: dict[str, Any], judge: str) -> str:
+def _line(epoch: Epoch, record: dict[str, Any], judge: str, smaller: bool) -> str:
     scores = ", ".join(f"{name} {value:.2f}" for name, value in record[judge].items())
     cost = f", cost {record['cost']:.3f} (plan {record['plan']:.3f})" if epoch.phase == "sparse" else ""
-    return f"{epoch.label}: loss {record['loss']:.4f}, {judge} {scores}{cost}, {record['seconds']:.1f} s"
+    size = f", {record['parameters']:,} parameters" if smaller else ""
+    return f"{epoch.label}: loss {record['loss']:.4f}, {judge} {scores}{cost}{size}, {record['seconds']:.1f} s"

@@ -1,0 +1,69 @@
+"""The teacher of a distillation, where it is another model than the run's own dense one."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from sslprune.carry import with_state
+from sslprune.data import Data
+from sslprune.errors import RecipeError, SslpruneError
+from sslprune.inputs import arguments, each
+from sslprune.models import build_model, load_checkpoint, load_weights
+from sslprune.recipe import ModelSection, TeacherSection
+from sslprune.rundir import RunDirectory
+from sslprune.tasks import logits_of
+
+FIELD = "distill.teacher"
+
+
+def build_teacher(section: TeacherSection, student: nn.Module, data: Data) -> nn.Module:
+    """The model that ``section`` names, to be asked only: a run's dense model, or one that a factory builds.
+
+    Raises RecipeError, in one line that begins with the field, for one that cannot be built, that does not take the
+    student's inputs, or whose outputs have another shape, as those of other classes have.
+    """
+    with torch.random.fork_rng(devices=[]):  # the student's own draws are not disturbed
+        try:
+            teacher = _of_run(section.run) if section.run is not None else _of_factory(section)
+        except SslpruneError as error:
+            raise RecipeError(f"{FIELD}: {error}") from error
+    teacher.eval().requires_grad_(False)
+    ours = _shape(student, data)
+    try:
+        theirs = _shape(teacher, data)
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        said = " ".join(str(error).split())
+        raise RecipeError(f"{FIELD}: cannot take the model's inputs: {said[:200]}") from error
+    if theirs != ours:
+        raise RecipeError(
+            f"{FIELD}: gives outputs of shape {theirs} where the model gives {ours}; it has to know the same classes"
+        )
+    return teacher
+
+
+def _of_run(path: str) -> nn.Module:
+    run = RunDirectory(path)
+    run.require("train")
+    model, _ = build_model(run.recipe().model.model_copy(update={"checkpoint": None}))
+    load_weights(model, load_checkpoint(run.dense), run.dense)
+    return model
+
+
+def _of_factory(section: TeacherSection) -> nn.Module:
+    assert section.factory is not None
+    made = ModelSection(factory=section.factory, arguments=section.arguments, checkpoint=section.checkpoint)
+    return build_model(made)[0]
+
+
+@torch.no_grad()
+def _shape(model: nn.Module, data: Data) -> tuple[int, ...]:
+    """The shape of what ``model`` says of the data's example."""
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    args, kwargs = arguments(each(data.example, lambda value: value.to(device)))
+    was_training = model.training
+    model.eval()
+    try:
+        return tuple(logits_of(model(*with_state(model, args), **kwargs)).shape)
+    finally:
+        model.train(was_training)
