@@ -201,7 +201,7 @@ def test_a_kernel_goes_from_its_outside_whatever_its_middle_carries():
     model = nn.Sequential(nn.Conv2d(1, 4, 7, bias=False), nn.Flatten(), nn.Linear(4, 3))
     program = sslprune.trace(model, (torch.zeros(2, 1, 7, 7),))
     axes = [axis for axis in sslprune.find_axes(program) if axis.kind == "kernel"]
-    budget = BudgetSection(macs=0.5)
+    budget = BudgetSection(macs=(0.5,))
     made = BudgetController(
         GroupLasso(model, axes), sslprune.Cost(program, axes), budget, LassoSection(), 60, round_to=8
     )
