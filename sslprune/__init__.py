@@ -22,6 +22,7 @@ _PLACES = {
     "GroupLasso": "train.lasso",
     "Shrinker": "train.shrink",
     "shrink": "train.shrink",
+    "Sparsity": "train.sparsity",
     "export_onnx": "export",
     "load": "plan",
     "apply_plan": "plan",
@@ -35,6 +36,7 @@ __all__ = [
     "Member",
     "Program",
     "Shrinker",
+    "Sparsity",
     "SslpruneError",
     "__version__",
     "apply_plan",
@@ -59,6 +61,7 @@ if TYPE_CHECKING:
     from sslprune.plan import apply_plan, load
     from sslprune.train.lasso import GroupLasso
     from sslprune.train.shrink import Shrinker, shrink
+    from sslprune.train.sparsity import Sparsity
 
 
 def __getattr__(name: str) -> Any:

@@ -79,7 +79,7 @@ def _without_sparsity(recipe: Recipe, name: ControlName, epoch_steps: int) -> Re
     """The recipe with as many steps, none of them sparse."""
     spans = recipe.schedule
     steps = spans.sparse.steps(epoch_steps) + spans.heal.steps(epoch_steps)
-    steps *= len(recipe.budget.points)  # a sweep went through as many to get here
+    steps *= max(1, len(recipe.budget.points))  # a sweep went through as many to get here
     whole = Span(steps, "it") if steps % epoch_steps else Span(steps // epoch_steps, "ep")
     dense = Span(0, "ep") if name == "dense" else spans.dense
     schedule = spans.model_copy(update={"dense": dense, "sparse": Span(0, "ep"), "heal": whole})

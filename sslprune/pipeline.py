@@ -119,7 +119,7 @@ def train(recipe: Recipe, directory: RunDirectory, show: Show, *, resume: bool =
                 show.stage("train", f"finished already: {place.masked}")
             else:
                 show.stage("train", _plan(point, previous is None))
-                train_model(point, place, show, previous=previous, goal=recipe.budget.fraction)
+                train_model(point, place, show, previous=previous, goal=min(recipe.budget.points, default=None))
             previous = place
     except BaseException:
         directory.release()
@@ -129,9 +129,11 @@ def train(recipe: Recipe, directory: RunDirectory, show: Show, *, resume: bool =
 def _plan(recipe: Recipe, first: bool) -> str:
     """What is about to be trained, in words."""
     spans, device = recipe.schedule, device_of(recipe.run)
-    goal = f"{100 * recipe.budget.fraction:g} % of the {'MACs' if recipe.budget.measure == 'macs' else 'parameters'}"
+    measure = "MACs" if recipe.budget.measure == "macs" else "parameters"
+    given = recipe.budget.given
+    goal = f"to {100 * recipe.budget.fraction:g} % of the {measure}" if given else f"at λ = {recipe.lasso.strength:g}"
     begin = f"{spans.dense} dense" if first else f"from {100 * recipe.budget.points[-2]:g} %"
-    return f"{recipe.name} to {goal}: {begin}, {spans.sparse} sparse, {spans.heal} heal, on {device}"
+    return f"{recipe.name} {goal}: {begin}, {spans.sparse} sparse, {spans.heal} heal, on {device}"
 
 
 def repack(directory: RunDirectory, show: Show) -> RepackResult:
@@ -167,7 +169,8 @@ def repack(directory: RunDirectory, show: Show) -> RepackResult:
     result = RepackResult(
         budget=Budget(
             measure=recipe.budget.measure,
-            fraction=recipe.budget.fraction,
+            fraction=recipe.budget.fraction if recipe.budget.given else None,
+            strength=recipe.lasso.strength,
             reached=getattr(sizes[1], recipe.budget.measure) / getattr(sizes[0], recipe.budget.measure),
         ),
         dense=sizes[0],

@@ -274,7 +274,11 @@ def _figures(report: Report) -> Table:
 
     def less(measure: str, before: int, after: int) -> str:
         left = f"{100 * after / before:.1f} % left" if before else ""
-        return left + (f", budget {100 * budget.fraction:g} %" if budget.measure == measure else "")
+        if budget.measure != measure:
+            return left
+        return left + (
+            f", by λ {budget.strength:g}" if budget.fraction is None else f", budget {100 * budget.fraction:g} %"
+        )
 
     table.add_row(
         "parameters",

@@ -113,7 +113,7 @@ def test_goes_on_from_zeros_to_a_smaller_budget():
     zeros = [zero_mask(model, axis) for axis in axes]
     cost = ChainCost(widths, pixels)
     second = BudgetController(
-        GroupLasso(model, axes), cost, BudgetSection(macs=0.2), LassoSection(decay=20), 60, kept=[~z for z in zeros]
+        GroupLasso(model, axes), cost, BudgetSection(macs=(0.2,)), LassoSection(decay=20), 60, kept=[~z for z in zeros]
     )
     assert second.dense == cost.macs() and second.fraction == first.fraction
     assert second.planned == first.fraction

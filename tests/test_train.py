@@ -427,3 +427,22 @@ def test_evaluate_counts_samples_not_batches():
         evaluate(model, [((right,), torch.tensor([2]))])
     with pytest.raises(DataError, match="empty"):
         evaluate(model, [])
+
+
+@pytest.mark.parametrize("lasso", [{"strength": 0.2}, {"strength": 0.03, "method": "subgradient", "threshold": 0.1}])
+def test_a_strength_in_place_of_a_budget(tmp_path, lasso):
+    """Exact zeros without a plan, the cost that is left in the history, and a resume that changes nothing."""
+    parts: dict[str, Any] = {"lasso": lasso, "budget": {"macs": None}, "schedule": {"dense": "0it"}}
+    once = trained(tmp_path / "once", **parts)
+    history = json.loads(once.history.read_text())
+    assert all(record["plan"] is None for record in history) and 0 < history[-1]["cost"] < 1
+    made = recipe(**parts)
+    model, _ = build_model(made.model)
+    model.load_state_dict(load_file(once.masked))
+    program = trace(model.eval(), (torch.randn(2, 1, 8, 8),))
+    axes = select(find_axes(program), made.prune)
+    cost = Cost(program, axes)
+    assert cost.macs([~zero_mask(model, axis) for axis in axes]) / cost.macs() == pytest.approx(history[-1]["cost"])
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path / "twice", StopsAfter(1), **parts)
+    assert same(once.masked, trained(tmp_path / "twice", **parts).masked)

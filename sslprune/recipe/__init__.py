@@ -1,6 +1,7 @@
 """Values: a recipe, read from TOML and checked against a schema."""
 
-from sslprune.recipe.reading import load_recipe, parse_recipe
+from sslprune.recipe.fields import Span
+from sslprune.recipe.reading import load_recipe, parse_recipe, parse_sparsifying
 from sslprune.recipe.schema import (
     BudgetSection,
     ControlSection,
@@ -13,7 +14,7 @@ from sslprune.recipe.schema import (
     PruneSection,
     Recipe,
     RunSection,
-    Span,
+    Sparsifying,
     TeacherSection,
     TrainSection,
 )
@@ -31,8 +32,10 @@ __all__ = [
     "Recipe",
     "RunSection",
     "Span",
+    "Sparsifying",
     "TeacherSection",
     "TrainSection",
     "load_recipe",
     "parse_recipe",
+    "parse_sparsifying",
 ]

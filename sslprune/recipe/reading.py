@@ -8,13 +8,15 @@ import tomllib
 import types
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin
+from typing import Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import ValidationError
 
 from sslprune.errors import RecipeError
-from sslprune.recipe.schema import Recipe, Section
+from sslprune.recipe.fields import Section
+from sslprune.recipe.schema import Recipe, Sparsifying
 
+Checked = TypeVar("Checked", bound=Section)
 LOCATED = ("train", "valid", "test", "vocabulary", "tokenizer")  # the paths of [data]
 
 
@@ -39,12 +41,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 def parse_recipe(values: dict[str, Any], source: str = "recipe", folder: Path | None = None) -> Recipe:
     """Check plain ``values`` against the schema; ``source`` begins the message of a RecipeError."""
-    try:
-        recipe = Recipe.model_validate(values)
-    except ValidationError as error:
-        first, *others = error.errors()
-        more = f" (and {len(others)} more)" if others else ""
-        raise RecipeError(f"{source}: {_explain(first)}{more}") from error
+    recipe = _checked(Recipe, values, source)
     folder = folder or Path()
     model = recipe.model.model_copy(
         update={
@@ -81,6 +78,20 @@ def parse_recipe(values: dict[str, Any], source: str = "recipe", folder: Path | 
         )
         distill = distill.model_copy(update={"teacher": teacher})
     return recipe.model_copy(update={"model": model, "data": data, "distill": distill, "control": controls})
+
+
+def parse_sparsifying(values: dict[str, Any], source: str = "sparsity") -> Sparsifying:
+    """Check the sections of a recipe that say what goes and how; ``source`` begins the message of a RecipeError."""
+    return _checked(Sparsifying, values, source)
+
+
+def _checked(section: type[Checked], values: dict[str, Any], source: str) -> Checked:
+    try:
+        return section.model_validate(values)
+    except ValidationError as error:
+        first, *others = error.errors()
+        more = f" (and {len(others)} more)" if others else ""
+        raise RecipeError(f"{source}: {_explain(first)}{more}") from error
 
 
 def _located(path: str | None, folder: Path) -> str | None:

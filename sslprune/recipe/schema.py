@@ -8,80 +8,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
+from sslprune.recipe.fields import (
+    Count,
+    Duration,
+    Falling,
+    Fraction,
+    Interval,
+    NotNegative,
+    Positive,
+    Section,
+    Share,
+    Span,
+)
 from sslprune.recipe.writing import is_section, write_toml
-
-Fraction = Annotated[float, Field(gt=0, lt=1)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
-
-
-@dataclass(frozen=True)
-class Span:
-    """A length of training: ``count`` epochs ("ep") or optimizer steps ("it")."""
-
-    count: int
-    unit: str
-
-    @classmethod
-    def parse(cls, value: object) -> Span:
-        if isinstance(value, Span):
-            return value
-        match = re.fullmatch(r"(\d+)\s*(ep|it)", value) if isinstance(value, str) else None
-        if match is None:
-            raise ValueError('write epochs as "5ep" or steps as "200it"')
-        return cls(int(match[1]), match[2])
-
-    def steps(self, epoch_steps: int) -> int:
-        """The number of optimizer steps when one epoch takes ``epoch_steps`` of them."""
-        return self.count * (epoch_steps if self.unit == "ep" else 1)
-
-    def __str__(self) -> str:
-        return f"{self.count}{self.unit}"
-
-
-Duration = Annotated[Span, BeforeValidator(Span.parse), PlainSerializer(str)]
-
-
-def _falling(value: object) -> tuple[float, ...]:
-    """One fraction, or the points of a sweep: as a tuple either way."""
-    values = value if isinstance(value, list | tuple) else [value]
-    numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool) and 0 < v < 1]
-    if not values or len(numbers) < len(values):
-        raise ValueError("expected a fraction above 0 and below 1, or a list of them for a sweep")
-    if any(later >= sooner for sooner, later in pairwise(numbers)):
-        raise ValueError("the points of a sweep have to fall, as in [0.5, 0.3, 0.2]")
-    return tuple(map(float, numbers))
-
-
-def _plain(points: tuple[float, ...]) -> float | list[float]:
-    return points[0] if len(points) == 1 else list(points)
-
-
-Falling = Annotated[tuple[float, ...], BeforeValidator(_falling), PlainSerializer(_plain)]
-
-
-def _interval(value: object) -> Span:
-    span = Span.parse(value)
-    if not span.count:
-        raise ValueError('write "1ep" or more; for never, leave it out')
-    return span
-
-
-Interval = Annotated[Span, BeforeValidator(_interval), PlainSerializer(str)]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, arbitrary_types_allowed=True, allow_inf_nan=False
-    )
 
 
 class RunSection(Section):
@@ -163,20 +106,23 @@ class BudgetSection(Section):
 
     @model_validator(mode="after")
     def _one_measure(self) -> BudgetSection:
-        if (self.macs is None) == (self.parameters is None):
+        if self.macs is not None and self.parameters is not None:
             raise ValueError("give exactly one of macs and parameters")
         return self
 
     @property
+    def given(self) -> bool:
+        """Whether there is a budget; without one, ``lasso.strength`` decides how much goes."""
+        return self.macs is not None or self.parameters is not None
+
+    @property
     def measure(self) -> Literal["macs", "parameters"]:
-        return "macs" if self.macs is not None else "parameters"
+        return "parameters" if self.parameters is not None else "macs"
 
     @property
     def points(self) -> tuple[float, ...]:
-        """The fractions of a sweep, largest first; one where it is none."""
-        points = self.macs if self.macs is not None else self.parameters
-        assert points is not None
-        return points
+        """The fractions of a sweep, largest first; one where it is none, and none without a budget."""
+        return self.macs or self.parameters or ()
 
     @property
     def fraction(self) -> float:
@@ -231,6 +177,12 @@ class TrainSection(Section):
 
 
 class LassoSection(Section):
+    """How the penalty Σ λ_g ‖w_g‖ acts, and how strongly: found for a budget, or ``strength`` as papers give it."""
+
+    method: Literal["proximal", "subgradient"] = "proximal"  # see sslprune.train.lasso
+    strength: Positive | None = None  # λ, in place of a budget: what it takes to zero goes, wherever the cost then ends
+    weights: Literal["sqrt-size", "equal"] = "sqrt-size"  # λ_g = strength x √(numbers in g), or x 1 as SSL and ISS have
+    threshold: Positive = 1e-4  # subgradient: at the end, groups whose root mean square is below it are set to zero
     ratio: NotNegative = 0.2  # the penalty's share of the loss when sparse training begins (PruneTrain: 0.2 to 0.25)
     decay: Count = 120  # steps that a chosen group takes to reach zero
     interval: Count = 20  # steps between choices
@@ -328,6 +280,21 @@ class ControlSection(Section):
         return self
 
 
+class Sparsifying(Section):
+    """The sections of a recipe that say what goes and how, for who trains in a loop of their own."""
+
+    prune: list[PruneSection] = Field(min_length=1)
+    budget: BudgetSection = BudgetSection()
+    lasso: LassoSection = LassoSection()
+
+    @model_validator(mode="after")
+    def _one_strength(self) -> Sparsifying:
+        check_strength(self.budget, self.lasso)
+        if len(self.budget.points) > 1:
+            raise ValueError(f"budget.{self.budget.measure}: a sweep is for a recipe; give one fraction here")
+        return self
+
+
 class Recipe(Section):
     """One run. ``name`` is the stem of the recipe's file unless the file says otherwise."""
 
@@ -336,7 +303,7 @@ class Recipe(Section):
     model: ModelSection
     data: DataSection
     prune: list[PruneSection] = Field(min_length=1)
-    budget: Annotated[BudgetSection, BeforeValidator(_as_table)]
+    budget: Annotated[BudgetSection, BeforeValidator(_as_table)] = BudgetSection()
     schedule: ScheduleSection
     train: TrainSection = TrainSection()
     lasso: LassoSection = LassoSection()
@@ -346,6 +313,11 @@ class Recipe(Section):
     gates: GatesSection = GatesSection()
     gate: list[GateSection] = []
     control: list[ControlSection] = []
+
+    @model_validator(mode="after")
+    def _one_strength(self) -> Recipe:
+        check_strength(self.budget, self.lasso)
+        return self
 
     @model_validator(mode="after")
     def _rewound(self) -> Recipe:
@@ -391,6 +363,26 @@ class Recipe(Section):
     def to_toml(self) -> str:
         """The recipe as TOML text that ``load_recipe`` reads back to an equal recipe."""
         return write_toml(self.values())
+
+
+def check_strength(budget: BudgetSection, lasso: LassoSection) -> None:
+    """ValueError unless either the budget decides how much goes, or a strength does, with the fields that it reads."""
+    if budget.given and lasso.strength is not None:
+        raise ValueError(
+            f"budget.{budget.measure} and lasso.strength: the one finds λ, the other gives it; leave one of them out"
+        )
+    if not budget.given and lasso.strength is None:
+        raise ValueError(
+            "nothing says how much may go: give budget.macs or budget.parameters, the fraction that may remain"
+            " (0.5), or the penalty's λ as lasso.strength (1e-4)"
+        )
+    for_budget, for_strength = ("ratio", "decay", "interval"), ("weights", "threshold")
+    for name in for_strength if budget.given else for_budget:
+        if getattr(lasso, name) != LassoSection.model_fields[name].default:
+            reads = "lasso.strength reads it" if budget.given else "a budget reads it"
+            raise ValueError(f"lasso.{name}: only {reads}, and there is none; leave it out")
+    if lasso.threshold != LassoSection.model_fields["threshold"].default and lasso.method != "subgradient":
+        raise ValueError('lasso.threshold: only method = "subgradient" has one; the proximal step gives exact zeros')
 
 
 def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -220,8 +220,9 @@ def _training(history: Sequence[dict[str, Any]]) -> list[tuple[str, Markup, list
         return []
     charts: list[tuple[str, str, list[tuple[str, int]]]] = []
     epochs = [float(record["epoch"]) for record in history]
+    plan = [(e, r["plan"]) for e, r in zip(epochs, history, strict=True) if r["plan"] is not None]
     cost = [
-        Series("plan", [(e, r["plan"]) for e, r in zip(epochs, history, strict=True)], 7),
+        *([Series("plan", plan, 7)] if len(plan) == len(history) else []),
         Series("cost", [(e, r["cost"]) for e, r in zip(epochs, history, strict=True)], 1, marks=len(epochs) < 30),
     ]
     legend = [(line.name, line.color) for line in cost]

@@ -208,11 +208,15 @@ class AxisChange(_Value):
 
 
 class Budget(_Value):
-    """``fraction`` of the dense model's ``measure`` was allowed to remain; ``reached`` does."""
+    """``fraction`` of the dense model's ``measure`` was allowed to remain; ``reached`` does.
+
+    Where the recipe gave a ``strength`` (λ) in place of a budget, ``fraction`` is null and ``reached`` what λ left.
+    """
 
     measure: str
-    fraction: float
+    fraction: float | None
     reached: float
+    strength: float | None = None
 
 
 class RepackResult(_Value):

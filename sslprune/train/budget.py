@@ -76,7 +76,7 @@ class BudgetController:
         self.lasso, self.cost, self.budget, self.section = lasso, cost, budget, section
         self.axes: tuple[Axis, ...] = lasso.axes
         self.round_to = round_to
-        self.floors = [_floor(axis, section.floor, least) for axis, least in _with(self.axes, floors, 1)]
+        self.floors = [floor_of(axis, section.floor, least) for axis, least in _with(self.axes, floors, 1)]
         self.strengths = [strength for _, strength in _with(self.axes, strengths, 1.0)]
         self.features = [_features(axis) for axis in self.axes]
         self.num_steps = num_steps
@@ -119,6 +119,8 @@ class BudgetController:
             self._set_strength(self.loss_sum / NUM_WARM_UP)
         if self.taken <= self.last_choice:
             self.carries.lerp_(self.lasso.sensitivities(), 1 / min(self.taken + 1, MEMORY))
+        if self.lasso.method == "subgradient":
+            self.lasso.add_gradient()
 
     def step(self, lr: float) -> None:
         """One step of the lasso of length ``lr``: call after the optimizer's step."""
@@ -270,7 +272,7 @@ class BudgetController:
         self.now = self._cost(self.kept)
 
 
-def _floor(axis: Axis, share: float, least: int) -> int:
+def floor_of(axis: Axis, share: float, least: int) -> int:
     """How many groups of ``axis`` stay; a branch can always go."""
     return 0 if axis.kind == "layers" else min(axis.size, max(least, math.ceil(share * axis.size)))
 

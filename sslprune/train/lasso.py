@@ -1,15 +1,18 @@
-"""The group lasso over axes, as a proximal step that follows the optimizer's step.
+"""The group lasso over axes: a proximal step after the optimizer's step, or a subgradient before it.
 
 Penalty: Σ_g λ_g ‖w_g‖, where w_g is everything that disappears with group g (Yuan and Lin 2006; SSL: Wen et al. 2016,
 eq. 1 and 3). Its proximal step w_g ← w_g · max(0, 1 − η λ_g / ‖w_g‖) gives exact zeros (Parikh and Boyd 2014, §6.5.1).
 A weight that lies on two axes, as those of a convolution do, is scaled by the factors of both of its groups.
+
+The classical way, that of SSL (eq. 5) and of ISS (Wen et al. 2018), adds the subgradient λ_g w_g / ‖w_g‖ to the
+gradient. It brings groups near zero and never to it, so small ones are set to zero in the end.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -48,6 +51,11 @@ class GroupLasso:
     λ_g = strength x weight_g; ``weights`` has one array (size,) per axis, by default √(numbers in the group). A group
     that has reached zero is held there, whatever gradients and momentum do. Frozen axes are left out:
     ``self.axes`` are those that it acts on, and what it returns per axis follows them.
+
+    With method "subgradient" call ``add_gradient()`` after ``backward`` too, and ``zero_below(threshold)`` when the
+    sparse phase is over. What is in the gradient runs through the optimizer: under a momentum of 0.9 the same λ pulls
+    ten times as hard as by the proximal step, which follows it. ``floors``: how many groups of each axis stay however
+    strong λ is; by default one, and none of a whole branch.
     """
 
     def __init__(
@@ -56,13 +64,19 @@ class GroupLasso:
         axes: Sequence[Axis],
         strength: float = 1.0,
         weights: Sequence[np.ndarray] | None = None,
+        method: Literal["proximal", "subgradient"] = "proximal",
+        floors: Sequence[int] | None = None,
     ) -> None:
+        if method not in ("proximal", "subgradient"):
+            raise ValueError(f'GroupLasso: method is "proximal" or "subgradient"; got "{method}"')
         usable = [i for i, axis in enumerate(axes) if not axis.frozen]
         if not usable:
             raise ValueError("GroupLasso needs at least one axis that is not frozen")
         axes = [axes[i] for i in usable]
         weights = None if weights is None else [weights[i] for i in usable]
         self.axes = tuple(axes)
+        self.method = method
+        self.floors = [int(axis.kind != "layers") for axis in axes] if floors is None else [floors[i] for i in usable]
         self.starts = np.cumsum([0, *(axis.size for axis in axes)])
         self.num_groups = int(self.starts[-1])
         self._sheets = _sheets(model, self.axes, self.starts)
@@ -134,22 +148,75 @@ class GroupLasso:
         self.remaining[torch.from_numpy(np.asarray(groups, np.int64))] = float(steps)
 
     @torch.no_grad()
+    def add_gradient(self) -> None:
+        """Add the subgradient λ_g w_g / ‖w_g‖, 0 at zero, to the gradients: between ``backward`` and the optimizer."""
+        if self.method != "subgradient":
+            raise ValueError('add_gradient is for method = "subgradient"; the proximal step does its part in step(lr)')
+        if not bool((self.strength > 0).any()):
+            return
+        norms = self._norms()
+        pull = torch.where(norms > 0, self.strength / norms, 0)
+        for bundle in self.bundles:
+            pulls = [self._along(pull, bundle, sheet) for sheet in bundle.sheets]
+            for tensor, by in zip(bundle.tensors, sum(pulls[1:], pulls[0]).unbind(), strict=True):
+                if tensor.grad is None:
+                    tensor.grad = torch.zeros_like(tensor)
+                tensor.grad.addcmul_(tensor, by.to(tensor.grad.dtype))
+
+    @torch.no_grad()
+    def zero_below(self, threshold: float) -> None:
+        """Set groups of a root mean square ‖w_g‖ / √size below ``threshold`` to zero, for good; the floors stay.
+
+        The code of SSL and of ISS sets every single weight below 1e-4 to zero, after each step, and a group is gone
+        when all of its weights are; here the group counts as one, and once. A group that the penalty holds near zero
+        swings about it by up to lr x strength / (1 - momentum) a weight: ``threshold`` has to lie above that.
+        """
+        small = torch.cat([torch.from_numpy(~kept) for kept in self.above(threshold)]).to(self.alive.device)
+        factor = self.alive.clone()
+        factor[:-1].masked_fill_(small, 0)
+        self._hold(factor)
+
+    def above(self, threshold: float) -> list[np.ndarray]:
+        """Which groups of each axis ``zero_below`` would leave: bool, shape (size,)."""
+        factor = self.alive.clone()
+        norms = self._norms()
+        factor[:-1] *= norms[:-1] >= threshold * torch.from_numpy(np.sqrt(self.sizes)).to(norms)
+        self._spare(factor, norms)
+        return self.split((factor[:-1] > 0).cpu().numpy())
+
+    @torch.no_grad()
     def step(self, lr: float) -> None:
         """The proximal step of length ``lr``, in place, with the groups that decay and those that are held."""
         factor = self.alive.clone()
         decays = bool((self.remaining > 0).any())
-        if bool((self.strength > 0).any()):
-            shrunk = 1 - lr * self.strength / self._norms().clamp_min(torch.finfo(torch.float32).tiny)
+        if self.method == "proximal" and bool((self.strength > 0).any()):
+            norms = self._norms()
+            shrunk = 1 - lr * self.strength / norms.clamp_min(torch.finfo(torch.float32).tiny)
             factor *= torch.maximum(shrunk, self.least).clamp_(0, 1)
+            if bool((factor < self.alive).logical_and_(factor == 0).any()):
+                self._spare(factor, norms)
         if decays:
             # λ_g = ‖w_g‖ / (η · steps left): a factor of 1 − 1 / (steps left), whose last one is 0
             falling = self.remaining > 0
             factor = torch.where(falling, factor * (1 - 1 / self.remaining.clamp_min(1)), factor)
             self.remaining -= falling.float()
+        self._hold(factor)
+
+    def _hold(self, factor: Tensor) -> None:
+        """Scale every group by its factor; what is zero then stays so."""
         factor[-1] = 1
         self.alive = (factor > 0).float()
         if bool(((factor < 1) & self._present).any()):
             self._scale(factor)
+
+    def _spare(self, factor: Tensor, norms: Tensor) -> None:
+        """Leave the largest groups of an axis as they are where fewer than its floor would be left alive."""
+        left = np.add.reduceat((factor[:-1] > 0).cpu().numpy().astype(np.int64), self.starts[:-1])
+        for i in np.flatnonzero(left < self.floors):
+            part = slice(int(self.starts[i]), int(self.starts[i + 1]))
+            alive = norms[part] * self.alive[part]
+            largest = alive.topk(min(self.floors[i], len(alive))).indices
+            factor[part][largest] = self.alive[part][largest]
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything that a resumed run needs, as tensors."""
@@ -182,14 +249,19 @@ class GroupLasso:
         assert total is not None
         return total
 
+    @staticmethod
+    def _along(values: Tensor, bundle: Bundle, sheet: Sheet) -> Tensor:
+        """``values`` (groups + 1,) at each index of a sheet, in a shape that broadcasts over (tensors, *shape)."""
+        shape = [1] * (bundle.tensors[0].dim() + 1)
+        shape[0], shape[sheet.dim + 1 : sheet.end + 1] = sheet.groups.shape[0], sheet.groups.shape[1:]
+        return values[sheet.groups].view(shape)
+
     def _scale(self, factor: Tensor) -> None:
         """Multiply each group's weights by its factor, in place."""
         for bundle in self.bundles:
             scaled: Tensor | None = None
             for sheet in bundle.sheets:
-                shape = [1] * (bundle.tensors[0].dim() + 1)
-                shape[0], shape[sheet.dim + 1 : sheet.end + 1] = sheet.groups.shape[0], sheet.groups.shape[1:]
-                factors = factor[sheet.groups].view(shape).to(bundle.tensors[0].dtype)
+                factors = self._along(factor, bundle, sheet).to(bundle.tensors[0].dtype)
                 scaled = factors if scaled is None else scaled * factors
             assert scaled is not None
             for tensor, by in zip(bundle.tensors, scaled.unbind(), strict=True):

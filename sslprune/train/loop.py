@@ -23,8 +23,6 @@ from sslprune.carry import carrying, with_state
 from sslprune.data import Data, build_data
 from sslprune.errors import RepackError, TrainingError
 from sslprune.files import write_atomic, write_json
-from sslprune.grain import grain
-from sslprune.graph.cost import Cost
 from sslprune.graph.find import find_axes
 from sslprune.graph.trace import trace
 from sslprune.inputs import Inputs, arguments, call, each
@@ -32,12 +30,12 @@ from sslprune.models import build_model, device_of, load_checkpoint, load_weight
 from sslprune.recipe import Recipe, parse_recipe
 from sslprune.train.budget import BudgetController
 from sslprune.train.evaluate import evaluate
-from sslprune.train.lasso import GroupLasso
 from sslprune.train.optimizer import build_optimizer
 from sslprune.train.recalibrate import recalibrate
 from sslprune.train.schedule import Epoch, Schedule
 from sslprune.train.select import select_with_sections
 from sslprune.train.shrink import Shrinker
+from sslprune.train.sparsity import Controller, build_controller
 from sslprune.train.teacher import build_teacher
 
 CHECK_EVERY = 20  # steps between looks at the loss: on a GPU each look waits for the device
@@ -135,7 +133,7 @@ class Trainer:
         means = [float(norms.mean()) for norms in lasso.norms()]
         return {f"{axis.kind} {axis.name}": mean for axis, mean in zip(lasso.axes, means, strict=True)}
 
-    def _controller(self) -> BudgetController:
+    def _controller(self) -> Controller:
         with self.show.progress("finding the axes"):
             example = each(self.data.example, lambda value: value.to(self.device))
             args, kwargs = arguments(example)
@@ -144,28 +142,18 @@ class Trainer:
         chosen = select_with_sections(axes, self.recipe.prune)
         pruned = [axis for axis, _ in chosen]
         tensors = tensors_of(self.model)
-        left = [~zero_mask(self.model, axis, tensors) for axis in pruned] if self.previous is not None else None
-        round_to = self.recipe.budget.round_to
-        lasso = GroupLasso(self.model, pruned)
+        kept = [~zero_mask(self.model, axis, tensors) for axis in pruned] if self.previous is not None else None
+        steps = self.schedule.steps["sparse"]
+        controller = build_controller(self.model, program, chosen, self.recipe.budget, self.recipe.lasso, steps, kept)
         if self.recipe.schedule.shrink is not None:
             try:
-                self.shrinker = Shrinker(self.model, program, pruned, lasso)
+                self.shrinker = Shrinker(self.model, program, pruned, controller.lasso)
                 notes = self.shrinker.notes
             except RepackError as error:  # it trains at its full size then, to the same end
                 notes = [str(error)]
             for note in notes:
                 self.show.say(f"schedule.shrink: {note}")
-        return BudgetController(
-            lasso,
-            Cost(program, pruned),
-            self.recipe.budget,
-            self.recipe.lasso,
-            self.schedule.steps["sparse"],
-            round_to=grain() if round_to == "auto" else round_to,
-            floors=[section.min_groups for _, section in chosen],
-            strengths=[section.strength for _, section in chosen],
-            kept=left,
-        )
+        return controller
 
     def _enter(self, phase: str) -> None:
         """What happens once, when the dense model is done: it is written, and from then on it may teach."""
@@ -226,7 +214,9 @@ class Trainer:
                     self._check(math.isfinite(total), f"{epoch.label}: the loss is {float(total)} by step {step + 1}")
                     fields = {"loss": float(total) / (step + 1)}
                     if epoch.phase == "sparse" and self.controller is not None:
-                        fields |= {"cost": self.controller.fraction, "plan": self.controller.planned}
+                        fields["cost"] = self.controller.fraction
+                        if self.controller.planned is not None:
+                            fields["plan"] = self.controller.planned
                 bar.advance(1, **fields)
         finite = all(bool(parameter.isfinite().all()) for parameter in self.trained.parameters())
         self._check(finite, f"{epoch.label}: a weight is not finite")
@@ -338,7 +328,7 @@ def train(
             show.say(note)
         data.check(model)
         trainer = Trainer(recipe, run, data, model, show, previous)
-        if goal is not None and trainer.controller is not None:
+        if goal is not None and isinstance(trainer.controller, BudgetController):
             trainer.controller.check_reachable(goal)
         if run.checkpoint.is_file():
             trainer.load_state_dict(load_checkpoint(run.checkpoint))
@@ -382,6 +372,7 @@ def _channels_last(value: Tensor) -> Tensor:
 
 def _line(epoch: Epoch, record: dict[str, Any], judge: str, smaller: bool) -> str:
     scores = ", ".join(f"{name} {value:.2f}" for name, value in record[judge].items())
-    cost = f", cost {record['cost']:.3f} (plan {record['plan']:.3f})" if epoch.phase == "sparse" else ""
+    plan = f" (plan {record['plan']:.3f})" if record["plan"] is not None else ""
+    cost = f", cost {record['cost']:.3f}{plan}" if epoch.phase == "sparse" else ""
     size = f", {record['parameters']:,} parameters" if smaller else ""
     return f"{epoch.label}: loss {record['loss']:.4f}, {judge} {scores}{cost}{size}, {record['seconds']:.1f} s"
