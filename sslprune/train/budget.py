@@ -210,7 +210,13 @@ class BudgetController:
                 if best[0] < (1 - TOLERANCE) * self.limit:
                     best = max(best, self._best_sum(step), key=lambda found: found[0])
             # none at all: still far away, so go nearer
-            self._take(best[1] or [min(self._next_blocks(), key=lambda block: block.score)])
+            nearer = best[1] or sorted(self._next_blocks(), key=lambda block: block.score)[:1]
+            if not nearer:
+                raise BudgetError(
+                    f"budget.{self.budget.measure}: {self.budget.fraction:g} was planned, and at {self.fraction:.3f} of"
+                    " the dense model nothing more can go; raise it, prune more kinds, or lower lasso.floor"
+                )
+            self._take(nearer)
 
     def _best_sum(self, step: int) -> tuple[float, list[Block]]:
         """The highest cost within the budget, and the blocks that lead there: best-first, the lowest scores first."""
@@ -242,14 +248,14 @@ class BudgetController:
         blocks = []
         for i, axis in enumerate(self.axes):
             alive = np.flatnonzero(kept[i])
+            worth = alive[savings[i][alive] > 0]  # of a kernel's positions only the outermost can go
             grain = step // math.gcd(step, self.features[i])
             count = (len(alive) - 1) % grain + 1 if axis.kind != "layers" else len(alive)
-            if count and len(alive) - count >= self.floors[i]:
-                groups = alive[np.argsort(carries[i][alive], kind="stable")[:count]]
+            if 0 < count <= len(worth) and len(alive) - count >= self.floors[i]:
+                groups = worth[np.argsort(carries[i][worth], kind="stable")[:count]]
                 saving = float(savings[i][groups].sum())
-                if saving > 0:
-                    score = float(carries[i][groups].sum()) / (saving / self.dense) / self.strengths[i]
-                    blocks.append(Block(i, groups, saving, score))
+                score = float(carries[i][groups].sum()) / (saving / self.dense) / self.strengths[i]
+                blocks.append(Block(i, groups, saving, score))
         return blocks
 
     def _without(self, blocks: Sequence[Block]) -> Kept:
@@ -272,8 +278,8 @@ def floor_of(axis: Axis, share: float, least: int) -> int:
 
 
 def _features(axis: Axis) -> int:
-    """How many rows of a weight one group of ``axis`` is."""
-    return max((member.positions.shape[1] for member in axis.members if member.dim == 0 and not member.flat), default=1)
+    """How many rows of a weight one group of ``axis`` is; 0 where it is none, and no width: a kernel's, or a column."""
+    return max((member.positions.shape[1] for member in axis.members if member.dim == 0 and not member.flat), default=0)
 
 
 def _halved(step: int) -> Iterator[int]:
