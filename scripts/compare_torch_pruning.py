@@ -9,6 +9,7 @@ dense   the dense model, trained through the same two phases: the control
 peer    Torch-Pruning's sparse learning, then its cut to the MACs, then ordinary training
 inner   sslprune on the inner width of each block, which is all that the peer can remove here
 all     sslprune on every width and on whole residual branches
+layers  sslprune on whole residual branches alone; not among the arms unless named (see below)
 
 Equal for all arms: checkpoint, epochs in each phase, batches and their order, augmentation, optimizer (SGD with
 Nesterov momentum, as the recipe resnet56-cifar10.toml says), weight decay, precision, threads; ``--set`` changes the
@@ -24,6 +25,11 @@ pruning_ratio=1.0), ``regularize`` in each step of the sparse phase, no weight d
 steps of the pruner until the MACs are reached. There each phase has 100 epochs with lr / 10 after 60 and 80 and keeps
 its best epoch on the test set; here the last one. On the shortcut without parameters the peer ends in an IndexError, so
 it is told to ignore what is added to it: the stem and each block's second convolution.
+
+Accuracy against layers left, after Wen et al. 2016 (a ResNet-32 that keeps 18 layers beats the dense ResNet-20):
+
+    ... --depth 32 --checkpoint resnet32-cifar10.th --arms dense layers --macs 0.87 0.73 0.53 0.39  # 28, 24, 18, 14
+    ... --depth 20 --checkpoint resnet20-cifar10.th --arms dense layers --macs 0.89 0.77 0.66       # 18, 16, 14
 """
 
 from __future__ import annotations
@@ -60,7 +66,8 @@ from sslprune.train.optimizer import build_optimizer, learning_rate
 from sslprune.train.schedule import Schedule
 from sslprune.train.select import select
 
-ARMS = ("dense", "peer", "inner", "all")
+ARMS = ("dense", "peer", "inner", "all", "layers")
+OURS = ARMS[2:]
 RECIPE = Path(__file__).resolve().parent.parent / "recipes" / "resnet56-cifar10.toml"
 INNER = ["layer*.conv1"]
 
@@ -76,6 +83,7 @@ class Outcome:
     macs_left: float = 1.0
     macs: int = 0
     parameters: int = 0
+    layers: int = 0  # convolutions and linear layers
     seconds: dict[str, float] = field(default_factory=dict)  # the median epoch of a phase, its evaluation included
     epochs: list[float] = field(default_factory=list)  # accuracy after each
 
@@ -105,7 +113,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--train", default="data/cifar10/train.parquet")
     parser.add_argument("--test", default="data/cifar10/test.parquet")
     parser.add_argument("--valid", type=int, default=0, metavar="N", help="judge on N training images held out")
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS[:4]))
     parser.add_argument("--macs", nargs="+", default=["1/2.11", "1/2.55"], help="that may remain")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--sparse", default="5ep")
@@ -141,10 +149,10 @@ def run(options: argparse.Namespace, arm: str, seed: int, budget: float | None) 
     recipe = recipe_of(options, arm, seed, budget)
     digest = hashlib.sha256(json.dumps(identity["settings"]).encode()).hexdigest()[:6]
     folder = options.work / f"{name}-{digest}"
-    outcome, small = ours(recipe, folder) if arm in ("inner", "all") else others(options, recipe, budget)
+    outcome, small = ours(recipe, folder) if arm in OURS else others(options, recipe, budget)
     onnx = folder.with_name(f"{folder.name}.onnx")
     onnx.parent.mkdir(parents=True, exist_ok=True)
-    export_onnx(small.cpu(), (torch.zeros(2, 3, 32, 32),), onnx)
+    export_onnx(small.cpu(), (torch.zeros(2, 3, 32, 32),), onnx, input_names=["image"])
     line = {**identity, **vars(outcome), "onnx": str(onnx)}
     with options.out.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
@@ -154,7 +162,7 @@ def run(options: argparse.Namespace, arm: str, seed: int, budget: float | None) 
 def settings(options: argparse.Namespace, arm: str) -> dict[str, Any]:
     """What a result depends on beside its arm, depth, seed and budget."""
     names = ["sparse", "heal", "valid", "amp", "set", "heal_lr", "heal_schedule"]
-    names += ["round_to", "ours"] if arm in ("inner", "all") else ["sparse_lr", "sparse_schedule"]
+    names += ["round_to", "ours"] if arm in OURS else ["sparse_lr", "sparse_schedule"]
     names += ["reg", "peer_sparse_decay"] if arm == "peer" else []
     return {name: getattr(options, name) for name in names}
 
@@ -168,10 +176,9 @@ def recipe_of(options: argparse.Namespace, arm: str, seed: int, budget: float | 
         f"train.lr={options.heal_lr}", f"train.lr_schedule={options.heal_schedule}", "train.warmup=0it",
         f"train.amp={options.amp}", *options.set,
     ]  # fmt: skip
-    recipe = load_recipe(RECIPE, [*overrides, *(options.ours if arm in ("inner", "all") else [])])
-    if arm == "inner":
-        recipe = recipe.model_copy(update={"prune": [PruneSection(kind="filters", include=INNER)]})
-    return recipe
+    recipe = load_recipe(RECIPE, [*overrides, *(options.ours if arm in OURS else [])])
+    sections = {"inner": PruneSection(kind="filters", include=INNER), "layers": PruneSection(kind="layers")}
+    return recipe.model_copy(update={"prune": [sections[arm]]}) if arm in sections else recipe
 
 
 class Watch(Show):
@@ -338,6 +345,7 @@ def measured(outcome: Outcome, small: nn.Module, dense: float) -> Outcome:
     small.cpu().eval()
     macs = Cost(trace(small, (torch.zeros(2, 3, 32, 32),)), []).macs()
     outcome.macs, outcome.macs_left, outcome.parameters = round(macs), macs / dense, count(small)
+    outcome.layers = sum(parameter.dim() > 1 for parameter in small.parameters())
     return outcome
 
 
@@ -346,30 +354,35 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def latency(out: Path) -> None:
-    """Time the ONNX files of each depth in turns, one thread, batches of 1 and 128; the latest timing counts."""
+    """Time the ONNX files of each depth in turns, one thread, batches of 1 and 128; the latest timing counts.
+
+    ``speedup`` is over the first dense model, from pairs of timings: what a busy machine disturbs least.
+    """
     runs = [line for line in read(out) if line["kind"] == "run"]
     for depth in sorted({line["depth"] for line in runs}):
-        files = [Path(line["onnx"]) for line in runs if line["depth"] == depth]
-        found = bench_files(
+        found = sorted((ARMS.index(line["arm"]), line["onnx"]) for line in runs if line["depth"] == depth)
+        files = [Path(onnx) for _, onnx in found]
+        bench = bench_files(
             files, devices=["cpu"], runtimes=["onnxruntime"], batch_sizes=(1, 128), threads=(1,), repetitions=100
         )
         with out.open("a", encoding="utf-8") as file:
-            for path, timed in zip(files, found.comparison.models, strict=True):
+            for path, timed in zip(files, bench.comparison.models, strict=True):
                 ms = {str(t.batch_size): t.median_ms for t in timed.latency if not isinstance(t, Absent)}
-                file.write(json.dumps({"kind": "latency", "onnx": str(path), "ms": ms}) + "\n")
+                ratio = {str(t.batch_size): t.ratio for t in timed.speedup if not isinstance(t, Absent)}
+                file.write(json.dumps({"kind": "latency", "onnx": str(path), "ms": ms, "speedup": ratio}) + "\n")
 
 
 def table(lines: list[dict[str, Any]]) -> Iterator[str]:
     """Markdown: a row for each arm, budget and set of settings; mean ± sample standard deviation over the seeds."""
-    ms = {line["onnx"]: line["ms"] for line in lines if line["kind"] == "latency"}
+    times = {line["onnx"]: line for line in lines if line["kind"] == "latency"}
     rows: dict[str, list[dict[str, Any]]] = {}
     for line in lines:
         if line["kind"] == "run":
             place = [line["depth"], -(line["budget"] or 1), ARMS.index(line["arm"]), line["settings"]]
             rows.setdefault(json.dumps(place), []).append(line)
     settings_seen: list[dict[str, Any]] = []
-    yield "| model | MACs | arm | at load | before the cut | at the cut | at the end | parameters | s an epoch, sparse | heal | ms, batch 1 | batch 128 | seeds | settings |"  # noqa: E501
-    yield "|" + " --- |" * 14
+    yield "| model | MACs | arm | at load | before the cut | at the cut | at the end | layers | parameters | s an epoch, sparse | heal | ms, batch 1 | batch 128 | seeds | settings |"  # noqa: E501
+    yield "|" + " --- |" * 15
     for key in sorted(rows, key=lambda k: json.loads(k)[:3]):
         runs = rows[key]
         first = runs[0]
@@ -377,11 +390,13 @@ def table(lines: list[dict[str, Any]]) -> Iterator[str]:
             settings_seen.append(first["settings"])
         cells = [f"ResNet-{first['depth']}", f"{mean(r['macs_left'] for r in runs):.4f}", first["arm"]]
         cells += [spread([r[name] for r in runs]) for name in ("loaded", "before", "cut", "end")]
-        cells += [f"{mean(r['parameters'] for r in runs):,.0f}"]
+        cells += [f"{mean(r['layers'] for r in runs):.3g}", f"{mean(r['parameters'] for r in runs):,.0f}"]
         cells += [f"{mean(r['seconds'][p] for r in runs):.1f}" for p in ("sparse", "heal")]
         for batch in ("1", "128"):
-            known = [ms[r["onnx"]][batch] for r in runs if r["onnx"] in ms]
-            cells.append(f"{mean(known):.3f}" if known else "-")
+            known = [times[r["onnx"]] for r in runs if r["onnx"] in times]
+            ratios = [time["speedup"][batch] for time in known if batch in time["speedup"]]
+            cells.append(f"{mean(time['ms'][batch] for time in known):.3g}" if known else "-")
+            cells[-1] += f" ({mean(ratios):.2f}x)" if ratios else ""
         cells += [str(len(runs)), f"({1 + settings_seen.index(first['settings'])})"]
         yield "| " + " | ".join(cells) + " |"
     yield ""

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+import sslprune
 from sslprune.axes import Axis, Member, zero_mask
 from sslprune.errors import BudgetError
 from sslprune.recipe import BudgetSection, LassoSection
@@ -280,3 +281,28 @@ def test_a_head_is_as_many_rows_as_it_is_wide():
     gates, reader = Member("w", 0, np.arange(80).reshape(20, 4)), Member("o", 1, np.arange(20)[:, None])
     units = Axis("rnn", "hidden", 20, True, (gates, reader))
     assert [_features(axis) for axis in (heads, units)] == [32, 4]
+
+
+def test_a_kernel_goes_from_its_outside_whatever_its_middle_carries():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 4, 7, bias=False), nn.Flatten(), nn.Linear(4, 3))
+    program = sslprune.trace(model, (torch.zeros(2, 1, 7, 7),))
+    axes = [axis for axis in sslprune.find_axes(program) if axis.kind == "kernel"]
+    budget = BudgetSection(macs=(0.5,))
+    made = BudgetController(
+        GroupLasso(model, axes), sslprune.Cost(program, axes), budget, LassoSection(), 60, round_to=8
+    )
+    for _ in range(60):
+        model.zero_grad()
+        images = torch.randn(8, 1, 7, 7)
+        images[:, :, 2:5] = 0  # nothing comes from the middle rows
+        loss = model(images).square().mean()
+        loss.backward()
+        made.observe(loss)
+        made.step(0.01)
+    assert 0.3 < made.fraction <= 0.5
+    for axis in axes:
+        assert np.flatnonzero(np.diff(np.pad(~zero_mask(model, axis), 1).astype(int))).size == 2  # one piece is left
+    with pytest.raises(BudgetError, match=r"nothing more can go"):
+        made.limit = 0.0
+        made._land()

@@ -296,8 +296,13 @@ class BudgetController:
             if not best[1]:  # none at all: still far away, so go nearer
                 block = self._lowest(kept, self._next_blocks(kept))
                 best = 0.0, [block] if block is not None else []
+            if not best[1] and self.budget.measure == "latency":
+                break  # it is no sum of what its blocks save: what was left to go did not do it, and the report says so
             if not best[1]:
-                break  # latency is no sum of what its blocks save: what was left to go did not do it
+                raise BudgetError(
+                    f"budget.{self.budget.measure}: {self.budget.fraction:g} was planned, and at {self.fraction:.3f} of"
+                    " the dense model nothing more can go; raise it, prune more kinds, or lower lasso.floor"
+                )
             kept = _without(kept, best[1])
         return kept
 
@@ -327,14 +332,18 @@ class BudgetController:
     def _blocks(self, kept: Kept, step: int) -> list[Block]:
         """The next block of each axis that still has one to give and saves something, down to a multiple of step."""
         carries = self.lasso.split(self.carries.double().cpu().numpy())
+        measure = self.budget.measure
+        savings = self.cost.savings(kept, "macs" if measure == "latency" else measure)
         next_groups: dict[int, np.ndarray] = {}
         for i, axis in enumerate(self.axes):
             alive = np.flatnonzero(kept[i])
+            worth = alive[savings[i][alive] > 0]  # of a kernel's positions only the outermost can go
             count = (len(alive) - 1) % self._grain(i, step) + 1 if axis.kind != "layers" else len(alive)
-            if count and len(alive) - count >= self.floors[i] and self._within_limits(kept, i, count):
-                next_groups[i] = alive[np.argsort(carries[i][alive], kind="stable")[:count]]
+            enough = len(alive) - count >= self.floors[i] and self._within_limits(kept, i, count)
+            if 0 < count <= len(worth) and enough:
+                next_groups[i] = worth[np.argsort(carries[i][worth], kind="stable")[:count]]
         blocks = []
-        for i, saving in self.cost.saved(kept, next_groups, self.budget.measure).items():
+        for i, saving in self.cost.saved(kept, next_groups, measure).items():
             if saving > 0:
                 score = float(carries[i][next_groups[i]].sum()) / (saving / self.dense) / self.strengths[i]
                 blocks.append(Block(i, next_groups[i], saving, score))
@@ -370,8 +379,8 @@ def floor_of(axis: Axis, share: float, least: int) -> int:
 
 
 def _features(axis: Axis) -> int:
-    """How many rows of a weight one group of ``axis`` is."""
-    return max((member.positions.shape[1] for member in axis.members if member.dim == 0 and not member.flat), default=1)
+    """How many rows of a weight one group of ``axis`` is; 0 where it is none, and no width: a kernel's, or a column."""
+    return max((member.positions.shape[1] for member in axis.members if member.dim == 0 and not member.flat), default=0)
 
 
 def _halved(step: int) -> Iterator[int]:
