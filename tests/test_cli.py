@@ -309,7 +309,7 @@ def test_damaged_files_of_a_run(finished: Path, tmp_path: Path) -> None:
 
 
 def test_interrupted(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*_: object) -> None:
+    def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("sslprune.pipeline.train_model", interrupted)

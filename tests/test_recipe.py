@@ -117,7 +117,7 @@ def test_paths_follow_the_recipe(tmp_path):
         ("budget=[0.5, 0.5]", "budget.macs: the points of a sweep have to fall, as in [0.5, 0.3, 0.2]; got [0.5"),
         ('budget="half"', "budget: input should be a valid dictionary"),
         ("budget.parameters=0.5", "budget: give exactly one of macs, parameters and latency"),
-        ("budget={}", "recipe: nothing says how much may go: give budget.macs or budget.parameters"),
+        ("budget={}", "recipe: nothing says how much may go: give budget.macs, .parameters or .latency"),
         ("lasso.strength=1e-4", "recipe: budget.macs and lasso.strength: the one finds λ, the other gives it"),
         ("lasso.strength=0", "lasso.strength: input should be greater than 0; got 0"),
         ("schedule.sparse=5", 'schedule.sparse: write epochs as "5ep" or steps as "200it"; got 5'),

@@ -195,7 +195,7 @@ def test_sparsity_in_a_loop_of_ones_own():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({}, "nothing says how much may go: give budget.macs or budget.parameters"),
+        ({}, "nothing says how much may go: give budget.macs, .parameters or .latency"),
         ({"macs": 0.5, "strength": 1e-4}, "budget.macs and lasso.strength: the one finds λ, the other gives it"),
         ({"strength": 0.0}, "lasso.strength: input should be greater than 0; got 0.0"),
         ({"strength": -1e-4}, "lasso.strength: input should be greater than 0; got -0.0001"),

@@ -377,7 +377,7 @@ def check_strength(budget: BudgetSection, lasso: LassoSection) -> None:
         )
     if not budget.given and lasso.strength is None:
         raise ValueError(
-            "nothing says how much may go: give budget.macs or budget.parameters, the fraction that may remain"
+            "nothing says how much may go: give budget.macs, .parameters or .latency, the fraction that may remain"
             " (0.5), or the penalty's λ as lasso.strength (1e-4)"
         )
     for_budget, for_strength = ("ratio", "decay", "interval"), ("weights", "threshold")
