@@ -7,6 +7,7 @@ stretched to meet both. Where training lands, the model that it would become is 
 
 from __future__ import annotations
 
+import copy
 import functools
 import hashlib
 import tempfile
@@ -60,6 +61,10 @@ def latency_cost(
     of sequences the first of ``bench.lengths``, or that of ``inputs``. What has been measured on this machine before
     is read from the cache of ``table``.
     """
+    # the export computes indices for weights that training laid out channels last; the dense model is not exported so
+    model = copy.deepcopy(model)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.contiguous()
     fraction, batch = recipe.budget.fraction, (recipe.bench.batch_sizes or [1])[0]
     if sequence and recipe.bench.lengths:
         inputs = with_length(inputs, recipe.bench.lengths[0])
