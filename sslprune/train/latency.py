@@ -62,7 +62,7 @@ def latency_cost(
     is read from the cache of ``table``.
     """
     # the export computes indices for weights that training laid out channels last; the dense model is not exported so
-    model = copy.deepcopy(model)
+    model = copy.deepcopy(model).cpu().eval()
     for parameter in model.parameters():
         parameter.data = parameter.data.contiguous()
     fraction, batch = recipe.budget.fraction, (recipe.bench.batch_sizes or [1])[0]

@@ -152,9 +152,8 @@ class Trainer:
 
     def _latency(self) -> Cost:
         """The cost in microseconds of this machine's CPU, wherever the model trains."""
-        model = copy.deepcopy(self.model).cpu().eval()
         with self.show.progress("measuring layers"):
-            found = latency_cost(model, self.data.example, self.data.sequence, self.recipe)
+            found = latency_cost(self.model, self.data.example, self.data.sequence, self.recipe)
         self.show.say(
             f"dense latency: {found.whole / 1e3:.3f} ms whole, {found.table / 1e3:.3f} ms as a sum over layers, fitted"
             f" to it ({found.num_measured or 'no'} new measurements)"
