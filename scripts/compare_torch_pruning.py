@@ -93,7 +93,7 @@ def main() -> None:
     if options.table:
         print("\n".join(table(read(options.out))))
     elif options.latency:
-        latency(options.out)
+        latency(options.out, options.work)
     else:
         torch.set_num_threads(options.threads)
         budgets = [float(Fraction(1) / Fraction(m[2:]) if m.startswith("1/") else Fraction(m)) for m in options.macs]
@@ -149,11 +149,15 @@ def run(options: argparse.Namespace, arm: str, seed: int, budget: float | None) 
     recipe = recipe_of(options, arm, seed, budget)
     digest = hashlib.sha256(json.dumps(identity["settings"]).encode()).hexdigest()[:6]
     folder = options.work / f"{name}-{digest}"
-    outcome, small = ours(recipe, folder) if arm in OURS else others(options, recipe, budget)
+    outcome, small = (
+        ours(recipe, folder) if arm in OURS else others(options, recipe, budget, learned(options, identity))
+    )
     onnx = folder.with_name(f"{folder.name}.onnx")
     onnx.parent.mkdir(parents=True, exist_ok=True)
+    if arm == "dense":  # to teach: --ours distill.teacher.factory=... distill.teacher.checkpoint=...
+        torch.save(small.state_dict(), onnx.with_suffix(".pt"))
     export_onnx(small.cpu(), (torch.zeros(2, 3, 32, 32),), onnx, input_names=["image"])
-    line = {**identity, **vars(outcome), "onnx": str(onnx)}
+    line = {**identity, **vars(outcome), "onnx": onnx.name}
     with options.out.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
     print(f"{name}: {outcome.cut:.2f} % at the cut, {outcome.end:.2f} % at the end", flush=True)
@@ -165,6 +169,14 @@ def settings(options: argparse.Namespace, arm: str) -> dict[str, Any]:
     names += ["round_to", "ours"] if arm in OURS else ["sparse_lr", "sparse_schedule"]
     names += ["reg", "peer_sparse_decay"] if arm == "peer" else []
     return {name: getattr(options, name) for name in names}
+
+
+def learned(options: argparse.Namespace, identity: dict[str, Any]) -> Path:
+    """Where dense or peer keeps its sparse phase: all of its budgets begin from the same weights."""
+    shared = {name: identity[name] for name in ("depth", "arm", "seed")}
+    shared["settings"] = {k: v for k, v in identity["settings"].items() if not k.startswith("heal")}
+    digest = hashlib.sha256(json.dumps(shared).encode()).hexdigest()[:6]
+    return options.work / f"resnet{options.depth}-{identity['arm']}-seed{identity['seed']}-sparse-{digest}.pt"
 
 
 def recipe_of(options: argparse.Namespace, arm: str, seed: int, budget: float | None) -> Recipe:
@@ -229,27 +241,35 @@ def repacked(recipe: Recipe, data: Data, weights: dict[str, Any], source: Path) 
     return repack_model(model, program, axes), Cost(program, []).macs()
 
 
-def others(options: argparse.Namespace, recipe: Recipe, budget: float | None) -> tuple[Outcome, nn.Module]:
-    """The peer to ``budget``, or the dense control where it is None."""
+def others(options: argparse.Namespace, recipe: Recipe, budget: float | None, kept: Path) -> tuple[Outcome, nn.Module]:
+    """The peer to ``budget``, or the dense control where it is None; ``kept`` may hold the sparse phase already."""
     torch.manual_seed(recipe.run.seed)
     data = build_data(recipe)
     model, _ = build_model(recipe.model)
     outcome = Outcome(loaded=accuracy(model, recipe, data))
     sparse = recipe.train.model_copy(update={"lr": options.sparse_lr, "lr_schedule": options.sparse_schedule})
     dense = macs_of(model)
-    if budget is None:
-        phase(model, recipe, data, "sparse", sparse, outcome)
-        outcome.before = outcome.cut = accuracy(model, recipe, data)
-    else:
+    regularize: Callable[[], Any] = lambda: None  # noqa: E731
+    if budget is not None:
         pruner = peer_pruner(model.to(device_of(recipe.run)), options.reg, inputs_of(data.example)[0])
         sparse = sparse.model_copy(update={"weight_decay": options.peer_sparse_decay})
-        phase(model, recipe, data, "sparse", sparse, outcome, lambda: pruner.regularize(model))
-        outcome.before = accuracy(model, recipe, data)
+        regularize = lambda: pruner.regularize(model)  # noqa: E731
+    if kept.is_file():
+        state = torch.load(kept, weights_only=True)
+        model.load_state_dict(state["model"])
+        outcome = Outcome(**state["outcome"])
+    else:
+        phase(model, recipe, data, "sparse", sparse, outcome, regularize)
+        outcome.before = outcome.epochs[-1]
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        torch.save({"model": model.state_dict(), "outcome": vars(outcome)}, kept.with_suffix(".tmp"))
+        kept.with_suffix(".tmp").replace(kept)
+    if budget is not None:
         model.eval()
         while macs_of(model) > budget * dense and pruner.current_step < pruner.iterative_steps:
             pruner.step()
         model.zero_grad(set_to_none=True)  # gradients have the old shapes
-        outcome.cut = accuracy(model, recipe, data)
+    outcome.cut = accuracy(model, recipe, data)
     phase(model, recipe, data, "heal", recipe.train, outcome)
     outcome.end = accuracy(model, recipe, data)
     return measured(outcome, model, dense), model
@@ -353,7 +373,7 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
 
 
-def latency(out: Path) -> None:
+def latency(out: Path, work: Path) -> None:
     """Time the ONNX files of each depth in turns, one thread, batches of 1 and 128; the latest timing counts.
 
     ``speedup`` is over the first dense model, from pairs of timings: what a busy machine disturbs least.
@@ -361,7 +381,7 @@ def latency(out: Path) -> None:
     runs = [line for line in read(out) if line["kind"] == "run"]
     for depth in sorted({line["depth"] for line in runs}):
         found = sorted((ARMS.index(line["arm"]), line["onnx"]) for line in runs if line["depth"] == depth)
-        files = [Path(onnx) for _, onnx in found]
+        files = [work / Path(onnx).name for _, onnx in found]
         bench = bench_files(
             files, devices=["cpu"], runtimes=["onnxruntime"], batch_sizes=(1, 128), threads=(1,), repetitions=100
         )
@@ -369,7 +389,7 @@ def latency(out: Path) -> None:
             for path, timed in zip(files, bench.comparison.models, strict=True):
                 ms = {str(t.batch_size): t.median_ms for t in timed.latency if not isinstance(t, Absent)}
                 ratio = {str(t.batch_size): t.ratio for t in timed.speedup if not isinstance(t, Absent)}
-                file.write(json.dumps({"kind": "latency", "onnx": str(path), "ms": ms, "speedup": ratio}) + "\n")
+                file.write(json.dumps({"kind": "latency", "onnx": path.name, "ms": ms, "speedup": ratio}) + "\n")
 
 
 def table(lines: list[dict[str, Any]]) -> Iterator[str]:

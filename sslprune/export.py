@@ -56,7 +56,7 @@ def export_onnx(
     path = Path(path)
     args, kwargs = _paired(args, dict(kwargs or {}))
     size = sum(t.numel() * t.element_size() for t in module.state_dict().values() if isinstance(t, Tensor))
-    with quiet(), evaluating(module), torch.no_grad():
+    with quiet(), evaluating(module), row_major(module), torch.no_grad():
         program = export_program(module, args, kwargs, sequence=sequence, onnx=True)
         names = list(output_names or _output_names(module(*args, **kwargs)))
         _check_names(path, module, args, kwargs, input_names, output_names)
@@ -104,7 +104,7 @@ def save_program(
     """
     path = Path(path)
     args, kwargs = _paired(args, dict(kwargs or {}))
-    with quiet(), evaluating(module), torch.no_grad():
+    with quiet(), evaluating(module), row_major(module), torch.no_grad():
         program = export_program(module, args, kwargs, sequence=sequence)
 
         def write(temporary: Path) -> None:
@@ -237,6 +237,27 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for submodule, training in modes.items():
             submodule.training = training
+
+
+@contextmanager
+def row_major(module: nn.Module) -> Iterator[None]:
+    """Parameters that lie row by row inside the block, and as they did before after it.
+
+    Training lays images and their filters channels last; a graph captured so says where each number lies, and ONNX
+    then computes those places at each call: a flatten becomes a gather.
+    """
+    moved = [
+        (parameter, parameter.data)
+        for parameter in module.parameters()  # by its strides: a dimension of 1 is contiguous wherever it lies
+        if parameter.stride() != torch.empty(parameter.shape, device="meta").stride()
+    ]
+    for parameter, data in moved:
+        parameter.data = data.clone(memory_format=torch.contiguous_format)
+    try:
+        yield
+    finally:
+        for parameter, data in moved:
+            parameter.data = data
 
 
 def _told(error: BaseException) -> BaseException:

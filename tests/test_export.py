@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sslprune.errors import ExportError
 from sslprune.export import difference, evaluating, export_onnx, open_session, random_like, save_program
+from sslprune.zoo import digits_cnn
 
 
 class TwoInputs(nn.Module):
@@ -64,6 +65,20 @@ def test_modes_come_back(model: TwoInputs, tmp_path: Path) -> None:
     model.norm.eval()
     export_onnx(model, inputs(2)[0], tmp_path / "m.onnx")
     assert model.training and model.conv.training and not model.norm.training
+
+
+def test_channels_last_adds_no_operators(tmp_path: Path) -> None:
+    model = digits_cnn()
+    strides = []
+    for name, layout in (("rows", torch.contiguous_format), ("channels", torch.channels_last)):
+        model.to(memory_format=layout)  # type: ignore[call-overload]
+        export_onnx(model, (torch.rand(2, 1, 8, 8),), tmp_path / f"{name}.onnx")
+        strides.append([parameter.stride() for parameter in model.parameters()])
+    rows, channels = (
+        [node.op_type for node in onnx.load(tmp_path / f"{name}.onnx").graph.node] for name in ("rows", "channels")
+    )
+    assert rows == channels
+    assert strides[0] != strides[1]  # the model is left as it lay
 
 
 def test_program_loads_again_and_exports_on(model: TwoInputs, tmp_path: Path) -> None:

@@ -61,10 +61,7 @@ def latency_cost(
     of sequences the first of ``bench.lengths``, or that of ``inputs``. What has been measured on this machine before
     is read from the cache of ``table``.
     """
-    # the export computes indices for weights that training laid out channels last; the dense model is not exported so
     model = copy.deepcopy(model).cpu().eval()
-    for parameter in model.parameters():
-        parameter.data = parameter.data.contiguous()
     fraction, batch = recipe.budget.fraction, (recipe.bench.batch_sizes or [1])[0]
     if sequence and recipe.bench.lengths:
         inputs = with_length(inputs, recipe.bench.lengths[0])
