@@ -260,11 +260,15 @@ def _image_data(
 ) -> Data:
     section, device = recipe.data, device_of(recipe.run)
     if section.hold_out:
-        whole, count = cache(train), section.hold_out
-        train, valid = (
-            lambda: whole().rows(hold_out(len(whole()), count, whole().source)[0]),
-            lambda: whole().rows(hold_out(len(whole()), count, whole().source)[1]),
-        )
+        read, count = train, section.hold_out
+
+        @cache
+        def parts() -> tuple[Images, Images]:
+            whole = read()
+            kept, held = hold_out(len(whole), count, whole.source)
+            return whole.rows(kept), whole.rows(held)
+
+        train, valid = lambda: parts()[0], lambda: parts()[1]
     return Data(
         Batches(train, section, device, recipe.run.seed),
         Batches(test, section, device, None),

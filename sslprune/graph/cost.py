@@ -45,11 +45,11 @@ class Cost:
 
     def __init__(self, program: Program, axes: Sequence[Axis], layers: Table | None = None, batch: int = 1) -> None:
         g = infer(program)
-        self.axes = self._axes = list(axes)
+        self.axes = list(axes)
         self._dims: list[tuple[np.ndarray, np.ndarray]] = []  # each distinct dimension: (rows of slots, shape (n, k))
         slot = np.zeros(len(g.atoms), np.int64)  # slot 0 is always kept
-        self._starts = np.cumsum([1, *(0 if axis.kind == "layers" else axis.size for axis in self._axes)])
-        for axis, start in zip(self._axes, self._starts, strict=False):
+        self._starts = np.cumsum([1, *(0 if axis.kind == "layers" else axis.size for axis in self.axes)])
+        for axis, start in zip(self.axes, self._starts, strict=False):
             if axis.kind != "layers":
                 slot[axis.atoms] = np.arange(start, start + axis.size)
         known: dict[tuple[int, ...] | int, int] = {}
@@ -69,9 +69,9 @@ class Cost:
         self._rows: list[np.ndarray] = []
         self._alive: list[Dim] = []  # keeps ids unique while they are keys
         graph = program.evaluation
-        self._branches = {i: places[0] for i, places in branches_by_axis(g, self._axes).items()}
-        self._slots = {i: slot[self._axes[i].atoms] for i in self._branches}  # of the features that only it adds
-        weights = {i: axis.members[0].name for i, axis in enumerate(self._axes) if axis.kind == "columns"}
+        self._branches = {i: places[0] for i, places in branches_by_axis(g, self.axes).items()}
+        self._slots = {i: slot[self.axes[i].atoms] for i in self._branches}  # of the features that only it adds
+        weights = {i: axis.members[0].name for i, axis in enumerate(self.axes) if axis.kind == "columns"}
         columns = {name: g.columns[name].dim for name in weights.values()}
         self._columns = {i: index(columns[name]) for i, name in weights.items()}
 
@@ -108,12 +108,13 @@ class Cost:
             self._timed += [_Timed(a, [[index(d) for d in dims] for dims in a.operands], node) for a in asked]
         self._output = next(node for node in reversed(graph.nodes) if node.op == "output")
         self._left: dict[frozenset[int], set[fx.Node]] = {}
+        self._live_terms: dict[tuple[str, frozenset[int]], list[_Term]] = {}
 
     def _kept(self, kept: Masks | None) -> tuple[np.ndarray, set[int]]:
         """Which slots are kept, and which layers are gone."""
         flags = np.ones(self._starts[-1], bool)
         gone: set[int] = set()
-        for i, (axis, mask) in enumerate(zip(self._axes, kept if kept is not None else (), strict=kept is not None)):
+        for i, (axis, mask) in enumerate(zip(self.axes, kept if kept is not None else (), strict=kept is not None)):
             if axis.kind not in ("layers", "columns"):
                 flags[self._starts[i] : self._starts[i + 1]] = (
                     ~even_kernel(~np.asarray(mask)) if axis.kind == "kernel" and not np.all(mask) else mask
@@ -148,8 +149,12 @@ class Cost:
         return self._left[key]
 
     def _live(self, measure: str, gone: set[int]) -> list[_Term]:
-        live = self._needed(gone)
-        return [term for term in self._terms[measure] if any(node in live for node in term.nodes)]
+        key = measure, frozenset(gone)
+        if key not in self._live_terms:
+            live = self._needed(gone)
+            terms = self._terms[measure]
+            self._live_terms[key] = [term for term in terms if any(node in live for node in term.nodes)]
+        return self._live_terms[key]
 
     def _counts(self, flags: np.ndarray) -> np.ndarray:
         return np.array([flags[rows].all(axis=1).sum() for rows in self._rows], float)
@@ -252,7 +257,7 @@ class Cost:
             if value and alive.size:
                 np.add.at(by_slot, alive.reshape(-1), value)
         result = []
-        for i, axis in enumerate(self._axes):
+        for i, axis in enumerate(self.axes):
             if axis.kind != "layers":
                 start, end = self._starts[i], self._starts[i + 1]
                 alive = flags[start:end].copy()
