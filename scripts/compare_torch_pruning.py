@@ -55,12 +55,12 @@ from sslprune import repack as repack_model
 from sslprune.bench import bench_files
 from sslprune.data import Data, build_data
 from sslprune.inputs import Inputs
-from sslprune.models import build_model, device_of, load_checkpoint, load_weights
-from sslprune.pipeline import count, train
+from sslprune.models import build_model, count_parameters, device_of, load_checkpoint, load_weights
 from sslprune.recipe import PruneSection, Recipe, TrainSection, load_recipe
 from sslprune.report import Absent
 from sslprune.rundir import RunDirectory
 from sslprune.show import Show
+from sslprune.stages.training import train
 from sslprune.train.evaluate import evaluate
 from sslprune.train.optimizer import build_optimizer, learning_rate
 from sslprune.train.schedule import Schedule
@@ -222,8 +222,9 @@ def ours(recipe: Recipe, folder: Path) -> tuple[Outcome, nn.Module]:
     outcome.cut = accuracy(cut, recipe, data)
     small, dense = repacked(recipe, data, load_checkpoint(directory.masked), directory.masked)
     outcome.end = accuracy(small, recipe, data)
-    if count(cut) != count(small):
-        raise RuntimeError(f"{count(cut):,} parameters at the cut, {count(small):,} at the end: zeros came or went")
+    sizes = count_parameters(cut), count_parameters(small)
+    if sizes[0] != sizes[1]:
+        raise RuntimeError(f"{sizes[0]:,} parameters at the cut, {sizes[1]:,} at the end: zeros came or went")
     return measured(outcome, small, dense), small
 
 
@@ -364,7 +365,7 @@ def measured(outcome: Outcome, small: nn.Module, dense: float) -> Outcome:
     """The sizes, counted as sslprune counts them for every arm."""
     small.cpu().eval()
     macs = Cost(trace(small, (torch.zeros(2, 3, 32, 32),)), []).macs()
-    outcome.macs, outcome.macs_left, outcome.parameters = round(macs), macs / dense, count(small)
+    outcome.macs, outcome.macs_left, outcome.parameters = round(macs), macs / dense, count_parameters(small)
     outcome.layers = sum(parameter.dim() > 1 for parameter in small.parameters())
     return outcome
 

@@ -110,7 +110,7 @@ def inspect(recipe: RecipeFile, sets: Sets = None, as_json: Json = False, debug:
     """Show the axes of a model: what can be removed, what one group of it costs, and what stands in the way."""
     show = _show(as_json)
     loaded = _load(recipe, sets)
-    from sslprune.pipeline import inspect as inspect_model
+    from sslprune.stages.inspecting import inspect as inspect_model
 
     inspection = inspect_model(loaded, show)
     if as_json:
@@ -135,7 +135,7 @@ def train(
     show = _show(as_json)
     loaded = _load(recipe, sets)
     directory = _directory(loaded, run)
-    from sslprune.pipeline import train as train_model
+    from sslprune.stages.training import train as train_model
 
     train_model(loaded, directory, show, resume=resume)
     if as_json:
@@ -150,8 +150,8 @@ def train(
 def repack(run: RunFolder, as_json: Json = False, debug: Debug = False) -> None:
     """Remove the zeros physically, and prove that nothing changed: RUN/repacked/."""
     show = _show(as_json)
-    from sslprune.pipeline import repack as repack_model
     from sslprune.rundir import RunDirectory
+    from sslprune.stages.repacking import repack as repack_model
 
     directory = RunDirectory(run)
     result = repack_model(directory, show)
@@ -176,8 +176,8 @@ def export(
     Example: sslprune export runs/digits --set export.quantize=int8-static --baseline old/report.json
     """
     show = _show(as_json)
-    from sslprune.exporting import export as export_model
     from sslprune.rundir import RunDirectory
+    from sslprune.stages.exporting import export as export_model
 
     directory = RunDirectory(run)
     with directory.changed(_load(directory.recipe_file, sets)) if sets else nullcontext():
@@ -244,8 +244,8 @@ def control(
     Example: sslprune control runs/digits --from scratch
     """
     show = _show(as_json)
-    from sslprune.control import control as train_control
     from sslprune.rundir import RunDirectory
+    from sslprune.stages.control import control as train_control
 
     result = train_control(RunDirectory(run), name.value, show, overrides=sets or [], resume=resume)
     if as_json:

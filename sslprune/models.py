@@ -179,3 +179,15 @@ def device_of(section: RunSection) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise RecipeError(f'run.device: "{section.device}" is not there; use "auto" or "cpu"') from error
     return device
+
+
+def load_trained(section: ModelSection, weights: str | Path) -> nn.Module:
+    """The model of ``section`` on the CPU, in eval mode, with the weights of a file in a run directory."""
+    model, _ = build_model(section.model_copy(update={"checkpoint": None}))
+    load_weights(model, load_checkpoint(weights), weights)
+    return model.eval()
+
+
+def count_parameters(model: nn.Module) -> int:
+    """The numbers in a model's parameters, shared ones once."""
+    return sum(parameter.numel() for parameter in model.parameters())

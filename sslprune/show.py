@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console, Group, RenderableType
 from rich.markup import escape
@@ -37,6 +37,7 @@ from sslprune.report import (
 from sslprune.rundir import RunDirectory
 from sslprune.show_speed import PERCENT, changes, curve_table, faster, ms, operators, score, size_text, variants
 
+Item = TypeVar("Item")
 FIRST_SEEN = 0.4  # seconds: what takes less never flashes a bar
 PLAIN_EVERY = 10.0  # seconds between two plain lines of one task
 
@@ -57,6 +58,12 @@ class Bar:
         self.done += n
         self.fields.update(fields)
         self._show._advanced(self, self._task)
+
+    def over(self, steps: Iterable[Item]) -> Iterator[Item]:
+        """``steps``, each counted once it is done."""
+        for step in steps:
+            yield step
+            self.advance()
 
 
 class Show:

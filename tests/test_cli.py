@@ -274,7 +274,7 @@ def test_an_unexpected_error_is_one_line_unless_debug(recipe: Path, monkeypatch:
     def broken(*_: object) -> None:
         raise RuntimeError("first\nsecond")
 
-    monkeypatch.setattr("sslprune.pipeline.build_data", broken)
+    monkeypatch.setattr("sslprune.stages.inspecting.build_data", broken)
     assert mistake("inspect", recipe) == "error: unexpected RuntimeError: first second; --debug shows where"
     assert isinstance(invoke("inspect", recipe, "--debug").exception, RuntimeError)
 
@@ -291,7 +291,7 @@ def test_a_repack_that_changes_the_function_writes_nothing(
             next(iter(small.parameters())).mul_(1.01)
         return small
 
-    monkeypatch.setattr("sslprune.pipeline.repack_model", wrong)
+    monkeypatch.setattr("sslprune.stages.repacking.repack_model", wrong)
     assert "repacked and masked model differ by" in mistake("repack", run)
     assert not list((run / "repacked").iterdir()) and not (run / "report.json").exists()
 
@@ -311,7 +311,7 @@ def test_interrupted(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sslprune.pipeline.train_model", interrupted)
+    monkeypatch.setattr("sslprune.stages.training.train_model", interrupted)
     monkeypatch.setattr(sys, "argv", ["sslprune", "run", "tiny.toml"])
     result = invoke("run", recipe)
     assert result.exit_code == 130

@@ -29,7 +29,7 @@ LAYERS = [
         "starter",
     }
     | {"onnx_file", "quantize", "show_speed"},
-    {"pipeline", "building", "exporting", "control", "callbacks"},
+    {"pipeline", "stages", "callbacks"},
     {"cli", "guard"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

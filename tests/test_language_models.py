@@ -177,9 +177,9 @@ def test_any_batch_and_length_in_a_fresh_process(run: RunDirectory) -> None:
 
 
 def test_masked_and_repacked_carry_alike(run: RunDirectory) -> None:
-    from sslprune.pipeline import trained
+    from sslprune.models import load_trained
 
-    masked, small = trained(run.recipe(), run.masked), sslprune.load(run.path)
+    masked, small = load_trained(run.recipe().model, run.masked), sslprune.load(run.path)
     one, other = carrying(masked), carrying(small)
     with torch.no_grad():
         for length in (5, 11, 1, 8):

@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 import pytest
 
 import sslprune
-from sslprune.pipeline import count
+from sslprune.models import count_parameters
 from sslprune.report import Report
 from sslprune.rundir import RunDirectory
 from tests.test_cli import RECIPE, invoke, mistake
@@ -54,7 +54,7 @@ def test_the_curve_is_that_of_the_points(finished: RunDirectory) -> None:
     before, after = ({axis.name: axis.after for axis in one.axes} for one in (first, report))
     assert all(after[name] <= width for name, width in before.items())
     for run, one in ((earlier, first), (finished, report)):
-        assert count(sslprune.load(run.path)) == one.repacked.parameters
+        assert count_parameters(sslprune.load(run.path)) == one.repacked.parameters
     suites = ElementTree.parse(finished.junit).getroot()
     assert {suite.get("name"): suite.get("failures") for suite in suites} == {
         "at 0.6: repacked": "1",

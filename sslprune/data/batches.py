@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sslprune.carry import with_state
+from sslprune.carry import example_for, with_state
 from sslprune.data.images import Images, count_images, read_images
 from sslprune.data.tables import TEXT_FILES
 from sslprune.errors import DataError
@@ -188,6 +188,10 @@ class Data:
                 f"the data have {self.num_ids:,} words, and the model {f'{known:,}' if known else 'fewer'}; "
                 f"set model.arguments.vocabulary = {self.num_ids}, or data.vocabulary to the model's own words"
             )
+
+    def example_for(self, model: nn.Module) -> tuple[tuple[Any, ...], dict[str, Tensor]]:
+        """The example as what ``model`` is called with, its state included where it carries one."""
+        return example_for(model, self.example, self.sequence)
 
     def save(self, folder: Path) -> None:
         """Write what is needed to read one more sample, as a tokenizer is, into ``folder``; nothing for these data."""

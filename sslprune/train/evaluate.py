@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -36,3 +37,14 @@ def evaluate(model: nn.Module, batches: Iterable[tuple[Inputs, Tensor]], task: T
     if not sums:
         raise DataError("the test data are empty; expected at least one batch")
     return {name: task.metrics[name].finish(total) for name, total in sums.items()}
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """No TF32 inside the block: a proof at 1e-4 is not for numbers of ten bits."""
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before

@@ -9,7 +9,7 @@ from sslprune.carry import with_state
 from sslprune.data import Data
 from sslprune.errors import RecipeError, SslpruneError
 from sslprune.inputs import arguments, each
-from sslprune.models import build_model, load_checkpoint, load_weights
+from sslprune.models import build_model, load_trained
 from sslprune.recipe import ModelSection, TeacherSection
 from sslprune.rundir import RunDirectory
 from sslprune.tasks import logits_of
@@ -45,9 +45,7 @@ def build_teacher(section: TeacherSection, student: nn.Module, data: Data) -> nn
 def _of_run(path: str) -> nn.Module:
     run = RunDirectory(path)
     run.require("train")
-    model, _ = build_model(run.recipe().model.model_copy(update={"checkpoint": None}))
-    load_weights(model, load_checkpoint(run.dense), run.dense)
-    return model
+    return load_trained(run.recipe().model, run.dense)
 
 
 def _of_factory(section: TeacherSection) -> nn.Module:

@@ -15,16 +15,14 @@ from torch.utils import _pytree as pytree
 
 from sslprune.bench import Comparison, Contender, compare, footprint, once_absent, operator_times, places_for
 from sslprune.bench.contenders import feeds_for
-from sslprune.building import Built, build
 from sslprune.carry import carrying, with_state
 from sslprune.data import Data, build_data
 from sslprune.errors import ExportError
 from sslprune.export import ONNX_TOLERANCE, difference, open_session
 from sslprune.grain import staircase
-from sslprune.inputs import arguments, num_rows
-from sslprune.models import device_of
+from sslprune.inputs import arguments, each, num_rows
+from sslprune.models import device_of, load_trained
 from sslprune.onnx_file import OnnxModule, feeds_of, write_metadata
-from sslprune.pipeline import counted, example_of, full_precision, on_cpu, trained
 from sslprune.quantize import notes
 from sslprune.recipe import Recipe
 from sslprune.report import (
@@ -48,7 +46,8 @@ from sslprune.report.ci import write_ci
 from sslprune.report.page import write_page
 from sslprune.rundir import RunDirectory
 from sslprune.show import Show
-from sslprune.train.evaluate import evaluate
+from sslprune.stages.building import Built, build
+from sslprune.train.evaluate import evaluate, full_precision
 
 
 def export(directory: RunDirectory, show: Show, *, baseline: Path | None = None) -> Report:
@@ -67,7 +66,7 @@ def export(directory: RunDirectory, show: Show, *, baseline: Path | None = None)
             export(place, show)
     show.stage("export", f"{recipe.name}: ONNX, checked against torch on the test data, and timed in turns with dense")
     data = build_data(recipe, show)
-    dense = trained(recipe, directory.dense)
+    dense = load_trained(recipe.model, directory.dense)
     built = build(recipe, directory, result, dense, data, show)
     checks = measure_metrics(recipe, built, data, show)
     digest = _digest(directory)
@@ -121,7 +120,7 @@ def measure_metrics(recipe: Recipe, built: list[Built], data: Data, show: Show) 
             source = built[1] if model.kind == "quantized" else model if model.module is not None else built[0]
             assert source.module is not None
             runners[model.name] = runner = _runner(model.path, source.module("cpu"), data)
-            batches = counted(data.test, bar)
+            batches = bar.over(data.test)
             if model.kind == "control":
                 metrics = evaluate(runner, batches, data.task)
                 checks[model.name] = OnnxCheck(metrics=metrics, max_relative=0.0, samples=0)
@@ -140,7 +139,7 @@ def measure_metrics(recipe: Recipe, built: list[Built], data: Data, show: Show) 
 
 def _runner(path: Path, like: nn.Module, data: Data) -> OnnxModule:
     """The file, to be called as the module ``like`` is."""
-    args, kwargs = example_of(like, data)
+    args, kwargs = data.example_for(like)
     return OnnxModule(open_session(path), like(*args, **kwargs), getattr(like, "initial_state", None))
 
 
@@ -187,7 +186,7 @@ def measure_speed(
         places += [place for place in places_for(["torch"], ["cuda"]) if place.absent is None]
     places = once_absent(places)
     assert built[0].module is not None
-    args, kwargs = example_of(built[0].module("cpu"), data)
+    args, kwargs = data.example_for(built[0].module("cpu"))
     pack = packer([node.name for node in open_session(built[0].path, 1).get_inputs()], args, kwargs)
     models = [Contender(model.name, onnx=model.path, module=model.module, pack=pack) for model in built]
     steps = len(dict.fromkeys(batch_sizes)) * max(1, len(set(bench.lengths)))
@@ -322,7 +321,7 @@ def _staircase(recipe: Recipe) -> Staircase:
 def _rows(model: Built, data: Data) -> dict[str, np.ndarray]:
     """The inputs of one test batch, by their names in the ONNX file."""
     assert model.module is not None
-    args, kwargs = arguments(on_cpu(next(iter(data.test))[0]))
+    args, kwargs = arguments(each(next(iter(data.test))[0], Tensor.cpu))
     return feeds_of(open_session(model.path, 1), with_state(model.module("cpu"), args), kwargs)
 
 

@@ -16,18 +16,17 @@ from torch import nn
 
 from sslprune.data import build_data
 from sslprune.errors import RunError
-from sslprune.exporting import beside, write_report
 from sslprune.graph.cost import Cost
 from sslprune.graph.find import find_axes
 from sslprune.graph.repack import remove, removed_groups
 from sslprune.graph.trace import trace
-from sslprune.models import build_model, device_of, load_checkpoint, load_weights
-from sslprune.pipeline import count, counted, example_of, full_precision, trained
+from sslprune.models import build_model, count_parameters, device_of, load_checkpoint, load_trained, load_weights
 from sslprune.recipe import Recipe, Span, load_recipe
 from sslprune.report import Control, Report
 from sslprune.rundir import ControlName, RunDirectory
 from sslprune.show import Show
-from sslprune.train.evaluate import evaluate
+from sslprune.stages.exporting import beside, write_report
+from sslprune.train.evaluate import evaluate, full_precision
 from sslprune.train.loop import train
 from sslprune.train.select import select
 
@@ -52,19 +51,19 @@ def control(
         files.clear()
     if name != "dense":
         with show.progress("finding the axes"):
-            masked = trained(recipe, directory.masked)
-            program = trace(masked, *example_of(masked, data), sequence=data.sequence)
+            masked = load_trained(recipe.model, directory.masked)
+            program = trace(masked, *data.example_for(masked), sequence=data.sequence)
             axes = select(find_axes(program), recipe.prune)
             exact = all(axis.exact for axis in axes)
             removed = removed_groups(masked, program, axes, not exact)
             model = remove(model, program, axes, removed, verify=False)  # nothing in it is zero: another function
-    macs = Cost(trace(model, *example_of(model, data), sequence=data.sequence), []).macs()
+    macs = Cost(trace(model, *data.example_for(model), sequence=data.sequence), []).macs()
     train(recipe, files, show, model)
     with full_precision(), show.progress("evaluating", len(data.test)) as bar:
-        metrics = evaluate(model, counted(data.test, bar), data.task)
+        metrics = evaluate(model, bar.over(data.test), data.task)
     result = Control(
         name=name,
-        parameters=count(model),
+        parameters=count_parameters(model),
         macs=round(macs),
         metrics=metrics,
         epochs=f"{spans.dense} + {spans.heal}" if spans.dense.count else str(spans.heal),
@@ -89,7 +88,7 @@ def _without_sparsity(recipe: Recipe, name: ControlName, epoch_steps: int) -> Re
 def _start(directory: RunDirectory, recipe: Recipe, name: ControlName) -> nn.Module:
     """The model at its full size with the weights that the control begins with."""
     if name == "dense":
-        return trained(recipe, directory.dense)
+        return load_trained(recipe.model, directory.dense)
     if name == "ticket" and recipe.model.checkpoint is not None:
         return build_model(recipe.model)[0]
     if name == "ticket" and not directory.initial.is_file():

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from sslprune.bench.contenders import module_loader, program_loader
 from sslprune.carry import with_state
@@ -17,10 +17,9 @@ from sslprune.errors import ExportError, RecipeError, SslpruneError
 from sslprune.export import export_onnx, open_session
 from sslprune.graph.cost import Cost
 from sslprune.graph.trace import trace
-from sslprune.inputs import arguments, num_rows
-from sslprune.models import build_model
+from sslprune.inputs import arguments, each, num_rows
+from sslprune.models import build_model, count_parameters
 from sslprune.onnx_file import feeds_of
-from sslprune.pipeline import count, example_of, on_cpu
 from sslprune.plan import load
 from sslprune.quantize import notes, quantize
 from sslprune.recipe import ControlSection, ModelSection, Recipe
@@ -94,7 +93,7 @@ def build(
 
 
 def _export(module: nn.Module, data: Data, path: Path, named: dict[str, Any]) -> None:
-    args, kwargs = example_of(module, data)
+    args, kwargs = data.example_for(module)
     export_onnx(module, args, path, kwargs, **named)
 
 
@@ -110,10 +109,10 @@ def _control(control: ControlSection, directory: RunDirectory, data: Data, named
         model, _ = build_model(_as_model(control))
         path = directory.export_dir / f"control-{control.name}.onnx"
         _export(model, data, path, named)
-        macs = round(Cost(trace(model, *example_of(model, data), sequence=data.sequence), []).macs())
+        macs = round(Cost(trace(model, *data.example_for(model), sequence=data.sequence), []).macs())
     except SslpruneError as error:
         raise ExportError(f"control {control.name}: {error}") from error
-    return Built(control.name, path, "control", count(model), macs, module_loader(model))
+    return Built(control.name, path, "control", count_parameters(model), macs, module_loader(model))
 
 
 def repacked_loader(directory: RunDirectory) -> Callable[[str], nn.Module]:
@@ -134,7 +133,7 @@ def _calibration(path: Path, module: nn.Module, data: Data, samples: int) -> Ite
     """Training data until ``samples`` samples have been seen: never the test data. State begins with zeros."""
     session, seen = open_session(path, 1), 0
     for inputs, _ in data.train.epoch(0):
-        args, kwargs = arguments(on_cpu(inputs))
+        args, kwargs = arguments(each(inputs, Tensor.cpu))
         rows = feeds_of(session, with_state(module, args), kwargs)
         yield {name: value[: samples - seen] if value.ndim else value for name, value in rows.items()}
         seen += num_rows((args, kwargs))
