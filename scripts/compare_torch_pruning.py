@@ -42,6 +42,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import partial
 from itertools import product
 from pathlib import Path
 from statistics import mean, median, stdev
@@ -250,18 +251,18 @@ def others(options: argparse.Namespace, recipe: Recipe, budget: float | None, ke
     outcome = Outcome(loaded=accuracy(model, recipe, data))
     sparse = recipe.train.model_copy(update={"lr": options.sparse_lr, "lr_schedule": options.sparse_schedule})
     dense = macs_of(model)
-    regularize: Callable[[], Any] = lambda: None  # noqa: E731
+    regularize = None
     if budget is not None:
         pruner = peer_pruner(model.to(device_of(recipe.run)), options.reg, inputs_of(data.example)[0])
         sparse = sparse.model_copy(update={"weight_decay": options.peer_sparse_decay})
-        regularize = lambda: pruner.regularize(model)  # noqa: E731
+        regularize = partial(pruner.regularize, model)
     if kept.is_file():
         state = torch.load(kept, weights_only=True)
         model.load_state_dict(state["model"])
         outcome = Outcome(**state["outcome"])
     else:
         phase(model, recipe, data, "sparse", sparse, outcome, regularize)
-        outcome.before = outcome.epochs[-1]
+        outcome.before = outcome.cut = outcome.epochs[-1]
         kept.parent.mkdir(parents=True, exist_ok=True)
         torch.save({"model": model.state_dict(), "outcome": vars(outcome)}, kept.with_suffix(".tmp"))
         kept.with_suffix(".tmp").replace(kept)
@@ -270,7 +271,7 @@ def others(options: argparse.Namespace, recipe: Recipe, budget: float | None, ke
         while macs_of(model) > budget * dense and pruner.current_step < pruner.iterative_steps:
             pruner.step()
         model.zero_grad(set_to_none=True)  # gradients have the old shapes
-    outcome.cut = accuracy(model, recipe, data)
+        outcome.cut = accuracy(model, recipe, data)
     phase(model, recipe, data, "heal", recipe.train, outcome)
     outcome.end = accuracy(model, recipe, data)
     return measured(outcome, model, dense), model
@@ -300,7 +301,7 @@ def phase(
     name: str,
     section: TrainSection,
     outcome: Outcome,
-    regularize: Callable[[], Any] = lambda: None,
+    regularize: Callable[[], Any] | None = None,
 ) -> None:
     """Ordinary training through one phase, with a learning-rate schedule of its own; ``regularize`` adds gradients."""
     device = device_of(recipe.run)
@@ -323,7 +324,8 @@ def phase(
                 outputs = model(images.contiguous(memory_format=torch.channels_last))
                 loss = data.task.loss(outputs, targets, section.label_smoothing)
             loss.backward()
-            regularize()
+            if regularize is not None:
+                regularize()
             optimizer.step()
             total += loss.detach()
             step += 1

@@ -27,7 +27,7 @@ from sslprune.graph.cost import Cost
 from sslprune.graph.find import find_axes
 from sslprune.graph.trace import trace
 from sslprune.inputs import Inputs, arguments, call, each
-from sslprune.models import build_model, device_of, load_checkpoint, load_weights
+from sslprune.models import build_model, count_parameters, device_of, load_checkpoint, load_weights
 from sslprune.recipe import Recipe, parse_recipe
 from sslprune.train.budget import BudgetController
 from sslprune.train.evaluate import evaluate
@@ -111,7 +111,7 @@ class Trainer:
                     "cost": self.controller.fraction if self.controller else 1.0,
                     "plan": self.controller.planned if self.controller and epoch.phase != "dense" else 1.0,
                     "norms": self._mean_norms(),
-                    "parameters": sum(parameter.numel() for parameter in self.trained.parameters()),
+                    "parameters": count_parameters(self.trained),
                     self.judge: evaluate(self.trained, self.data.valid or self.data.test, self.data.task),
                     "seconds": round(time.perf_counter() - started, 3),
                 }
