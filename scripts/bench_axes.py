@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 import sslprune
+from sslprune.models import count_parameters
 
 
 class Bottleneck(nn.Module):
@@ -85,7 +86,7 @@ def main() -> None:
     packed = sslprune.repack(model, program, axes)
     clock.append(time.perf_counter())
     trace, find, _, repack = np.diff(clock)
-    left = sum(p.numel() for p in packed.parameters()) / sum(p.numel() for p in model.parameters())
+    left = count_parameters(packed) / count_parameters(model)
     nodes = len(program.evaluation.nodes)
     print(f"depth {options.depth}: {nodes} nodes, {len(axes)} axes, {weights / 1e6:.0f} MB of weights")
     print(f"trace {trace:.2f} s, find_axes {find:.2f} s, repack (verified) {repack:.2f} s, {100 * left:.1f} % left")

@@ -18,6 +18,7 @@ import torch
 
 from sslprune.axes import Axis
 from sslprune.bench.layers import LayerTable
+from sslprune.models import count_parameters
 from sslprune.recipe import parse_recipe
 from sslprune.train.latency import latency_cost
 from sslprune.zoo import resnet_cifar
@@ -47,7 +48,7 @@ def check(depth: int, count: int, budget: float, random: np.random.Generator) ->
     )
     model = resnet_cifar(depth=depth).eval()
     started = time.perf_counter()
-    table = LayerTable(num_bytes=4 * sum(p.numel() for p in model.parameters()))
+    table = LayerTable(num_bytes=4 * count_parameters(model))
     found = latency_cost(model, (torch.randn(2, 3, 32, 32),), None, recipe, table)
     cost = found.cost
     assert cost.whole is not None

@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from sslprune.report.charts import Series, chart
 from sslprune.report.values import Absent, CurvePoint, Report, Size, Speedup
-from sslprune.report.words import CONTROL_WORDS, setting_text, verdict_text
+from sslprune.report.words import CONTROL_WORDS, MEASURE_WORDS, setting_text, verdict_text
 
 
 def same_setting(speedup: Sequence[Speedup | Absent], setting: Speedup) -> Speedup | None:
@@ -25,7 +25,7 @@ def curve_rows(report: Report) -> tuple[list[str], list[tuple[CurvePoint | None,
     metrics = list(report.dense.metrics)
     named = [name for name in CONTROL_WORDS if any(c.name == name for point in report.curve for c in point.controls)]
     setting = next((s for s in report.speedup if isinstance(s, Speedup)), None)
-    measure = "MACs" if report.budget.measure == "macs" else report.budget.measure
+    measure = MEASURE_WORDS.get(report.budget.measure, report.budget.measure)
     headings = [f"{measure} allowed", "left", "MACs", "parameters", *(f"test {metric}" for metric in metrics)]
     unit = f": {metrics[0]}" if len(metrics) > 1 else ""
     headings += [f"{CONTROL_WORDS[name]}{unit}" for name in named]
