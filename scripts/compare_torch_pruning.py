@@ -13,8 +13,9 @@ layers  sslprune on whole residual branches alone; not among the arms unless nam
 
 Equal for all arms: checkpoint, epochs in each phase, batches and their order, augmentation, optimizer (SGD with
 Nesterov momentum, as the recipe resnet56-cifar10.toml says), weight decay, precision, threads; ``--set`` changes the
-recipe of all arms. dense and peer train by ``--sparse-lr`` and ``--heal-lr``, each phase with a schedule of its own;
-ours by the recipe's ``[train]``, where lr and lr_schedule are those of healing; ``--ours`` changes its recipe further.
+recipe of all arms, and ``--teacher`` teaches all that the command names. dense and peer train by ``--sparse-lr`` and
+``--heal-lr``, each phase with a schedule of its own; ours by the recipe's ``[train]``, where lr and lr_schedule are
+those of healing; ``--ours`` changes its recipe further.
 Widths are rounded to nothing (``--round-to 1``), as the peer's are. Accuracy is that of the last epoch; with
 ``--valid N`` it is judged on N held-out training images, and the test data are not looked at. (The checkpoint was
 trained on those images too, so it scores higher on them; compare settings there, and quote the test data.)
@@ -66,6 +67,7 @@ from sslprune.train.evaluate import evaluate
 from sslprune.train.optimizer import build_optimizer, learning_rate
 from sslprune.train.schedule import Schedule
 from sslprune.train.select import select
+from sslprune.train.teacher import build_teacher
 
 ARMS = ("dense", "peer", "inner", "all", "layers")
 OURS = ARMS[2:]
@@ -128,6 +130,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--round-to", default="1", help="our widths; the peer rounds to nothing")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="of all arms' recipe")
     parser.add_argument("--ours", nargs="+", default=[], metavar="KEY=VALUE", help="of our arms' recipe")
+    parser.add_argument("--teacher", type=Path, metavar="PT", help="a dense arm's, from --work: it teaches these arms")
+    parser.add_argument("--teach", type=float, default=0.9, metavar="WEIGHT", help="of what the teacher says")
     parser.add_argument("--amp", choices=["off", "bf16", "auto"], default="off")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
@@ -155,7 +159,7 @@ def run(options: argparse.Namespace, arm: str, seed: int, budget: float | None) 
     )
     onnx = folder.with_name(f"{folder.name}.onnx")
     onnx.parent.mkdir(parents=True, exist_ok=True)
-    if arm == "dense":  # to teach: --ours distill.teacher.factory=... distill.teacher.checkpoint=...
+    if arm == "dense":  # it may be a --teacher
         torch.save(small.state_dict(), onnx.with_suffix(".pt"))
     export_onnx(small.cpu(), (torch.zeros(2, 3, 32, 32),), onnx, input_names=["image"])
     line = {**identity, **vars(outcome), "onnx": onnx.name}
@@ -169,7 +173,8 @@ def settings(options: argparse.Namespace, arm: str) -> dict[str, Any]:
     names = ["sparse", "heal", "valid", "amp", "set", "heal_lr", "heal_schedule"]
     names += ["round_to", "ours"] if arm in OURS else ["sparse_lr", "sparse_schedule"]
     names += ["reg", "peer_sparse_decay"] if arm == "peer" else []
-    return {name: getattr(options, name) for name in names}
+    taught = {"teacher": options.teacher.name, "teach": options.teach} if options.teacher else {}
+    return {name: getattr(options, name) for name in names} | taught
 
 
 def learned(options: argparse.Namespace, identity: dict[str, Any]) -> Path:
@@ -189,6 +194,11 @@ def recipe_of(options: argparse.Namespace, arm: str, seed: int, budget: float | 
         f"train.lr={options.heal_lr}", f"train.lr_schedule={options.heal_schedule}", "train.warmup=0it",
         f"train.amp={options.amp}", *options.set,
     ]  # fmt: skip
+    if options.teacher:
+        overrides += [
+            "distill.teacher.factory=sslprune.zoo:resnet_cifar", f"distill.teacher.arguments.depth={options.depth}",
+            f"distill.teacher.checkpoint={options.teacher}", f"distill.weight={options.teach}",
+        ]  # fmt: skip
     recipe = load_recipe(RECIPE, [*overrides, *(options.ours if arm in OURS else [])])
     sections = {"inner": PruneSection(kind="filters", include=INNER), "layers": PruneSection(kind="layers")}
     return recipe.model_copy(update={"prune": [sections[arm]]}) if arm in sections else recipe
@@ -309,6 +319,9 @@ def phase(
     optimizer = build_optimizer(model, section)
     schedule = Schedule.of(recipe, len(data.train))
     precise = section.amp == "off" or (section.amp == "auto" and device.type == "cpu")
+    teacher = None
+    if recipe.distill is not None and recipe.distill.teacher is not None:
+        teacher = build_teacher(recipe.distill.teacher, model, data).to(device)
     epochs = [epoch for epoch in schedule.epochs if epoch.phase == name]
     seconds, step = [], 0
     for epoch in epochs:
@@ -320,9 +333,16 @@ def phase(
                 group["lr"] = learning_rate(section, step, schedule.steps[name], schedule.epoch_steps)
             optimizer.zero_grad(set_to_none=True)
             (images,) = inputs_of(inputs)
+            images = images.contiguous(memory_format=torch.channels_last)
             with torch.autocast(device.type, torch.bfloat16, enabled=not precise):
-                outputs = model(images.contiguous(memory_format=torch.channels_last))
+                outputs = model(images)
                 loss = data.task.loss(outputs, targets, section.label_smoothing)
+                if teacher is not None and recipe.distill is not None:
+                    with torch.no_grad():
+                        said = teacher(images)
+                    weight = recipe.distill.weight
+                    known = data.task.distillation(outputs, said, targets, recipe.distill.temperature)
+                    loss = (1 - weight) * loss + weight * known
             loss.backward()
             if regularize is not None:
                 regularize()
