@@ -63,14 +63,20 @@ def _plain(points: tuple[float, ...]) -> float | list[float]:
 Falling = Annotated[tuple[float, ...], BeforeValidator(_falling), PlainSerializer(_plain)]
 
 
-def _interval(value: object) -> Span:
+def _interval(value: object) -> Span | None:
+    if value is None or value == "never":  # a word for it, as what a file says cannot be taken out by --set
+        return None
     span = Span.parse(value)
     if not span.count:
-        raise ValueError('write "1ep" or more; for never, leave it out')
+        raise ValueError('write "1ep" or more, or "never"')
     return span
 
 
-Interval = Annotated[Span, BeforeValidator(_interval), PlainSerializer(str)]
+def _written(span: Span | None) -> str | None:
+    return None if span is None else str(span)
+
+
+Interval = Annotated[Span | None, BeforeValidator(_interval), PlainSerializer(_written)]
 
 
 class Section(BaseModel):

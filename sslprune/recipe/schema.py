@@ -138,7 +138,7 @@ class ScheduleSection(Section):
     dense: Duration = Span(0, "ep")  # ordinary training first, with a learning-rate schedule of its own
     sparse: Duration
     heal: Duration
-    shrink: Interval | None = None  # how often zero groups leave the model that trains; left out: only at the end
+    shrink: Interval = None  # how often zero groups leave the model that trains; never: only at the end
 
 
 class TrainSection(Section):
