@@ -72,11 +72,7 @@ def _interval(value: object) -> Span | None:
     return span
 
 
-def _written(span: Span | None) -> str | None:
-    return None if span is None else str(span)
-
-
-Interval = Annotated[Span | None, BeforeValidator(_interval), PlainSerializer(_written)]
+Interval = Annotated[Span | None, BeforeValidator(_interval), PlainSerializer(str, when_used="unless-none")]
 
 
 class Section(BaseModel):
