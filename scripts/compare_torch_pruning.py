@@ -67,7 +67,7 @@ from sslprune.train.evaluate import evaluate
 from sslprune.train.optimizer import build_optimizer, learning_rate
 from sslprune.train.schedule import Schedule
 from sslprune.train.select import select
-from sslprune.train.teacher import build_teacher
+from sslprune.train.teacher import build_teacher, mixed_loss
 
 ARMS = ("dense", "peer", "inner", "all", "layers")
 OURS = ARMS[2:]
@@ -135,6 +135,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--amp", choices=["off", "bf16", "auto"], default="off")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
+    if any(given.startswith("distill") for given in options.set):
+        parser.error("--set distill: only ours would learn from it; the teacher of all arms is --teacher")
     options.work = options.work or options.out.with_suffix("")
     for name in ("sparse", "heal"):  # "5" is five epochs
         value = getattr(options, name)
@@ -340,9 +342,7 @@ def phase(
                 if teacher is not None and recipe.distill is not None:
                     with torch.no_grad():
                         said = teacher(images)
-                    weight = recipe.distill.weight
-                    known = data.task.distillation(outputs, said, targets, recipe.distill.temperature)
-                    loss = (1 - weight) * loss + weight * known
+                    loss = mixed_loss(loss, outputs, said, targets, data.task, recipe.distill)
             loss.backward()
             if regularize is not None:
                 regularize()

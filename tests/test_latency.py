@@ -2,6 +2,8 @@
 
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from sslprune.graph.cost import Cost
 from sslprune.graph.latency import Layer
 from sslprune.recipe import parse_recipe
 from sslprune.report import Budget, budget_text
+from sslprune.report.values import Latency, Speedup
 from sslprune.train.latency import latency_cost
 
 RECIPE = {
@@ -125,9 +128,13 @@ def test_attention_and_recurrent_layers_shrink_as_they_are_repacked(tmp_path):
     assert saved == pytest.approx(cost.latency(kept) - cost.latency(fewer)) and saved > 0
 
 
+def small() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(8 * 16, 2)).eval()
+
+
 def test_the_sum_is_fitted_to_what_was_measured(tmp_path):
-    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(8 * 16, 2))
-    found = latency_cost(model.eval(), (torch.randn(2, 3, 8, 8),), None, parse_recipe(RECIPE), table(tmp_path))
+    model = small()
+    found = latency_cost(model, (torch.randn(2, 3, 8, 8),), None, parse_recipe(RECIPE), table(tmp_path))
     cost = found.cost
     assert cost.latency() == pytest.approx(found.whole) and found.table != pytest.approx(found.whole)
     kept = [np.arange(axis.size) < axis.size // 2 for axis in cost.axes]
@@ -136,6 +143,23 @@ def test_the_sum_is_fitted_to_what_was_measured(tmp_path):
     assert cost.latency(kept) == pytest.approx(0.7 * found.whole)
     known = latency_cost(model, (torch.randn(2, 3, 8, 8),), None, parse_recipe(RECIPE), table(tmp_path))
     assert (known.num_measured, known.whole) == (0, found.whole)
+
+
+@pytest.mark.parametrize(("width", "timings"), [(0.005, 1), (0.018, 4), (0.2, 5)])
+def test_a_whole_model_is_timed_until_the_interval_is_narrow(tmp_path, monkeypatch, width, timings):
+    ratios = iter([2.0, 3.0, 2.1, 2.2, 1.0, 9.0])
+
+    def compare(models, **settings):
+        ratio = next(ratios)
+        place: dict[str, Any] = {"device": "cpu", "runtime": "onnxruntime", "batch_size": 1, "threads": 1}
+        speedup = Speedup(**place, ratio=ratio, low=ratio, high=ratio * (1 + width))
+        latency = Latency(**place, median_ms=ratio, p95_ms=9, repetitions=9, samples_per_second=1)
+        return SimpleNamespace(dense=[latency], speedup=[speedup])
+
+    monkeypatch.setattr("sslprune.train.latency.compare", compare)
+    found = latency_cost(small(), (torch.zeros(1, 3, 8, 8),), None, parse_recipe(RECIPE), table(tmp_path))
+    assert next(ratios) == [2.0, 3.0, 2.1, 2.2, 1.0, 9.0][timings]
+    assert found.whole == pytest.approx({1: 2000, 4: 2150, 5: 2100}[timings])
 
 
 def test_the_report_says_what_was_measured():

@@ -38,7 +38,7 @@ from sslprune.train.schedule import Epoch, Schedule
 from sslprune.train.select import select_with_sections
 from sslprune.train.shrink import Shrinker
 from sslprune.train.sparsity import Controller, build_controller
-from sslprune.train.teacher import build_teacher
+from sslprune.train.teacher import build_teacher, mixed_loss
 
 CHECK_EVERY = 20  # steps between looks at the loss: on a GPU each look waits for the device
 
@@ -266,12 +266,9 @@ class Trainer:
         loss = task.loss(outputs, targets, self.recipe.train.label_smoothing)
         if self.tutor is None or self.recipe.distill is None:
             return loss
-        weight = self.recipe.distill.weight
         with torch.no_grad():
             taught = call(self.tutor, inputs)
-        return (1 - weight) * loss + weight * task.distillation(
-            outputs, taught, targets, self.recipe.distill.temperature
-        )
+        return mixed_loss(loss, outputs, taught, targets, task, self.recipe.distill)
 
     def _precision(self) -> AbstractContextManager[Any]:
         amp = self.recipe.train.amp

@@ -1,18 +1,20 @@
-"""The teacher of a distillation, where it is another model than the run's own dense one."""
+"""Distillation: how a teacher's answers enter the loss, and the teacher where it is not the run's own dense model."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sslprune.carry import with_state
 from sslprune.data import Data
 from sslprune.errors import RecipeError, SslpruneError
 from sslprune.inputs import arguments, each
 from sslprune.models import build_model, load_trained
-from sslprune.recipe import ModelSection, TeacherSection
+from sslprune.recipe import DistillSection, ModelSection, TeacherSection
 from sslprune.rundir import RunDirectory
-from sslprune.tasks import logits_of
+from sslprune.tasks import Task, logits_of
 
 FIELD = "distill.teacher"
 
@@ -65,3 +67,9 @@ def _shape(model: nn.Module, data: Data) -> tuple[int, ...]:
         return tuple(logits_of(model(*with_state(model, args), **kwargs)).shape)
     finally:
         model.train(was_training)
+
+
+def mixed_loss(loss: Tensor, outputs: Any, taught: Any, targets: Tensor, task: Task, section: DistillSection) -> Tensor:
+    """``loss`` and the distance to what the teacher said of the same batch, weighted as ``section`` says."""
+    distance = task.distillation(outputs, taught, targets, section.temperature)
+    return (1 - section.weight) * loss + section.weight * distance
