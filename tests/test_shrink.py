@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -277,3 +278,48 @@ def test_the_average_of_another_model_is_refused() -> None:
     sslprune.zero_groups(model, axes[0], [1, 2])
     with pytest.raises(TrainingError, match=r"AveragedModel: stem.weight is not of the same shape in the averaged"):
         sslprune.shrink(model, program, axes, AveragedModel(digits_cnn(width=4)))
+
+
+def test_a_loop_of_ones_own_shrinks_now_and_then_and_resumes_to_the_same():
+    torch.manual_seed(0)
+    start = lively_(digits_cnn(8).double())
+
+    class Loop:
+        def __init__(self) -> None:
+            self.whole = copy.deepcopy(start)
+            self.optimizer = torch.optim.SGD(self.whole.parameters(), lr=0.05, momentum=0.9)
+            example = next(pixels(self.whole))[0]
+            self.sparsity = sslprune.Sparsity(self.whole, example, prune="filters", macs=0.5, steps=40, round_to=1)
+
+        def run(self, first: int, last: int, every: int | None) -> None:
+            for step, (args, target) in enumerate(itertools.islice(pixels(self.whole), first, last), first):
+                if every and step % every == 0:
+                    self.sparsity.shrink(self.optimizer)
+                self.optimizer.zero_grad()
+                loss = F.cross_entropy(self.sparsity.trained(*args), target)
+                loss.backward()
+                self.sparsity.observe(loss)
+                self.optimizer.step()
+                self.sparsity.step(0.05)
+
+    plain, shrunk, begun, resumed = Loop(), Loop(), Loop(), Loop()
+    plain.run(0, 50, None)
+    shrunk.run(0, 50, 10)
+    ends = shrunk.sparsity.restore().state_dict()
+    for name, value in plain.whole.named_parameters():
+        torch.testing.assert_close(ends[name], value, rtol=1e-4, atol=1e-6)  # the lasso counts in float32
+    assert len(nn.utils.parameters_to_vector(shrunk.sparsity.trained.parameters())) < len(
+        nn.utils.parameters_to_vector(plain.whole.parameters())
+    )
+    begun.run(0, 33, 10)
+    resumed.whole.load_state_dict(begun.sparsity.restore().state_dict())
+    resumed.sparsity.load_state_dict(begun.sparsity.state_dict(), resumed.optimizer)
+    resumed.optimizer.load_state_dict(begun.optimizer.state_dict())
+    resumed.run(33, 50, 10)
+    small = resumed.sparsity.repack()
+    torch.testing.assert_close(resumed.sparsity.restore().state_dict(), ends, rtol=0, atol=0)
+    assert small.state_dict().keys() == plain.sparsity.repack().state_dict().keys()
+    again = begun.sparsity  # an earlier state, from before anything had left
+    begun.whole.load_state_dict(start.state_dict())
+    again.load_state_dict(Loop().sparsity.state_dict(), begun.optimizer)
+    assert [p.shape for p in again.trained.parameters()] == [p.shape for p in start.parameters()]

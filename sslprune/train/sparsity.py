@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 
 from sslprune.axes import Axis
@@ -20,6 +22,7 @@ from sslprune.recipe import BudgetSection, LassoSection, PruneSection, Sparsifyi
 from sslprune.train.budget import BudgetController, Kept, Limit
 from sslprune.train.lasso import GroupLasso
 from sslprune.train.select import select_with_sections
+from sslprune.train.shrink import Follower, Shrinker
 from sslprune.train.strength import StrengthController
 
 Prune = str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]]  # a kind, the fields of a [[prune]], or several
@@ -104,8 +107,8 @@ class Sparsity:
     ("filters"), the fields of a [[prune]] section, or a list of either. In ``steps`` optimizer steps the model goes to
     the fraction ``macs`` or ``parameters`` of its dense cost, or λ is ``strength``; after them ``step`` holds the zeros
     while the rest heals. Other keywords are fields of [lasso], such as ``method``. ``sequence``: the longest sequence,
-    where dimension 1 of the inputs is open. ``repack()`` then gives the smaller model. Raises RecipeError, TraceError
-    and BudgetError before any training.
+    where dimension 1 of the inputs is open. ``repack()`` then gives the smaller model, ``shrink(optimizer)`` one
+    to train on before that. Raises RecipeError, TraceError and BudgetError before any training.
     """
 
     def __init__(
@@ -126,6 +129,12 @@ class Sparsity:
         self.axes = [axis for axis, _ in chosen]
         cost = Cost(self.program, self.axes)
         self.controller = build_controller(model, chosen, cost, found.budget, found.lasso, steps)
+        self._shrinker: Shrinker | None = None  # from the first call on
+
+    @property
+    def trained(self) -> nn.Module:
+        """What trains: ``model``, or what `shrink` has left of it."""
+        return self._shrinker.model if self._shrinker is not None else self.model
 
     @property
     def fraction(self) -> float:
@@ -140,6 +149,20 @@ class Sparsity:
         """The lasso's step, or in healing the hold: call after the optimizer's step, with its learning rate."""
         self.controller.step(lr)
 
+    def shrink(self, *followers: Follower) -> nn.Module:
+        """What trains from here on: the model without the groups that are held at zero (PruneTrain: Lym et al. 2019).
+
+        Call it between a step and the next batch, as often as you like. ``followers`` are the optimizers of the model
+        and its averaged copies: they are changed in place. Raises RepackError for a model that cannot shrink while it
+        trains, and TrainingError, before anything is changed, for an optimizer whose state cannot be sliced.
+        """
+        self._shrinkable().shrink(*followers)
+        return self.trained
+
+    def restore(self) -> nn.Module:
+        """``model`` at its full size, with the trained numbers in their places: for a checkpoint."""
+        return self._shrinker.restore() if self._shrinker is not None else self.model
+
     def repack(self) -> Packed:
         """The model without its zero groups, verified against the masked one; it trains on, and exports.
 
@@ -149,15 +172,33 @@ class Sparsity:
         if taken < steps:
             raise TrainingError(f"repack: the sparse phase is at step {taken} of {steps}; train it to its end first")
         exact = all(axis.exact for axis in self.axes)  # the settings allowed the others by name
-        return repack(self.model, self.program, self.axes, allow_inexact=not exact)
+        return repack(self.restore(), self.program, self.axes, allow_inexact=not exact)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that a resumed run needs, beside the model's and the optimizer's: tensors and numbers."""
-        return self.controller.state_dict()
+        """What a resumed run needs beside the states of ``restore()`` and of the optimizer: tensors and numbers."""
+        return {**self.controller.state_dict(), "removed": [torch.from_numpy(mask.copy()) for mask in self._removed]}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where ``state_dict`` was taken; raises TrainingError for a state of other axes."""
+    def load_state_dict(self, state: dict[str, Any], *followers: Follower) -> None:
+        """Go on where ``state_dict`` was taken; raises TrainingError for a state of other axes.
+
+        ``model`` has its weights already. What had left it leaves it again: train ``trained``, and let the
+        ``followers`` load their own state after this.
+        """
         try:
             self.controller.load_state_dict(state)
+            removed = [mask.numpy() for mask in state["removed"]]
+            if any(mask.any() for mask in [*removed, *self._removed]):
+                self._shrinkable().remove(removed, *followers)
         except (ValueError, KeyError) as error:
             raise TrainingError(f"the state of the sparsity does not fit this model and prune: {error}") from error
+
+    @property
+    def _removed(self) -> list[np.ndarray]:
+        if self._shrinker is None:
+            return [np.zeros(axis.size, bool) for axis in self.axes]
+        return self._shrinker.removed
+
+    def _shrinkable(self) -> Shrinker:
+        if self._shrinker is None:
+            self._shrinker = Shrinker(self.model, self.program, self.axes, self.controller.lasso)
+        return self._shrinker
