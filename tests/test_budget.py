@@ -178,6 +178,17 @@ def test_parameters_and_rounding():
     assert sum(count % 8 != 0 for count in kept) <= 1
 
 
+def test_coarse_blocks_land_when_the_plan_is_near_and_not_at_the_last_moment():
+    widths = [16, 96, 96, 96, 10]
+    model, _, made = controller(widths, [1, 1, 1, 1], 200, round_to=16)
+    costs = run(model, made, 200, widths)
+    landed = next(step for step, cost in enumerate(costs) if cost <= 0.4)
+    before, plan = costs[landed - 1], made._planned(landed)
+    assert landed < 0.8 * made.last_choice
+    assert 0.4 < plan <= (before + 0.4) / 2  # nearer to the end than to what was left until then
+    assert len(set(costs[landed:])) == 1
+
+
 def test_floors_stay():
     model, _, made = controller([4, 20, 20, 2], [1, 1, 1], 60, floors=[15, 1])
     run(model, made, 60, [4])

@@ -105,6 +105,7 @@ class BudgetController:
         self.now = self.begin = self._cost(self.kept)
         self.limit = budget.fraction * self.dense
         self.taken = 0  # steps
+        self.landed = False  # the last groups are chosen
         self.loss_sum = 0.0
         self.carries = torch.zeros(lasso.num_groups, device=lasso.strength.device)  # running mean of sensitivities
         self.check_reachable(budget.fraction)
@@ -140,11 +141,11 @@ class BudgetController:
 
     def step(self, lr: float) -> None:
         """One step of the lasso of length ``lr``: call after the optimizer's step."""
-        if self.taken == self.last_choice:
-            self._choose(self.limit)
-            self._land()
-        elif self.taken < self.last_choice and self.taken % self.interval == 0:
-            self._choose(self.planned * self.dense)
+        last = self.taken == self.last_choice
+        if not self.landed and (last or self.taken % self.interval == 0):
+            waits = self._choose(self.planned * self.dense)
+            if last or waits:
+                self._land()
         self.lasso.step(lr)
         self.taken += 1
         if self.taken == self.num_steps:
@@ -158,6 +159,7 @@ class BudgetController:
             "carries": self.carries.clone(),
             "round_to": self.round_to,
             "taken": self.taken,
+            "landed": self.landed,
             "loss_sum": self.loss_sum,
         }
 
@@ -167,7 +169,8 @@ class BudgetController:
         self.kept = [part.copy() for part in self.lasso.split(state["kept"].numpy())]
         self.carries.copy_(state["carries"])
         self.round_to, self.taken, self.loss_sum = state["round_to"], state["taken"], state["loss_sum"]
-        if self.taken > self.last_choice:
+        self.landed = state["landed"]
+        if self.landed:
             self.cost.measured(self.kept)
         self.now = self._cost(self.kept)
 
@@ -231,13 +234,14 @@ class BudgetController:
         saved = self.cost.saved(self.kept, going, measure)
         return [np.full(a.size, saved[i] / max(1, len(going[i]))) for i, a in enumerate(self.axes)]
 
-    def _choose(self, allowed: float) -> None:
+    def _choose(self, allowed: float) -> bool:
         """Take the lowest blocks until the cost is at ``allowed``, leaving enough to choose from for the landing.
 
         What costs much, such as a whole branch, waits until the plan has room for it: half-way through its decay.
+        Whether only the landing can go on, and the plan is nearer to where it ends than to where it begins.
         """
         if self.now <= allowed:
-            return
+            return False
         room = self._planned(self.taken + self.decay // 2) * self.dense
         while self.now > allowed:
             blocks = self._next_blocks(self.kept)
@@ -245,8 +249,9 @@ class BudgetController:
             blocks = [block for block in blocks if self.now - block.saving >= max(room, self.limit + reserve)]
             block = self._lowest(self.kept, blocks)
             if block is None:
-                return
+                return room <= self.limit + reserve and allowed <= (self.limit + self.now) / 2
             self._take([block])
+        return False
 
     def _lowest(self, kept: Kept, blocks: Sequence[Block]) -> Block | None:
         """The block with the lowest score from which the budget can still be reached: limits may stand in the way."""
@@ -281,6 +286,7 @@ class BudgetController:
         *_, kept = min(landed, key=lambda one: one[:2])
         self.cost.measured(kept)
         self._take([Block(i, np.flatnonzero(a & ~b), 0, 0) for i, (a, b) in enumerate(zip(start, kept, strict=True))])
+        self.landed = True
 
     def _landing(self, kept: Kept) -> Kept:
         """From a little above the budget, choose the last blocks together so that the cost ends just below it.
