@@ -142,10 +142,9 @@ class BudgetController:
     def step(self, lr: float) -> None:
         """One step of the lasso of length ``lr``: call after the optimizer's step."""
         last = self.taken == self.last_choice
-        if not self.landed and (last or self.taken % self.interval == 0):
-            waits = self._choose(self.planned * self.dense)
-            if last or waits:
-                self._land()
+        due = not self.landed and (last or self.taken % self.interval == 0)
+        if due and (self._choose(self.planned * self.dense) or last):
+            self._land()
         self.lasso.step(lr)
         self.taken += 1
         if self.taken == self.num_steps:
@@ -268,7 +267,7 @@ class BudgetController:
     def _land(self) -> None:
         """Choose the last blocks; where the cost is an estimate, measure where that leads, and land again from there.
 
-        What was measured nearest to the budget is taken, and nothing above it if there is a choice.
+        What was measured nearest to just below the budget is taken, and nothing above it if there is a choice.
         """
         start = self.kept
         landed: list[tuple[bool, float, Kept]] = []
@@ -280,8 +279,9 @@ class BudgetController:
                 break
             over = share / self.budget.fraction - 1
             known = any(_same(kept, other) for *_, other in landed)
-            landed.append((over > TOLERANCE, abs(over), kept))
-            if abs(over) <= TOLERANCE / 2 or known:
+            off = abs(over + TOLERANCE / 2)  # just below the budget: the next timing differs a little
+            landed.append((over > TOLERANCE, off, kept))
+            if off <= TOLERANCE / 2 or known:
                 break
         *_, kept = min(landed, key=lambda one: one[:2])
         self.cost.measured(kept)
