@@ -40,7 +40,7 @@ from sslprune.train.select import select
 SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)  # widths of the second model that are tried
 CLEAR = 0.05  # the share of the time that it has to save, for the fit to use it
 STRETCH = 3.0  # of the sum, beyond which the second model is not believed
-MOST_TIMINGS = 5  # of a whole model: one differs from the next by a percent, on a busy machine by three
+LEAST_TIMINGS, MOST_TIMINGS = 3, 5  # of a whole model: one differs from the next by a percent, more than its interval
 NARROW = 0.01  # width of the interval, over its middle, that needs no more of them
 
 ExampleOf = Callable[[nn.Module], tuple[tuple[Any, ...], dict[str, Tensor]]]  # args and kwargs
@@ -146,7 +146,8 @@ class _Whole:
             assert isinstance(latency, Latency) and isinstance(speedup, Speedup)
             milliseconds.append(latency.median_ms)
             ratios.append(speedup.ratio)
-            if (speedup.high / speedup.low - 1) / math.sqrt(len(ratios)) < NARROW:
+            clear = (speedup.high / speedup.low - 1) / math.sqrt(len(ratios)) < NARROW
+            if clear and len(ratios) >= LEAST_TIMINGS:
                 break
         return median(milliseconds) * 1e3, 1 / median(ratios)
 
