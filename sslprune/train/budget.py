@@ -168,7 +168,7 @@ class BudgetController:
         self.kept = [part.copy() for part in self.lasso.split(state["kept"].numpy())]
         self.carries.copy_(state["carries"])
         self.round_to, self.taken, self.loss_sum = state["round_to"], state["taken"], state["loss_sum"]
-        self.landed = state["landed"]
+        self.landed = state.get("landed", self.taken > self.last_choice)  # absent before it could be sooner
         if self.landed:
             self.cost.measured(self.kept)
         self.now = self._cost(self.kept)
