@@ -134,7 +134,7 @@ class BudgetController:
             self.loss_sum += float(loss.detach()) if isinstance(loss, torch.Tensor) else loss
         if self.taken + 1 == NUM_WARM_UP:
             self._set_strength(self.loss_sum / NUM_WARM_UP)
-        if self.taken <= self.last_choice:
+        if not self.landed:
             self.carries.lerp_(self.lasso.sensitivities(), 1 / min(self.taken + 1, MEMORY))
         if self.lasso.method == "subgradient":
             self.lasso.add_gradient()
@@ -237,7 +237,7 @@ class BudgetController:
         """Take the lowest blocks until the cost is at ``allowed``, leaving enough to choose from for the landing.
 
         What costs much, such as a whole branch, waits until the plan has room for it: half-way through its decay.
-        Whether only the landing can go on, and the plan is nearer to where it ends than to where it begins.
+        Returns whether the landing is due: nothing else may go, and the plan is nearer to the budget than to the cost.
         """
         if self.now <= allowed:
             return False
