@@ -283,6 +283,8 @@ def test_saved_programs_reload_without_sslprune(tmp_path: Path) -> None:
 
 @every_architecture
 def test_onnx_agrees(name: str, tmp_path: Path) -> None:
+    if name == "volumetric" and torch.__version__ < "2.13":
+        pytest.skip("torch's exporter to ONNX has no adaptive_max_pool3d there")
     case = removed(name)
     path = tmp_path / "model.onnx"
     sslprune.export_onnx(case.small, case.args, path)

@@ -372,3 +372,24 @@ def _assert_alike(one: nn.Module, other: nn.Module, args: tuple[Any, ...], kwarg
     expected, found = one(*args, **kwargs), other(*args, **kwargs)
     assert pytree.tree_structure(expected) == pytree.tree_structure(found)
     assert difference(expected, found)[1] < 1e-5
+
+
+class Region(nn.Module):
+    """A region of full precision: with it torch.export leaves no flatten, but a view."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8 * 16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", enabled=False):
+            x = self.conv(x).relu()
+        return self.head(x.flatten(1))
+
+
+def test_what_is_flattened_may_be_in_another_memory_format() -> None:
+    torch.manual_seed(0)
+    model, x = Region().eval(), torch.randn(2, 3, 4, 4)
+    small = sslprune.repack(model, sslprune.trace(model, (x,)), [])
+    small.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    assert difference(model(x), small(x.contiguous(memory_format=torch.channels_last)))[1] < 1e-5

@@ -239,6 +239,8 @@ Step = tuple[str, int, int]  # what, on which value so far, and a number: anothe
 PLAIN = ("conv", "linear", "relu", "sigmoid", "add", "mul", "cat", "cat places", "slice", "chunk", "reshape", "fold",
          "transpose", "flip", "batch norm", "layer norm", "sum")  # fmt: skip
 SIZE = 48  # the largest value, of one sample
+if torch.__version__ < "2.13":
+    del OPS["quantile"]  # its export reads the data there
 RANDOM = {"alpha_dropout", "bernoulli", "rrelu"}  # draw random numbers
 
 

@@ -95,6 +95,9 @@ def _graph(exported: torch.export.ExportedProgram) -> tuple[fx.Graph, nn.Module]
             module = exported.run_decompositions({}).module(check_guards=False)
             if not _functionalize(module.graph):
                 raise TraceError("the model changes a view of a tensor in place in a way that cannot be undone")
+            for node in module.graph.nodes:  # what was a flatten is a view by now, and fails in another memory format
+                if node.target is torch.ops.aten.view.default:
+                    node.target = torch.ops.aten.reshape.default
     for node in _sub_graphs(module):
         raise TraceError(
             f"{place(next(iter(node.users), node))} decides by the data what is computed: such a model has no one "
