@@ -126,6 +126,8 @@ BAD: dict[str, tuple[Callable[[], nn.Module], tuple[Any, ...], list[str]]] = {
 @pytest.mark.parametrize("name", BAD)
 @pytest.mark.filterwarnings("ignore")
 def test_what_cannot_be_traced_is_one_line(name: str, capfd: pytest.CaptureFixture[str]) -> None:
+    if name == "data-dependent slice" and torch.__version__ < "2.11":
+        pytest.skip("torch.export refuses it there, in words of its own")
     make, args, expected = BAD[name]
     model = make()
     before = _state(model)
@@ -208,6 +210,8 @@ class FreezesNorm(Body):
 @pytest.mark.parametrize("make", [Body, Caches, FreezesNorm, lambda: nn.Sequential(Body(), nn.Dropout(0.5))])
 @pytest.mark.parametrize("training", [True, False])
 def test_the_model_is_left_as_it_was(make: Callable[[], nn.Module], training: bool) -> None:
+    if make is Caches and torch.__version__ < "2.11":
+        pytest.skip("torch.export refuses it there")
     model = make().train(training)
     parts = list(model.modules())
     parts[-1].train(not training)

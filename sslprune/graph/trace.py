@@ -269,7 +269,9 @@ def _carried(
         return ()
     initial = pytree.tree_leaves(model.initial_state(num_rows((args, kwargs))))  # type: ignore[operator]
     given, spec = pytree.tree_leaves(args[-1]), exported.call_spec.out_spec
-    returned = spec.child(spec.num_children - 1).num_leaves if spec.num_children > 1 else 0
+    parts = pytree.tree_unflatten(list(range(spec.num_leaves)), spec)
+    parts = list(parts.values()) if isinstance(parts, Mapping) else parts if isinstance(parts, tuple | list) else []
+    returned = len(pytree.tree_leaves(parts[-1])) if len(parts) > 1 else 0
     inputs, outputs = len(pytree.tree_leaves(args)) - len(given), spec.num_leaves - returned
     values: list[Any] = [node.meta.get("val") for node in _outputs(exported.graph)[outputs:]] if returned else []
     shapes = [
