@@ -37,9 +37,11 @@ def _plan(recipe: Recipe, first: bool) -> str:
     """What is about to be trained, in words."""
     spans, device = recipe.schedule, device_of(recipe.run)
     measure = MEASURE_WORDS[recipe.budget.measure]
-    given = recipe.budget.given
-    goal = f"to {100 * recipe.budget.fraction:g} % of the {measure}" if given else f"at λ = {recipe.lasso.strength:g}"
     if not spans.sparse.count:
         goal = "without a sparse phase (nothing is removed)"
+    elif recipe.budget.given:
+        goal = f"to {100 * recipe.budget.fraction:g} % of the {measure}"
+    else:
+        goal = f"at λ = {recipe.lasso.strength:g}"
     begin = f"{spans.dense} dense" if first else f"from {100 * recipe.budget.points[-2]:g} %"
     return f"{recipe.name} {goal}: {begin}, {spans.sparse} sparse, {spans.heal} heal, on {device}"
