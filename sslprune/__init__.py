@@ -26,6 +26,7 @@ _PLACES = {
     "export_onnx": "export",
     "load": "plan",
     "apply_plan": "plan",
+    "make_plan": "plan",
     "SslpruneError": "errors",
 }
 
@@ -43,6 +44,7 @@ __all__ = [
     "export_onnx",
     "find_axes",
     "load",
+    "make_plan",
     "repack",
     "shrink",
     "trace",
@@ -58,7 +60,7 @@ if TYPE_CHECKING:
     from sslprune.graph.program import Program
     from sslprune.graph.repack import repack
     from sslprune.graph.trace import trace
-    from sslprune.plan import apply_plan, load
+    from sslprune.plan import apply_plan, load, make_plan
     from sslprune.train.lasso import GroupLasso
     from sslprune.train.shrink import Shrinker, shrink
     from sslprune.train.sparsity import Sparsity

@@ -2,7 +2,8 @@
 
 ``plan.json`` (schema 1) holds, by tensor name, its old and new shape and the kept indices of each dimension that
 shrank; the weights that are zero because their branch was dropped; and the operators whose arguments had to change,
-which a module's own Python code may or may not be able to say.
+which a module's own Python code may or may not be able to say. A size that the model reads from its input stands there
+as that input and its dimension: ``view(b, 256)`` becomes ``[{"input": "x", "dim": 0}, 128]``.
 """
 
 from __future__ import annotations
@@ -16,19 +17,26 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors.torch import load_file
-from torch import nn
+from torch import fx, nn
 from torch.utils import _pytree as pytree
+from typing_extensions import TypeAliasType
 
 from sslprune.axes import Axis, tensors_of
 from sslprune.errors import RepackError, RunError
 from sslprune.export import STATE
 from sslprune.files import write_text
 from sslprune.graph.inference import infer
-from sslprune.graph.program import Program
+from sslprune.graph.program import Program, module_of, operator_name
 from sslprune.graph.repack import changed_operators, dropped_branches, kept_atoms, removed_groups
+from sslprune.graph.rewrite import Change
 
 SCHEMA: Literal[1] = 1
-ATTRIBUTES = ("groups", "num_groups", "normalized_shape")  # arguments that are attributes of the module as well
+OWN: dict[type[nn.Module], tuple[str, ...]] = {  # the arguments that a module reads from its attributes of that name
+    nn.modules.conv._ConvNd: ("groups", "stride", "padding", "dilation"),
+    nn.GroupNorm: ("num_groups",),
+    nn.LayerNorm: ("normalized_shape",),
+    nn.RMSNorm: ("normalized_shape", "eps"),
+}
 RECURRENT = (nn.LSTM, nn.GRU, nn.RNN)
 
 
@@ -56,13 +64,35 @@ class TensorPlan(Frozen):
     kept: dict[int, tuple[int, ...]]
 
 
+class InputSize(Frozen):
+    """The size of one dimension of an input of the model, known only when it is called."""
+
+    input: str  # as the model's forward calls it
+    dim: int
+
+
+class Computed(Frozen):
+    """What an operator makes of other values while the model runs: ``{"operator": "mul", "of": [..., 4]}``.
+
+    ``module`` is where it stands, "" for the model itself. A tensor is said by the operator that makes it, without what
+    that one reads; a tensor of the model stands under its own name.
+    """
+
+    operator: str
+    module: str = ""
+    of: tuple[Value, ...]
+
+
+Value = TypeAliasType("Value", "bool | int | float | str | InputSize | Computed | tuple[Value, ...] | None")
+
+
 class OperatorPlan(Frozen):
     """An operator whose arguments changed: where it stands, what it is, which argument, and its new value."""
 
     module: str
     operator: str
     argument: str
-    value: Any
+    value: Value
 
 
 class Plan(Frozen):
@@ -76,7 +106,10 @@ class Plan(Frozen):
 
 
 def make_plan(model: nn.Module, program: Program, axes: Sequence[Axis], *, allow_inexact: bool = False) -> Plan:
-    """The plan of repacking ``model``, whose zero groups name what goes."""
+    """The plan of repacking ``model``, as `repack` with the same arguments does: the groups that are zero go.
+
+    ``apply_plan`` makes another instance of the model's class as small; ``plan.model_dump_json()`` is ``plan.json``.
+    """
     removed = removed_groups(model, program, axes, allow_inexact)
     kept = kept_atoms(program, axes, removed)
     g = infer(program)
@@ -101,8 +134,29 @@ def make_plan(model: nn.Module, program: Program, axes: Sequence[Axis], *, allow
         ),
         tensors=tensors,
         zeroed=tuple(dict.fromkeys(n for branch in dropped_branches(program, axes, removed) for n in branch.producers)),
-        operators=tuple(OperatorPlan(**vars(change)) for change in changed_operators(program, axes, removed)),
+        operators=tuple(_operator(change) for change in changed_operators(program, axes, removed)),
     )
+
+
+def _operator(change: Change) -> OperatorPlan:
+    return OperatorPlan(
+        module=change.module, operator=change.operator, argument=change.argument, value=_value(change.value)
+    )
+
+
+def _value(value: Any) -> Value:
+    """An argument in the plan's own words: what the graph computes is said by its operators, back to the inputs."""
+    if isinstance(value, list | tuple):
+        return tuple(_value(part) for part in value)
+    if not isinstance(value, fx.Node):
+        return value if value is None or isinstance(value, bool | int | float) else str(value)
+    if value.op != "call_function":
+        return str(value.target)
+    if operator_name(value) == "sym_size" and value.args[0].op == "placeholder":  # type: ignore[union-attr]
+        return InputSize(input=str(value.args[0].target), dim=value.args[1])  # type: ignore[union-attr, arg-type]
+    a_number = not isinstance(value.meta.get("val"), torch.Tensor | tuple | list)
+    of = tuple(_value(part) for part in value.args) if a_number else ()
+    return Computed(operator=operator_name(value), module=module_of(value), of=of)
 
 
 def write_plan(
@@ -153,15 +207,15 @@ def apply_plan(model: nn.Module, plan: Plan | str | Path, weights: str | Path | 
 
     ``plan`` is a run directory, a ``plan.json``, or a Plan; ``weights`` is ``weights.safetensors`` beside it unless
     given. A dropped branch stays in place with its last weights at zero. Raises RepackError naming the module whose own
-    code cannot say what the plan needs (a fixed padding, a view with fixed sizes, layers of an ``nn.LSTM`` with
-    different widths): `load` runs those.
+    code cannot say what the plan needs (a kernel cropped on one side, a view with fixed sizes, layers of an ``nn.LSTM``
+    with different widths): `load` runs those.
     """
     if not isinstance(plan, Plan):
         path = Path(plan)
         path = path / "repacked" / "plan.json" if path.is_dir() else path
         weights = weights or path.with_name("weights.safetensors")
         plan = read_plan(path)
-    fixed = [c for c in plan.operators if c.argument not in ATTRIBUTES and not _has_one_width(model, c.module)]
+    fixed = [c for c in plan.operators if not _is_own(model, c) and not _has_one_width(model, c.module)]
     if fixed:
         raise RepackError(
             f"{fixed[0].module or 'the model'}: its own code fixes the arguments of `{fixed[0].operator}`, which the "
@@ -169,6 +223,11 @@ def apply_plan(model: nn.Module, plan: Plan | str | Path, weights: str | Path | 
         )
     state = tensors_of(model)
     for name, change in plan.tensors.items():
+        if 0 in change.after:
+            raise RepackError(
+                f"{name.rpartition('.')[0] or 'the model'}: nothing is left of {name}, whose path of a concatenation "
+                "went, and its own code still computes it; use sslprune.load, which needs no class"
+            )
         if name not in state or tuple(state[name].shape) not in (change.before, change.after):
             found = f"shape {tuple(state[name].shape)}" if name in state else "no such tensor"
             raise RepackError(
@@ -180,7 +239,7 @@ def apply_plan(model: nn.Module, plan: Plan | str | Path, weights: str | Path | 
     for module in {name.rpartition(".")[0] for name in plan.tensors}:
         _tell(model.get_submodule(module))
     for operator in plan.operators:
-        if operator.argument in ATTRIBUTES:
+        if _is_own(model, operator):
             setattr(model.get_submodule(operator.module), operator.argument, operator.value)
     if weights is not None:
         stored, state = load_file(weights), tensors_of(model)
@@ -219,6 +278,16 @@ def _replace(model: nn.Module, name: str, tensor: torch.Tensor) -> None:
             f"{path}: an nn.{type(module).__name__} holds one width for all its layers; use sslprune.load"
         )
     setattr(module, leaf, tensor)
+
+
+def _is_own(model: nn.Module, change: OperatorPlan) -> bool:
+    """Whether the argument is an attribute of the module that calls the operator, which can be set."""
+    try:
+        module = model.get_submodule(change.module)
+    except AttributeError:  # another model than the plan's, which its tensors will say
+        return False
+    padded = getattr(module, "padding_mode", "zeros") != "zeros"  # the module pads by itself, with numbers of its own
+    return not padded and any(isinstance(module, kind) and change.argument in names for kind, names in OWN.items())
 
 
 def _has_one_width(model: nn.Module, path: str) -> bool:

@@ -22,6 +22,7 @@ from sslprune.export import difference, open_session, random_like
 from sslprune.graph.cost import Cost, Measure
 from sslprune.graph.program import Program
 from sslprune.inputs import tensors_in
+from sslprune.plan import read_plan
 from tests.architectures import ARCHITECTURES
 from tests.laws import (
     kept_indices,
@@ -270,6 +271,31 @@ def test_an_axis_that_forgets_members_is_an_error() -> None:
     zero_groups(model, forgetful, [0, 2])
     with pytest.raises(RepackError, match="differs"):
         sslprune.repack(model, program, [forgetful])
+
+
+# By apply_plan, though no kernel shrank: their own code fixes sizes, or goes on computing a path that is gone.
+REFUSED = {"option_a", "dense_concat", "multi_input", "channel_shuffle", "split", "buffers", "branches", "views"}
+
+
+@every_architecture
+@pytest.mark.parametrize("sides", [True, False], ids=["everything", "without kernels"])
+def test_a_plan_is_written_read_back_and_applied(name: str, sides: bool, tmp_path: Path) -> None:
+    """plan.json holds whatever went; the class becomes as small by it, or a refusal names the module that cannot."""
+    case, path = removed(name), tmp_path / "plan.json"
+    axes = [axis for axis in case.exact if sides or axis.kind not in ("kernel", "columns")]
+    plan = sslprune.make_plan(case.model, case.program, axes)
+    path.write_text(plan.model_dump_json())
+    assert read_plan(path) == plan
+    own, places = copy.deepcopy(case.model), dict(case.model.named_modules())
+    try:
+        sslprune.apply_plan(own, read_plan(path))
+    except RepackError as error:
+        assert sides or name in REFUSED, error
+        place, _, rest = str(error).partition(":")
+        assert (place == "the model" or place in places) and "sslprune.load" in rest, error
+    else:
+        assert name not in REFUSED and relative(case.model, own, case.args) < 1e-5
+        assert count(own) < count(case.model) or not FOUND[name][0]
 
 
 def test_saved_programs_reload_without_sslprune(tmp_path: Path) -> None:
