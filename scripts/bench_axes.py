@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 import sslprune
-from sslprune.models import count_parameters
+from sslprune.models.build import count_parameters
 
 
 class Bottleneck(nn.Module):

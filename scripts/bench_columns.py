@@ -19,10 +19,10 @@ import torch
 from torch import nn
 
 import sslprune
-from sslprune.axes import zero_groups
 from sslprune.bench import compare_onnx
-from sslprune.graph.repack import remove
+from sslprune.removal.remove import remove
 from sslprune.report import Absent
+from sslprune.values.axes import zero_groups
 
 CONVOLUTIONS: dict[str, tuple[nn.Conv2d, int]] = {  # and the side of the map that each reads
     "LeNet conv2: 20 -> 50, 5x5, 12x12": (nn.Conv2d(20, 50, 5), 12),

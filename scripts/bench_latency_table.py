@@ -16,11 +16,11 @@ import time
 import numpy as np
 import torch
 
-from sslprune.axes import Axis
-from sslprune.bench.layers import LayerTable
-from sslprune.models import count_parameters
+from sslprune.cost.fit import latency_cost
+from sslprune.cost.table import LayerTable
+from sslprune.models.build import count_parameters
 from sslprune.recipe import parse_recipe
-from sslprune.train.latency import latency_cost
+from sslprune.values.axes import Axis
 from sslprune.zoo import resnet_cifar
 
 

@@ -22,21 +22,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from sslprune.carry import carrying, with_state
+from sslprune.capture.trace import trace
+from sslprune.choose.sections import select_with_sections
+from sslprune.cost.counts import Cost
+from sslprune.cost.grain import grain
 from sslprune.data import build_data
-from sslprune.grain import grain
-from sslprune.graph.cost import Cost
-from sslprune.graph.find import find_axes
-from sslprune.graph.trace import trace
-from sslprune.inputs import arguments, call, each
-from sslprune.models import build_model, device_of
+from sslprune.kinds.find import find_axes
+from sslprune.models.build import build_model, device_of
 from sslprune.recipe import load_recipe
-from sslprune.show import Show
+from sslprune.show.terminal import Show
 from sslprune.train.budget import NUM_WARM_UP, BudgetController
 from sslprune.train.lasso import GroupLasso
 from sslprune.train.optimizer import build_optimizer
-from sslprune.train.select import select_with_sections
 from sslprune.train.shrink import Shrinker
+from sslprune.values.carry import carrying, with_state
+from sslprune.values.inputs import arguments, call, each
 
 
 class Training:

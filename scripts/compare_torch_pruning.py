@@ -55,19 +55,19 @@ from torch import Tensor, nn
 from sslprune import Cost, export_onnx, find_axes, trace
 from sslprune import repack as repack_model
 from sslprune.bench import bench_files
+from sslprune.choose.sections import select
 from sslprune.data import Data, build_data
-from sslprune.inputs import Inputs
-from sslprune.models import build_model, count_parameters, device_of, load_checkpoint, load_weights
+from sslprune.models.build import build_model, count_parameters, device_of, load_checkpoint, load_weights
 from sslprune.recipe import PruneSection, Recipe, TrainSection, load_recipe
 from sslprune.report import Absent
-from sslprune.rundir import RunDirectory
-from sslprune.show import Show
-from sslprune.stages.training import train
+from sslprune.run.directory import RunDirectory
+from sslprune.run.learn import train
+from sslprune.show.terminal import Show
 from sslprune.train.evaluate import evaluate
 from sslprune.train.optimizer import build_optimizer, learning_rate
 from sslprune.train.schedule import Schedule
-from sslprune.train.select import select
 from sslprune.train.teacher import build_teacher, mixed_loss
+from sslprune.values.inputs import Inputs
 
 ARMS = ("dense", "peer", "inner", "all", "layers")
 OURS = ARMS[2:]

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import sslprune
-from sslprune.axes import zero_groups
+from sslprune.values.axes import zero_groups
 
 
 def main() -> None:

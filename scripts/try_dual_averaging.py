@@ -27,7 +27,7 @@ from torch import nn
 
 from sslprune import Axis, Cost, GroupLasso, find_axes, trace
 from sslprune.data import Data, build_data
-from sslprune.models import build_model
+from sslprune.models.build import build_model
 from sslprune.recipe import load_recipe
 from sslprune.train.evaluate import evaluate
 

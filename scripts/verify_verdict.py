@@ -57,7 +57,17 @@ def main() -> int:
     options = parser.parse_args()
 
     dims = [word for dim in options.dim for word in ("--dim", dim)]
-    command = [sys.executable, "-m", "sslprune.cli", "bench", options.dense, options.other, "--json", "--device", "cpu"]
+    command = [
+        sys.executable,
+        "-m",
+        "sslprune.cli.app",
+        "bench",
+        options.dense,
+        options.other,
+        "--json",
+        "--device",
+        "cpu",
+    ]
     command += ["--batch", str(options.batch), "--threads", str(options.threads), *dims]
     stated = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     speedup = stated["models"][1]["speedup"][0]

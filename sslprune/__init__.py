@@ -11,22 +11,22 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _PLACES = {
-    "trace": "graph.trace",
-    "Program": "graph.program",
-    "find_axes": "graph.find",
-    "repack": "graph.repack",
-    "Cost": "graph.cost",
-    "zero_groups": "axes",
-    "Axis": "axes",
-    "Member": "axes",
+    "trace": "capture.trace",
+    "Program": "capture.program",
+    "find_axes": "kinds.find",
+    "repack": "removal.remove",
+    "Cost": "cost.counts",
+    "zero_groups": "values.axes",
+    "Axis": "values.axes",
+    "Member": "values.axes",
     "GroupLasso": "train.lasso",
     "Shrinker": "train.shrink",
     "shrink": "train.shrink",
     "Sparsity": "train.sparsity",
-    "export_onnx": "export",
-    "load": "plan",
-    "apply_plan": "plan",
-    "make_plan": "plan",
+    "export_onnx": "export.onnx",
+    "load": "removal.plan",
+    "apply_plan": "removal.plan",
+    "make_plan": "removal.plan",
     "SslpruneError": "errors",
 }
 
@@ -52,18 +52,18 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from sslprune.axes import Axis, Member, zero_groups
+    from sslprune.capture.program import Program
+    from sslprune.capture.trace import trace
+    from sslprune.cost.counts import Cost
     from sslprune.errors import SslpruneError
-    from sslprune.export import export_onnx
-    from sslprune.graph.cost import Cost
-    from sslprune.graph.find import find_axes
-    from sslprune.graph.program import Program
-    from sslprune.graph.repack import repack
-    from sslprune.graph.trace import trace
-    from sslprune.plan import apply_plan, load, make_plan
+    from sslprune.export.onnx import export_onnx
+    from sslprune.kinds.find import find_axes
+    from sslprune.removal.plan import apply_plan, load, make_plan
+    from sslprune.removal.remove import repack
     from sslprune.train.lasso import GroupLasso
     from sslprune.train.shrink import Shrinker, shrink
     from sslprune.train.sparsity import Sparsity
+    from sslprune.values.axes import Axis, Member, zero_groups
 
 
 def __getattr__(name: str) -> Any:

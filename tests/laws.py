@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from sslprune.axes import Axis, Member, tensors_of, zero_groups, zero_mask
-from sslprune.export import difference, random_like, save_program
-from sslprune.graph.cost import Cost
-from sslprune.graph.program import Program
-from sslprune.inputs import tensors_in
+from sslprune.capture.program import Program
+from sslprune.cost.counts import Cost
+from sslprune.export.onnx import difference, random_like, save_program
+from sslprune.values.axes import Axis, Member, tensors_of, zero_groups, zero_mask
+from sslprune.values.inputs import tensors_in
 
 
 @torch.no_grad()

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import sslprune
-from sslprune.graph.atoms import Atoms, concatenate, fixed, merge
-from sslprune.graph.repack import max_relative_difference
+from sslprune.analysis.atoms import Atoms, concatenate, fixed, merge
+from sslprune.removal.remove import max_relative_difference
 
 SIZES = st.lists(st.integers(1, 4), min_size=1, max_size=4)
 

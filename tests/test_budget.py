@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 import sslprune
-from sslprune.axes import Axis, Member, zero_mask
 from sslprune.errors import BudgetError
 from sslprune.recipe import BudgetSection, LassoSection
 from sslprune.train.budget import BudgetController, Limit, _features
 from sslprune.train.lasso import GroupLasso
+from sslprune.values.axes import Axis, Member, zero_mask
 
 
 class ChainCost:

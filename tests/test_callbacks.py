@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import sslprune.callbacks
-from sslprune.axes import zero_mask
 from sslprune.callbacks.steering import Steering
 from sslprune.errors import RecipeError, TrainingError
+from sslprune.values.axes import zero_mask
 from sslprune.zoo.digits_cnn import DigitsCNN
 
 

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import sslprune
-from sslprune.carry import carries, carrying, with_state
 from sslprune.errors import TraceError
-from sslprune.plan import make_plan
+from sslprune.removal.plan import make_plan
 from sslprune.train.loop import write_weights
+from sslprune.values.carry import carries, carrying, with_state
 from sslprune.zoo import lstm_lm, rhn_lm
 from tests.laws import lively_
 

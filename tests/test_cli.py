@@ -19,11 +19,11 @@ from typer.testing import CliRunner, Result
 import sslprune
 from sslprune.cli import app
 from sslprune.data import digits
-from sslprune.export import open_session
-from sslprune.graph.repack import repack
+from sslprune.export.onnx import open_session
 from sslprune.recipe import load_recipe
+from sslprune.removal.remove import repack
 from sslprune.report import Report, Speedup
-from sslprune.rundir import RunDirectory
+from sslprune.run.directory import RunDirectory
 
 RECIPE = """
 [model]
@@ -274,7 +274,7 @@ def test_an_unexpected_error_is_one_line_unless_debug(recipe: Path, monkeypatch:
     def broken(*_: object) -> None:
         raise RuntimeError("first\nsecond")
 
-    monkeypatch.setattr("sslprune.stages.inspecting.build_data", broken)
+    monkeypatch.setattr("sslprune.run.inspect.build_data", broken)
     assert mistake("inspect", recipe) == "error: unexpected RuntimeError: first second; --debug shows where"
     assert isinstance(invoke("inspect", recipe, "--debug").exception, RuntimeError)
 
@@ -291,7 +291,7 @@ def test_a_repack_that_changes_the_function_writes_nothing(
             next(iter(small.parameters())).mul_(1.01)
         return small
 
-    monkeypatch.setattr("sslprune.stages.repacking.repack_model", wrong)
+    monkeypatch.setattr("sslprune.run.repack.repack_model", wrong)
     assert "repacked and masked model differ by" in mistake("repack", run)
     assert not list((run / "repacked").iterdir()) and not (run / "report.json").exists()
 
@@ -311,7 +311,7 @@ def test_interrupted(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sslprune.stages.training.train_model", interrupted)
+    monkeypatch.setattr("sslprune.run.learn.train_model", interrupted)
     monkeypatch.setattr(sys, "argv", ["sslprune", "run", "tiny.toml"])
     result = invoke("run", recipe)
     assert result.exit_code == 130
@@ -319,10 +319,10 @@ def test_interrupted(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_help_and_version_answer_at_once() -> None:
-    done = subprocess.run([sys.executable, "-m", "sslprune.cli", "--help"], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-m", "sslprune", "--help"], capture_output=True, text=True, check=True)
     assert "inspect" in done.stdout
     # torch alone takes a second to import
-    heavy = "import sys, sslprune.cli; assert not {'torch', 'onnx', 'pydantic'} & set(sys.modules)"
+    heavy = "import sys, sslprune.cli.app; assert not {'torch', 'onnx', 'pydantic'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", heavy], check=True)
     assert re.match(r"sslprune( \d|, not installed)", invoke("--version").stdout)
     for command in ("init", "inspect", "train", "repack", "export", "run", "bench"):

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 
 import sslprune
-from sslprune.axes import Axis, zero_groups, zero_mask
+from sslprune.capture.program import Program
+from sslprune.cost.counts import Cost
 from sslprune.errors import RepackError
-from sslprune.export import difference
-from sslprune.graph.columns import COLUMNS_PAY, columns_gone
-from sslprune.graph.cost import Cost
-from sslprune.graph.program import Program
-from sslprune.graph.repack import removed_groups
-from sslprune.plan import apply_plan, make_plan
+from sslprune.export.onnx import difference
+from sslprune.kinds.columns import COLUMNS_PAY, columns_gone
+from sslprune.removal.plan import apply_plan, make_plan
+from sslprune.removal.remove import removed_groups
+from sslprune.values.axes import Axis, zero_groups, zero_mask
 from tests.laws import lively_, reload_without_sslprune, save_for_reload, settle_
 
 

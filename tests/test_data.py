@@ -9,8 +9,8 @@ import torch
 from sslprune.data import Batches, Data, Images, build_data, digits, read_images
 from sslprune.data.batches import Source
 from sslprune.errors import DataError
-from sslprune.inputs import tensors_in
 from sslprune.recipe import Recipe, parse_recipe
+from sslprune.values.inputs import tensors_in
 
 pyarrow = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")

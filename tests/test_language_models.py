@@ -16,11 +16,11 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 import sslprune
-from sslprune.carry import carrying
 from sslprune.cli import app
 from sslprune.recipe import load_recipe
 from sslprune.report import Report
-from sslprune.rundir import RunDirectory
+from sslprune.run.directory import RunDirectory
+from sslprune.values.carry import carrying
 
 RECIPE = """
 [model]
@@ -177,7 +177,7 @@ def test_any_batch_and_length_in_a_fresh_process(run: RunDirectory) -> None:
 
 
 def test_masked_and_repacked_carry_alike(run: RunDirectory) -> None:
-    from sslprune.models import load_trained
+    from sslprune.models.build import load_trained
 
     masked, small = load_trained(run.recipe().model, run.masked), sslprune.load(run.path)
     one, other = carrying(masked), carrying(small)

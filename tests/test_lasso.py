@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from sslprune.axes import Axis, Member, zero_mask
 from sslprune.train.lasso import GroupLasso
+from sslprune.values.axes import Axis, Member, zero_mask
 
 
 def member(name: str, dim: int, positions, zeroed: bool = True) -> Member:

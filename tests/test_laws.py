@@ -15,14 +15,14 @@ import torch
 from torch import Tensor, nn
 
 import sslprune
-from sslprune.axes import Axis, tensors_of, zero_groups, zero_mask
-from sslprune.bench.layers import LayerTable
+from sslprune.capture.program import Program
+from sslprune.cost.counts import Cost, Measure
+from sslprune.cost.table import LayerTable
 from sslprune.errors import RepackError
-from sslprune.export import difference, open_session, random_like
-from sslprune.graph.cost import Cost, Measure
-from sslprune.graph.program import Program
-from sslprune.inputs import tensors_in
-from sslprune.plan import read_plan
+from sslprune.export.onnx import difference, open_session, random_like
+from sslprune.removal.plan import read_plan
+from sslprune.values.axes import Axis, tensors_of, zero_groups, zero_mask
+from sslprune.values.inputs import tensors_in
 from tests.architectures import ARCHITECTURES
 from tests.laws import (
     kept_indices,

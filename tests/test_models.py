@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from sslprune.errors import CheckpointError, RecipeError
-from sslprune.models import build_model, find_callable
+from sslprune.models.build import build_model, find_callable
 from sslprune.recipe import ModelSection
 from sslprune.zoo import digits_cnn, resnet_cifar
 

@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import sslprune
-from sslprune.axes import zero_groups
-from sslprune.export import difference
-from sslprune.graph.cost import Cost
-from sslprune.graph.portable import grouped_mm
+from sslprune.cost.counts import Cost
+from sslprune.export.onnx import difference
+from sslprune.export.portable import grouped_mm
+from sslprune.values.axes import zero_groups
 from tests.laws import lively_, zero_random_
 
 

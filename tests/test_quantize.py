@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from sslprune.errors import ExportError
-from sslprune.export import export_onnx, open_session
-from sslprune.onnx_file import OnnxModule, feeds_of, read_graph, write_metadata
-from sslprune.quantize import notes, quantize
+from sslprune.export.file import OnnxModule, feeds_of, read_graph, write_metadata
+from sslprune.export.onnx import export_onnx, open_session
+from sslprune.export.quantize import notes, quantize
 
 
 class Net(nn.Module):
@@ -101,7 +101,7 @@ def test_a_variant_that_crashes_the_runtime_is_one_line(
         (crash, "crashes on the result; leave bf16 out"),
         (fail, "cannot open it: no kernel for LSTM"),
     ):
-        monkeypatch.setattr("sslprune.quantize.OPEN", program)
+        monkeypatch.setattr("sslprune.export.quantize.OPEN", program)
         with pytest.raises(ExportError, match=f"export.quantize: bf16 of model.onnx: .*{said}"):
             quantize(source, tmp_path / "bf16.onnx", "bf16", [])
     assert not list(tmp_path.iterdir())
@@ -109,7 +109,7 @@ def test_a_variant_that_crashes_the_runtime_is_one_line(
 
 def test_a_processor_without_vnni_is_warned_of(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for has, said in ((True, False), (False, True), (None, False)):
-        monkeypatch.setattr("sslprune.quantize.has_vnni", lambda has=has: has)
+        monkeypatch.setattr("sslprune.export.quantize.has_vnni", lambda has=has: has)
         assert bool(notes("int8-static", source)) is said
     assert "half the file" in notes("bf16", source)[0] or "smaller file" in notes("bf16", source)[0]
 
@@ -135,8 +135,8 @@ def test_names_dimensions_and_metadata_are_a_persons_own(tmp_path: Path) -> None
 
 def test_large_weights_lie_in_a_file_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the limit lowered from 2 GB, every step keeps the companion: export, metadata, each variant."""
-    monkeypatch.setattr("sslprune.export.PROTOBUF_LIMIT", 1000)
-    monkeypatch.setattr("sslprune.quantize.PROTOBUF_LIMIT", 1000)
+    monkeypatch.setattr("sslprune.export.onnx.PROTOBUF_LIMIT", 1000)
+    monkeypatch.setattr("sslprune.export.quantize.PROTOBUF_LIMIT", 1000)
     torch.manual_seed(0)
     path, model = tmp_path / "m.onnx", Net().eval()
     export_onnx(model, (torch.randn(2, 1, 8, 8),), path, dynamic_axes={"batch": "N"})

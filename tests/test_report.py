@@ -34,8 +34,8 @@ from sslprune.report import (
     report_schema,
 )
 from sslprune.report.ci import write_ci
-from sslprune.rundir import RunDirectory
-from sslprune.show import Show, grouped, summary
+from sslprune.run.directory import RunDirectory
+from sslprune.show.terminal import Show, grouped, summary
 
 PROOF = Equivalence(max_abs=1e-6, max_relative=2e-7, samples=360, metrics={"accuracy": 97.5})
 
@@ -326,7 +326,7 @@ def test_quiet_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
 def test_plain_lines_when_not_on_a_terminal(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sslprune.show.PLAIN_EVERY", 0.0)
+    monkeypatch.setattr("sslprune.show.terminal.PLAIN_EVERY", 0.0)
     show = Show()
     with show.progress("sparse [1/2]", 2) as bar:
         bar.advance(loss=0.12345, cost=0.5)
@@ -334,7 +334,7 @@ def test_plain_lines_when_not_on_a_terminal(
 
 
 def test_bars_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sslprune.show.FIRST_SEEN", 0.0)
+    monkeypatch.setattr("sslprune.show.terminal.FIRST_SEEN", 0.0)
     console = Console(file=io.StringIO(), force_terminal=True, width=80)
     show = Show(console=console)
     with show.progress("outer", 2) as bar, show.progress("inner"):

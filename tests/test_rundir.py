@@ -8,7 +8,7 @@ import pytest
 
 from sslprune.errors import RunError
 from sslprune.recipe import Recipe, parse_recipe
-from sslprune.rundir import RunDirectory
+from sslprune.run.directory import RunDirectory
 
 
 def recipe(**changes: object) -> Recipe:

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import sslprune
-from sslprune.axes import tensors_of
-from sslprune.carry import with_state
 from sslprune.errors import RecipeError, RepackError, TrainingError
-from sslprune.graph.repack import places
+from sslprune.removal.remove import places
+from sslprune.values.axes import tensors_of
+from sslprune.values.carry import with_state
 from sslprune.zoo import digits_cnn, lstm_lm
 from tests.laws import lively_
 from tests.test_train import StopsAfter, recipe, same, trained

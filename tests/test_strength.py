@@ -5,13 +5,13 @@ import pytest
 import torch
 from torch import nn
 
-from sslprune.axes import Axis, Member, zero_mask
 from sslprune.errors import RecipeError, TrainingError
 from sslprune.recipe import BudgetSection, LassoSection
 from sslprune.train.budget import BudgetController
 from sslprune.train.lasso import GroupLasso
 from sslprune.train.sparsity import Sparsity
 from sslprune.train.strength import StrengthController
+from sslprune.values.axes import Axis, Member, zero_mask
 from sslprune.zoo.digits_cnn import DigitsCNN
 from tests.test_budget import ChainCost, chain
 from tests.test_lasso import chain as overlapping

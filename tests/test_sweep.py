@@ -11,9 +11,9 @@ from xml.etree import ElementTree
 import pytest
 
 import sslprune
-from sslprune.models import count_parameters
+from sslprune.models.build import count_parameters
 from sslprune.report import Report
-from sslprune.rundir import RunDirectory
+from sslprune.run.directory import RunDirectory
 from tests.test_cli import RECIPE, invoke, mistake
 
 SWEEP = RECIPE.replace("macs = 0.5", "macs = [0.6, 0.4]").replace("max_metric_drop", "max_macs = 0.5\nmax_metric_drop")

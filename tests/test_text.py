@@ -11,14 +11,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sslprune.carry import with_state
 from sslprune.data import build_data
 from sslprune.data.text import TextBatches, Vocabulary
 from sslprune.errors import DataError
-from sslprune.models import build_model
+from sslprune.models.build import build_model
 from sslprune.recipe import parse_recipe
-from sslprune.tasks import IGNORED
 from sslprune.train.evaluate import evaluate
+from sslprune.values.carry import with_state
+from sslprune.values.tasks import IGNORED
 from sslprune.zoo import lstm_lm
 from tests.laws import lively_
 

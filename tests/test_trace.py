@@ -16,9 +16,9 @@ from torch.nn.utils import parametrize
 from torch.utils import _pytree as pytree
 
 import sslprune
-from sslprune.axes import tensors_of
 from sslprune.errors import TraceError
-from sslprune.export import difference
+from sslprune.export.onnx import difference
+from sslprune.values.axes import tensors_of
 from tests.laws import zero_random_
 
 HERE = __file__

@@ -13,22 +13,22 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from sslprune.axes import Axis, zero_mask
+from sslprune.capture.trace import trace
+from sslprune.choose.sections import select
+from sslprune.cost.counts import Cost
 from sslprune.data import build_data
 from sslprune.errors import BudgetError, DataError, RecipeError, SslpruneError, TrainingError
-from sslprune.graph.cost import Cost
-from sslprune.graph.find import find_axes
-from sslprune.graph.trace import trace
-from sslprune.models import build_model
+from sslprune.kinds.find import find_axes
+from sslprune.models.build import build_model
 from sslprune.recipe import PruneSection, Recipe, TeacherSection, TrainSection, parse_recipe
-from sslprune.rundir import RunDirectory
+from sslprune.run.directory import RunDirectory
 from sslprune.train.evaluate import evaluate
 from sslprune.train.loop import train
 from sslprune.train.optimizer import learning_rate
 from sslprune.train.recalibrate import recalibrate
 from sslprune.train.schedule import Schedule
-from sslprune.train.select import select
 from sslprune.train.teacher import build_teacher
+from sslprune.values.axes import Axis, zero_mask
 from sslprune.zoo.digits_cnn import DigitsCNN
 
 

@@ -14,10 +14,10 @@ from sslprune.cli import app
 from sslprune.data import build_data
 from sslprune.data.tables import read_table
 from sslprune.errors import CheckpointError, DataError, RecipeError, RepackError
-from sslprune.export import open_session
-from sslprune.models import build_model
+from sslprune.export.onnx import open_session
+from sslprune.models.build import build_model
 from sslprune.recipe import Recipe, load_recipe, parse_recipe
-from sslprune.rundir import RunDirectory
+from sslprune.run.directory import RunDirectory
 from sslprune.train.evaluate import evaluate
 
 pytest.importorskip("transformers")
@@ -199,7 +199,7 @@ def test_apply_plan_gives_back_the_class_with_fewer_heads(run):
 
 def test_apply_plan_names_the_module_that_fixes_its_widths():
     import sslprune
-    from sslprune.plan import make_plan
+    from sslprune.removal.plan import make_plan
 
     def model():
         torch.manual_seed(0)

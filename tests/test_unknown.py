@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import sslprune
-from sslprune.axes import Axis, zero_groups
-from sslprune.export import difference, random_like
-from sslprune.graph.inference import infer
-from sslprune.graph.program import operator_name
-from sslprune.graph.rules import RULES
+from sslprune.analysis.inference import infer
+from sslprune.analysis.rules import RULES
+from sslprune.capture.program import operator_name
+from sslprune.export.onnx import difference, random_like
+from sslprune.values.axes import Axis, zero_groups
 from tests.laws import lively_
 
 LIBRARY = torch.library.Library("sslprune_test", "FRAGMENT")

@@ -16,7 +16,7 @@ from torch.export.passes import move_to_device_pass
 from torch.utils import _pytree as pytree
 
 from sslprune.errors import ExportError
-from sslprune.export import first_line, open_session
+from sslprune.export.onnx import first_line, open_session
 
 PROVIDERS = {
     ("cpu", "onnxruntime"): "CPUExecutionProvider",

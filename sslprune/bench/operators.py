@@ -13,7 +13,7 @@ import onnxruntime
 
 from sslprune.bench.timing import pinned
 from sslprune.errors import ExportError
-from sslprune.export import first_line, session_options
+from sslprune.export.onnx import first_line, session_options
 from sslprune.report.values import OperatorTime
 
 NUM_WARM_UP = 3  # runs

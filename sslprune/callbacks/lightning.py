@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sslprune.callbacks.steering import Steering
 from sslprune.errors import RecipeError, TrainingError
-from sslprune.graph.packed import Packed
+from sslprune.removal.packed import Packed
 from sslprune.train.sparsity import Prune
 
 

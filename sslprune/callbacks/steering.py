@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from sslprune.errors import RecipeError, TrainingError
-from sslprune.graph.packed import Packed
-from sslprune.inputs import num_rows
+from sslprune.removal.packed import Packed
 from sslprune.train.budget import NUM_WARM_UP
 from sslprune.train.sparsity import Prune, Sparsity, settings_of
+from sslprune.values.inputs import num_rows
 
 NUM_ROWS = 4
 

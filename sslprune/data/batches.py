@@ -12,14 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sslprune.carry import example_for, with_state
 from sslprune.data.images import Images, count_images, read_images
 from sslprune.data.tables import TEXT_FILES
 from sslprune.errors import DataError
-from sslprune.inputs import Inputs, arguments, each, length_of, num_rows
-from sslprune.models import device_of, find_callable
+from sslprune.models.build import device_of, find_callable
 from sslprune.recipe import DataSection, Recipe
-from sslprune.tasks import Task, logits_of, task_of
+from sslprune.values.carry import example_for, with_state
+from sslprune.values.inputs import Inputs, arguments, each, length_of, num_rows
+from sslprune.values.tasks import Task, logits_of, task_of
 
 CLASSIFICATION = Task()
 Batch = tuple[Inputs, Tensor]  # the model's arguments (a tuple, or a dict by name), the targets

@@ -22,9 +22,9 @@ from sslprune.data.hub import read_dataset
 from sslprune.data.tables import chosen, rows_of
 from sslprune.errors import DataError
 from sslprune.files import write_text
-from sslprune.huggingface import load_tokenizer, max_positions
+from sslprune.models.huggingface import load_tokenizer, max_positions
 from sslprune.recipe import DataSection, Recipe
-from sslprune.tasks import IGNORED, Task
+from sslprune.values.tasks import IGNORED, Task
 
 POOL = 50  # batches that are sorted by length together
 LONGEST = 512  # tokens, where neither recipe nor tokenizer say

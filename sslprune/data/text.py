@@ -20,7 +20,7 @@ from sslprune.data.batches import Batch, Data
 from sslprune.errors import DataError
 from sslprune.files import write_text
 from sslprune.recipe import DataSection
-from sslprune.tasks import IGNORED, Task
+from sslprune.values.tasks import IGNORED, Task
 
 END, UNKNOWN = "<eos>", "<unk>"
 VOCABULARY = "vocabulary.json"

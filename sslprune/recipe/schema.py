@@ -36,7 +36,7 @@ class RunSection(Section):
 
 
 class ModelSection(Section):
-    factory: str  # "module:callable", "file.py:callable", "hf:<kind>" or a .pt2 file: see sslprune.models.build_model
+    factory: str  # "module:callable", "file.py:callable", "hf:<kind>" or a .pt2 file: see models.build
     arguments: dict[str, Any] = {}
     checkpoint: str | None = None
 
@@ -55,8 +55,8 @@ class DataSection(Section):
     augment: list[str] = []  # "pad-crop:4", "flip"
     batch_size: Count = 128
     eval_batch_size: Count = 500
-    task: str = "classification"  # or "tagging", "language-modelling": see sslprune.tasks
-    metrics: list[str] = []  # of sslprune.tasks.METRICS, or "module:callable"; empty: what the task is judged by
+    task: str = "classification"  # or "tagging", "language-modelling": see sslprune.values.tasks
+    metrics: list[str] = []  # of sslprune.values.tasks.METRICS, or "module:callable"; empty: what the task is judged by
     valid: str | None = None  # what the epochs are judged by in place of the test data: a file, as train is ...
     hold_out: int = Field(default=0, ge=0)  # ... or as many samples of the training data, drawn alike for every seed
     vocabulary: str | None = None  # of a language model: words, one a line; else those of the training text

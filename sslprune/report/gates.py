@@ -20,7 +20,7 @@ from sslprune.report.values import (
     Variant,
 )
 from sslprune.report.words import setting_text
-from sslprune.tasks import LOWER_IS_BETTER
+from sslprune.values.tasks import LOWER_IS_BETTER
 
 SAME = 0.005  # relative: a change in size below this is none
 

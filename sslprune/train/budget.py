@@ -16,11 +16,11 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from sslprune.axes import Axis
 from sslprune.errors import BudgetError
 from sslprune.recipe import BudgetSection, LassoSection
 from sslprune.recipe.fields import Measure
 from sslprune.train.lasso import GroupLasso
+from sslprune.values.axes import Axis
 
 TOLERANCE = 0.01  # the cost ends between (1 - TOLERANCE) x budget and the budget
 NUM_WARM_UP = 8  # steps whose loss decides λ
@@ -35,7 +35,7 @@ Kept = list[np.ndarray]  # per axis, bool (size,)
 
 
 class Cost(Protocol):
-    """What a model costs when some groups are gone; ``sslprune.graph.cost.Cost`` is one."""
+    """What a model costs when some groups are gone; ``sslprune.cost.counts.Cost`` is one."""
 
     def macs(self, kept: Kept | None = None) -> float: ...
     def parameters(self, kept: Kept | None = None) -> float: ...

@@ -8,10 +8,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from sslprune.carry import carrying
 from sslprune.errors import DataError
-from sslprune.inputs import Inputs, call
-from sslprune.tasks import Task
+from sslprune.values.carry import carrying
+from sslprune.values.inputs import Inputs, call
+from sslprune.values.tasks import Task
 
 
 @torch.inference_mode()

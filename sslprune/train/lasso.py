@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sslprune.axes import Axis, tensors_of
+from sslprune.values.axes import Axis, tensors_of
 
 
 @dataclass(frozen=True)

@@ -18,27 +18,27 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from sslprune.axes import tensors_of, zero_mask
-from sslprune.carry import carrying, with_state
+from sslprune.capture.trace import trace
+from sslprune.choose.sections import select_with_sections
+from sslprune.cost.counts import Cost
+from sslprune.cost.fit import latency_cost
 from sslprune.data import Data, build_data
 from sslprune.errors import RepackError, TrainingError
 from sslprune.files import write_atomic, write_json
-from sslprune.graph.cost import Cost
-from sslprune.graph.find import find_axes
-from sslprune.graph.trace import trace
-from sslprune.inputs import Inputs, arguments, call, each
-from sslprune.models import build_model, count_parameters, device_of, load_checkpoint, load_weights
+from sslprune.kinds.find import find_axes
+from sslprune.models.build import build_model, count_parameters, device_of, load_checkpoint, load_weights
 from sslprune.recipe import Recipe, parse_recipe
 from sslprune.train.budget import BudgetController
 from sslprune.train.evaluate import evaluate
-from sslprune.train.latency import latency_cost
 from sslprune.train.optimizer import build_optimizer
 from sslprune.train.recalibrate import recalibrate
 from sslprune.train.schedule import Epoch, Schedule
-from sslprune.train.select import select_with_sections
 from sslprune.train.shrink import Shrinker
 from sslprune.train.sparsity import Controller, build_controller
 from sslprune.train.teacher import build_teacher, mixed_loss
+from sslprune.values.axes import tensors_of, zero_mask
+from sslprune.values.carry import carrying, with_state
+from sslprune.values.inputs import Inputs, arguments, call, each
 
 CHECK_EVERY = 20  # steps between looks at the loss: on a GPU each look waits for the device
 

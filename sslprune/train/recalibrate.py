@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from sslprune.carry import carrying
 from sslprune.data.batches import Source
-from sslprune.inputs import call
+from sslprune.values.carry import carrying
+from sslprune.values.inputs import call
 
 
 def recalibrate(model: nn.Module, batches: Source, steps: int, advance: Callable[[], Any] = lambda: None) -> None:

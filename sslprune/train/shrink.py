@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
-from sslprune.axes import Axis, tensors_of, zero_groups
+from sslprune.capture.program import Program
 from sslprune.errors import RepackError, TrainingError
-from sslprune.graph.packed import Packed
-from sslprune.graph.program import Program
-from sslprune.graph.repack import computed_weight, places, remove, removed_groups
+from sslprune.removal.packed import Packed
+from sslprune.removal.remove import computed_weight, places, remove, removed_groups
 from sslprune.train.lasso import GroupLasso
+from sslprune.values.axes import Axis, tensors_of, zero_groups
 
 Follower = Optimizer | AveragedModel
 

@@ -10,20 +10,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sslprune.axes import Axis
+from sslprune.capture.trace import trace
+from sslprune.choose.sections import select_with_sections
+from sslprune.cost.counts import Cost
+from sslprune.cost.grain import grain
 from sslprune.errors import TrainingError
-from sslprune.grain import grain
-from sslprune.graph.cost import Cost
-from sslprune.graph.find import find_axes
-from sslprune.graph.packed import Packed
-from sslprune.graph.repack import repack
-from sslprune.graph.trace import trace
+from sslprune.kinds.find import find_axes
 from sslprune.recipe import BudgetSection, LassoSection, PruneSection, Sparsifying, parse_sparsifying
+from sslprune.removal.packed import Packed
+from sslprune.removal.remove import repack
 from sslprune.train.budget import BudgetController, Kept, Limit
 from sslprune.train.lasso import GroupLasso
-from sslprune.train.select import select_with_sections
 from sslprune.train.shrink import Follower, Shrinker
 from sslprune.train.strength import StrengthController
+from sslprune.values.axes import Axis
 
 Prune = str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]]  # a kind, the fields of a [[prune]], or several
 

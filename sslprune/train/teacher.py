@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sslprune.carry import with_state
 from sslprune.data import Data
 from sslprune.errors import RecipeError, SslpruneError
-from sslprune.inputs import arguments, each
-from sslprune.models import build_model, load_trained
+from sslprune.models.build import build_model, load_trained
 from sslprune.recipe import DistillSection, ModelSection, TeacherSection
-from sslprune.rundir import RunDirectory
-from sslprune.tasks import Task, logits_of
+from sslprune.run.directory import RunDirectory
+from sslprune.values.carry import with_state
+from sslprune.values.inputs import arguments, each
+from sslprune.values.tasks import Task, logits_of
 
 FIELD = "distill.teacher"
 

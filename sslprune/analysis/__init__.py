@@ -1,0 +1,1 @@
+"""Analysis: which dimensions belong together, and where exact zeros travel."""

@@ -1,0 +1,203 @@
+"""Recurrent layers: a hidden unit is one group with all its gates (Intrinsic Sparse Structures, Wen et al. 2018).
+
+Unit h of a layer owns row h of every gate in both weight matrices and biases, column h of the recurrent matrix, and the
+columns that read it. With its weights at zero the cell stays where it started: at zero. Each layer has its own width,
+so a repacked stack is one operator a layer; both directions of one layer share theirs.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import fx
+
+from sslprune.analysis.atoms import Dim, concatenate, fixed, merge
+from sslprune.analysis.inference import Inference, Rule
+from sslprune.analysis.zeros import AllOf, AnyOf, Keeps, Zero
+from sslprune.capture.program import operator_name
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """One layer of a stack: its weights by direction, its hidden dimension and what it gives out."""
+
+    weights: list[list[fx.Node]]  # by direction: weight_ih, weight_hh, then biases and the projection where there are
+    hidden: Dim
+    out: Dim  # the projection's dimension where there is one, else the hidden one
+
+
+def _recurrent(gates: int, states: int) -> Rule:
+    def rule(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
+        if not hasattr(a, "has_biases") or not hasattr(a, "batch_first"):
+            from sslprune.analysis.rules import unknown  # packed sequences
+
+            unknown(g, node, a)
+            return
+        initial = list(a.hx) if isinstance(a.hx, Sequence) else [a.hx]
+        x = g.dims(a.input)
+        directions = 2 if a.bidirectional else 1
+        layers = _layers(g, node, a, x[-1], directions, gates)
+        started = [s for s in initial if operator_name(s) not in ("zeros", "new_zeros", "zeros_like")]
+        returned = {user.args[1] for user in node.users if user.users and user.target is operator.getitem}
+        if started or returned & {1, 2}:  # one tensor holds the state of all layers: they keep one width
+            for layer in layers[1:]:
+                g.unify(layers[0].hidden, layer.hidden, node)
+                g.unify(layers[0].out, layer.out, node)
+        for i, state in enumerate(initial):
+            if state in started:
+                g.freeze(g.dims(state)[:-1], node, "one state a layer")
+                g.unify(g.dims(state)[-1], layers[0].out if i == 0 else layers[0].hidden, node)
+        last = layers[-1]
+        g.out(node, [*x[:-1], concatenate([last.out] * directions)], _zero(last, last.out, started))
+        lead = x[:-1][(0 if a.batch_first else 1) : (1 if a.batch_first else 2)] if len(x) == 3 else []
+        for i in range(states):
+            width = layers[0].out if i == 0 else layers[0].hidden
+            zeros = [_zero(layer, layer.out if i == 0 else layer.hidden, started) for layer in layers]
+            zero = AllOf(tuple(z for z in zeros if z)) if all(zeros) else None
+            g.out(node, [fixed(len(layers) * directions), *lead, width], zero)
+        g.on_repack(node, lambda r: _unstack(r, node, a, layers, directions, states, initial, started))
+
+    return rule
+
+
+def _layers(g: Inference, node: fx.Node, a: SimpleNamespace, inner: Dim, directions: int, gates: int) -> list[_Layer]:
+    """Tie each layer's weights together, and to the layer below."""
+    x = g.dims(a.input)
+    per = len(a.params) // (a.num_layers * directions)
+    layers: list[_Layer] = []
+    for index in range(a.num_layers):
+        weights = [
+            list(a.params[(index * directions + d) * per : (index * directions + d + 1) * per])
+            for d in range(directions)
+        ]
+        projected = per in (3, 5)
+        hidden = g.atoms.fresh(g.shape(weights[0][1])[0] // gates)
+        out = g.atoms.fresh(g.shape(weights[0][1])[1]) if projected else hidden
+        for own in weights:
+            w_ih, w_hh = own[:2]
+            for tensor in own[: 4 if a.has_biases else 2]:
+                g.unify(g.dims(tensor)[0], merge([fixed(gates), hidden]), node)
+            g.unify(g.dims(w_hh)[1], out, node)
+            g.unify(g.dims(w_ih)[1], inner, node)
+            if projected:
+                g.unify(g.dims(own[-1])[0], out, node)
+                g.unify(g.dims(own[-1])[1], hidden, node)
+                g.sums(node, hidden, Keeps(own[-1]))
+                g.macs(node, [*x[:-1], out, hidden])
+                g.label(out, "neurons")
+                g.produces(own[-1], 0)
+            below: Zero = Keeps(w_ih)
+            if index == 0:
+                below = AnyOf((below, Keeps(a.input)))
+            g.sums(node, g.dims(w_ih)[1], below)
+            g.sums(node, out, Keeps(w_hh))
+            g.label(hidden, "hidden")
+            g.produces(w_ih, 0)
+            for columns in (inner, out):
+                g.macs(node, [*x[:-1], hidden, columns], gates)
+        layers.append(_Layer(weights, hidden, out))
+        inner = concatenate([out] * directions)
+    return layers
+
+
+def _zero(layer: _Layer, width: Dim, started: Sequence[fx.Node]) -> Zero | None:
+    """A unit stays at zero when all that writes to it is zero and it started at zero."""
+    if width is not layer.hidden:
+        return AllOf(tuple(Keeps(own[-1], (width,)) for own in layer.weights))
+    every = [Keeps(tensor, (width,)) for own in layer.weights for tensor in own[:4]]
+    return AllOf((*every, *(Keeps(state, (width,)) for state in started)))
+
+
+def _unstack(
+    r: Any,
+    node: fx.Node,
+    a: SimpleNamespace,
+    layers: list[_Layer],
+    directions: int,
+    states: int,
+    initial: list[fx.Node],
+    started: list[fx.Node],
+) -> None:
+    """One operator a layer, each with its own width and its own slice of the initial state."""
+    if not any(r.changed(layer.hidden) or r.changed(layer.out) for layer in layers):
+        return
+    if len(layers) == 1 and len(started) == len(initial):
+        return  # its weights and its state are smaller, and it takes both as they come
+    aten, graph, new = torch.ops.aten, r.node.graph, r.mapped
+    results: list[fx.Node] = []
+    with graph.inserting_before(r.node):
+        value = new(a.input)
+        for index, layer in enumerate(layers):
+            begin = []
+            for i, state in enumerate(initial):
+                width = layer.out if i == 0 else layer.hidden
+                if state in started:
+                    begin.append(
+                        graph.call_function(
+                            aten.slice.Tensor, (new(state), 0, index * directions, (index + 1) * directions)
+                        )
+                    )
+                else:
+                    old = new(state)
+                    sizes = [directions, *old.args[0][1:-1], r.size(width)]
+                    begin.append(graph.call_function(aten.zeros.default, (sizes,), dict(old.kwargs)))
+            params = [new(tensor) for own in layer.weights for tensor in own]
+            rest = (a.has_biases, 1, 0.0, a.train, a.bidirectional, a.batch_first)
+            hx = begin if isinstance(a.hx, Sequence) else begin[0]
+            made = graph.call_function(node.target, (value, hx, params, *rest))
+            made.meta = dict(node.meta)
+            results.append(made)
+            value = graph.call_function(operator.getitem, (made, 0))
+            if a.dropout and index + 1 < len(layers):
+                value = graph.call_function(aten.dropout.default, (value, a.dropout, a.train))
+        for user in list(r.node.users):
+            which = user.args[1]
+            replacement = value
+            if which > 0:
+                parts = [graph.call_function(operator.getitem, (made, which)) for made in results]
+                replacement = graph.call_function(aten.cat.default, (parts, 0)) if len(parts) > 1 else parts[0]
+            r.replace(user, replacement)
+
+
+def cell(gates: int) -> Rule:
+    """One step: input (N, in), state (N, H) -> the new state, or states."""
+
+    def rule(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
+        states = list(a.hx) if isinstance(a.hx, Sequence) else [a.hx]
+        hidden = g.dims(states[0])[-1]
+        biases = [b for b in (a.b_ih, a.b_hh) if isinstance(b, fx.Node)]
+        for tensor in (a.w_ih, a.w_hh, *biases):
+            g.unify(g.dims(tensor)[0], merge([fixed(gates), hidden]), node)
+        g.unify(g.dims(a.w_hh)[1], hidden, node)
+        g.unify(g.dims(a.w_ih)[1], g.dims(a.input)[-1], node)
+        for state in states[1:]:
+            g.unify(g.dims(state)[-1], hidden, node)
+        g.label(hidden, "hidden")
+        g.produces(a.w_ih, 0)
+        g.sums(node, g.dims(a.w_ih)[1], AnyOf((Keeps(a.input), Keeps(a.w_ih))))
+        g.sums(node, hidden, AnyOf((Keeps(states[0]), Keeps(a.w_hh))))
+        lead = g.dims(a.input)[:-1]
+        for columns in (g.dims(a.w_ih)[1], hidden):
+            g.macs(node, [*lead, hidden, columns], gates)
+        zero = AllOf(tuple(Keeps(tensor, (hidden,)) for tensor in (a.w_ih, a.w_hh, *biases, *states)))
+        for _ in range(g.num_outputs(node)):
+            g.out(node, [*lead, hidden], zero)
+
+    return rule
+
+
+RULES: dict[str, Rule] = {
+    "lstm_cell": cell(gates=4),
+    "gru_cell": cell(gates=3),
+    "rnn_tanh_cell": cell(gates=1),
+    "rnn_relu_cell": cell(gates=1),
+    "lstm": _recurrent(gates=4, states=2),
+    "gru": _recurrent(gates=3, states=1),
+    "rnn_tanh": _recurrent(gates=1, states=1),
+    "rnn_relu": _recurrent(gates=1, states=1),
+}

@@ -1,0 +1,1 @@
+"""Capture: a module becomes a `Program`, by `torch.export`."""

@@ -1,0 +1,50 @@
+"""Which axes a recipe's ``[[prune]]`` sections mean."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
+from sslprune.errors import RecipeError
+from sslprune.recipe import PruneSection
+from sslprune.values.axes import Axis
+
+
+def select(axes: Sequence[Axis], sections: Sequence[PruneSection]) -> list[Axis]:
+    """The axes that the sections choose, in the order of ``axes``; see ``select_with_sections``."""
+    return [axis for axis, _ in select_with_sections(axes, sections)]
+
+
+def select_with_sections(axes: Sequence[Axis], sections: Sequence[PruneSection]) -> list[tuple[Axis, PruneSection]]:
+    """The chosen axes, each with the first section that chooses it.
+
+    Frozen axes are left out, and inexact ones unless their section allows them. Raises RecipeError for a section whose
+    kind or patterns match nothing.
+    """
+    chosen: dict[int, PruneSection] = {}
+    for number, section in enumerate(sections):
+        matching = _matching(axes, section, f"prune.{number}")
+        for i, axis in enumerate(axes):
+            if axis in matching:
+                chosen.setdefault(i, section)
+    return [(axes[i], chosen[i]) for i in sorted(chosen)]
+
+
+def _matching(axes: Sequence[Axis], section: PruneSection, field: str) -> list[Axis]:
+    of_kind = [axis for axis in axes if axis.kind == section.kind]
+    if not of_kind:
+        kinds = ", ".join(sorted({axis.kind for axis in axes})) or "none"
+        raise RecipeError(f'{field}.kind: no axis is of kind "{section.kind}"; the model has {kinds}')
+    named = [axis for axis in of_kind if _any(axis.name, section.include) and not _any(axis.name, section.exclude)]
+    if not named:
+        names = ", ".join(axis.name for axis in of_kind[:6]) + (", ..." if len(of_kind) > 6 else "")
+        raise RecipeError(f"{field}.include: {section.include} without {section.exclude} matches none of {names}")
+    usable = [axis for axis in named if axis.prunable and (axis.exact or section.allow_inexact)]
+    if not usable:
+        reason = f"{named[0].name} is {'frozen' if named[0].frozen else 'inexact'}: {named[0].reason}"
+        raise RecipeError(f"{field}: none of the {len(named)} axes can be removed ({reason}); see `sslprune inspect`")
+    return usable
+
+
+def _any(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)

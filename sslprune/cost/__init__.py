@@ -1,0 +1,1 @@
+"""Cost: multiply-accumulates, parameters and latency of what stays."""

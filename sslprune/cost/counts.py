@@ -1,0 +1,276 @@
+"""What a model costs: multiply-accumulates, parameters and latency, as functions of what is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+from torch import fx, nn
+
+from sslprune.analysis.atoms import Dim
+from sslprune.analysis.inference import infer
+from sslprune.analysis.rewriter import even_kernel
+from sslprune.capture.program import Program
+from sslprune.cost.layers import Asked, Layer, Table, layers_of
+from sslprune.kinds.columns import columns_gone
+from sslprune.kinds.find import branches_by_axis, too_many
+from sslprune.values.axes import Axis
+
+Measure = Literal["macs", "parameters", "latency"]
+Masks = Sequence[np.ndarray]  # for each axis, which groups are kept: bool, shape (size,)
+
+
+class _Term:
+    """constant x product over dimensions of the number of kept indices, while one of ``nodes`` is needed."""
+
+    def __init__(self, constant: float, factors: list[int], nodes: list[fx.Node]) -> None:
+        self.constant, self.factors, self.nodes = constant, factors, nodes
+
+
+class _Timed:
+    """One layer of ``node``, whose operands' sizes are the kept indices of ``operands``."""
+
+    def __init__(self, asked: Asked, operands: list[list[int]], node: fx.Node) -> None:
+        self.make, self.operands, self.nodes = asked.make, operands, [node]
+
+
+class Cost:
+    """MACs of one sample and parameters of ``program`` when some groups of ``axes`` are removed.
+
+    A mask per axis says which groups are kept; None keeps everything. Costs equal those of the repacked model.
+    With a table of ``layers`` it also knows the latency of ``batch`` samples, in microseconds: ``fit[0]`` + ``fit[1]``
+    x the sum over the table's layers.
+    """
+
+    def __init__(self, program: Program, axes: Sequence[Axis], layers: Table | None = None, batch: int = 1) -> None:
+        g = infer(program)
+        self.axes = list(axes)
+        self._dims: list[tuple[np.ndarray, np.ndarray]] = []  # each distinct dimension: (rows of slots, shape (n, k))
+        slot = np.zeros(len(g.atoms), np.int64)  # slot 0 is always kept
+        self._starts = np.cumsum([1, *(0 if axis.kind == "layers" else axis.size for axis in self.axes)])
+        for axis, start in zip(self.axes, self._starts, strict=False):
+            if axis.kind != "layers":
+                slot[axis.atoms] = np.arange(start, start + axis.size)
+        known: dict[tuple[int, ...] | int, int] = {}
+        seen: dict[bytes, int] = {}
+
+        def index(dim: Dim) -> int:
+            if id(dim) not in known:
+                rows = slot[g.atoms.rows(dim)]
+                key = rows.tobytes() + bytes(str(rows.shape), "ascii")
+                if key not in seen:
+                    seen[key] = len(self._rows)
+                    self._rows.append(rows)
+                known[id(dim)] = seen[key]
+                self._alive.append(dim)
+            return known[id(dim)]
+
+        self._rows: list[np.ndarray] = []
+        self._alive: list[Dim] = []  # keeps ids unique while they are keys
+        graph = program.evaluation
+        self._branches = {i: places[0] for i, places in branches_by_axis(g, self.axes).items()}
+        self._slots = {i: slot[self.axes[i].atoms] for i in self._branches}  # of the features that only it adds
+        weights = {i: axis.members[0].name for i, axis in enumerate(self.axes) if axis.kind == "columns"}
+        columns = {name: g.columns[name].dim for name in weights.values()}
+        self._columns = {i: index(columns[name]) for i, name in weights.items()}
+
+        def by_column(name: str, dims: Sequence[Dim]) -> list[Dim]:
+            """``dims`` with a weight's columns in place of its (C, *kernel), where columns are among the axes."""
+            if name not in columns:
+                return list(dims)
+            whole = set(map(id, g.columns[name].whole))
+            return [*(dim for dim in dims if id(dim) not in whole), columns[name]]
+
+        self._terms: dict[str, list[_Term]] = {"macs": [], "parameters": []}
+        counted: dict[str, list[fx.Node]] = {}
+        for node in graph.nodes:
+            for constant, dims in g.facts[node].macs:
+                for source in node.all_input_nodes:
+                    dims = by_column(str(source.target), dims)
+                self._terms["macs"].append(_Term(constant / program.batch, [index(d) for d in dims], [node]))
+            if node.op == "get_attr" and node.users:
+                counted.setdefault(str(node.target), []).append(node)
+        for name, nodes in counted.items():
+            if name in program.aliases and isinstance(program.tensors[name], nn.Parameter):
+                dims = by_column(name, g.state[name])
+                moving = [d for d in dims if d.rows.shape[1]]
+                constant = float(np.prod([d.size for d in dims if not d.rows.shape[1]]))
+                self._terms["parameters"].append(_Term(constant, [index(d) for d in moving], nodes))
+        self.layers = layers
+        self.fit = (0.0, 1.0)
+        self._moved = 0.0  # microseconds, by what was measured whole near the budget
+        self._errors: dict[tuple[Layer, ...], float] = {}
+        self.whole: Callable[[Masks], float] | None = None  # measures a model's share of the dense latency
+        self._timed: list[_Timed] = []
+        for node in graph.nodes if layers is not None else ():
+            asked = layers_of(g, node, batch, columns)
+            self._timed += [_Timed(a, [[index(d) for d in dims] for dims in a.operands], node) for a in asked]
+        self._output = next(node for node in reversed(graph.nodes) if node.op == "output")
+        self._left: dict[frozenset[int], set[fx.Node]] = {}
+        self._live_terms: dict[tuple[str, frozenset[int]], list[_Term]] = {}
+
+    def _kept(self, kept: Masks | None) -> tuple[np.ndarray, set[int]]:
+        """Which slots are kept, and which layers are gone."""
+        flags = np.ones(self._starts[-1], bool)
+        gone: set[int] = set()
+        for i, (axis, mask) in enumerate(zip(self.axes, kept if kept is not None else (), strict=kept is not None)):
+            if axis.kind not in ("layers", "columns"):
+                flags[self._starts[i] : self._starts[i + 1]] = (
+                    ~even_kernel(~np.asarray(mask)) if axis.kind == "kernel" and not np.all(mask) else mask
+                )
+            elif axis.kind == "layers" and not np.asarray(mask).all() and not self._is_last(i, gone):
+                gone.add(i)
+        for i in gone:
+            flags[self._slots[i][self._slots[i] > 0]] = False
+        if kept is not None:
+            for i, rows in self._columns.items():
+                left = flags[self._rows[rows]].all(axis=1)
+                flags[self._starts[i] : self._starts[i + 1]] = ~columns_gone(~np.asarray(kept[i]), left)
+        return flags, gone
+
+    def _is_last(self, layer: int, gone: set[int]) -> bool:
+        """Whether a layer is all that its sum or concatenation has left."""
+        return too_many([self._branches[j] for j in gone], self._branches[layer])
+
+    def _needed(self, gone: set[int]) -> set[fx.Node]:
+        """The nodes that the output still needs without the layers that are ``gone``."""
+        key = frozenset(gone)
+        if key not in self._left:
+            cut = {(self._branches[i].total, self._branches[i].operand) for i in gone}
+            live, stack = {self._output}, [self._output]
+            while stack:
+                node = stack.pop()
+                for source in node.all_input_nodes:
+                    if source not in live and (node, source) not in cut:
+                        live.add(source)
+                        stack.append(source)
+            self._left[key] = live
+        return self._left[key]
+
+    def _live(self, measure: str, gone: set[int]) -> list[_Term]:
+        key = measure, frozenset(gone)
+        if key not in self._live_terms:
+            live = self._needed(gone)
+            terms = self._terms[measure]
+            self._live_terms[key] = [term for term in terms if any(node in live for node in term.nodes)]
+        return self._live_terms[key]
+
+    def _counts(self, flags: np.ndarray) -> np.ndarray:
+        return np.array([flags[rows].all(axis=1).sum() for rows in self._rows], float)
+
+    def _sum(self, measure: str, counts: np.ndarray, gone: set[int]) -> float:
+        return float(sum(t.constant * counts[t.factors].prod() for t in self._live(measure, gone)))
+
+    def _measure(self, measure: str, kept: Masks | None) -> float:
+        flags, gone = self._kept(kept)
+        return self._sum(measure, self._counts(flags), gone)
+
+    def macs(self, kept: Masks | None = None) -> float:
+        """Multiply-accumulates of one sample."""
+        return self._measure("macs", kept)
+
+    def parameters(self, kept: Masks | None = None) -> float:
+        """Number of parameters."""
+        return self._measure("parameters", kept)
+
+    def latency(self, kept: Masks | None = None) -> float:
+        """Microseconds of one call, by the table."""
+        return self._latencies([self._kept(kept)])[0]
+
+    def measured(self, kept: Masks) -> float | None:
+        """The share of the dense latency with ``kept`` alone, measured whole; the mean of such errors moves the sum.
+
+        None where nothing can be measured: the other costs are what they say.
+        """
+        if self.whole is None:
+            return None
+        share, layers = self.whole(kept), tuple(self.asked(kept))
+        offset, slope = self.fit
+        sums = [sum(self._table.microseconds(found)) for found in (self.asked(), layers)]
+        dense, plain = (offset + slope * taken for taken in sums)
+        self._errors[layers] = share * dense - plain
+        self._moved = float(np.mean(list(self._errors.values())))
+        return share
+
+    def asked(self, kept: Masks | None = None) -> list[Layer]:
+        """The layers that run, as ONNX Runtime is asked for them."""
+        flags, gone = self._kept(kept)
+        return self._asked(self._counts(flags), gone)
+
+    def saved(self, kept: Masks, blocks: Mapping[int, np.ndarray], measure: Measure) -> dict[int, float]:
+        """How much ``measure`` falls without the groups ``blocks[i]`` of axis ``i``, for each axis by itself.
+
+        Latency has stairs: it is the difference between two of its values, where the others are taken from a slope.
+        """
+        if measure != "latency":
+            savings = self.savings(kept, measure)
+            return {i: float(savings[i][groups].sum()) for i, groups in blocks.items()}
+        cases = [self._kept(kept)]
+        for i, groups in blocks.items():
+            fewer = list(kept)
+            fewer[i] = np.array(kept[i])
+            fewer[i][groups] = False
+            cases.append(self._kept(fewer))
+        now, *without = self._latencies(cases)
+        return {i: now - then for i, then in zip(blocks, without, strict=True)}
+
+    @property
+    def _table(self) -> Table:
+        if self.layers is None:
+            raise ValueError("latency needs a table of layers")
+        return self.layers
+
+    def _asked(self, counts: np.ndarray, gone: set[int]) -> list[Layer]:
+        live = self._needed(gone)
+        sizes = counts.astype(int).tolist()
+        return [t.make([[sizes[d] for d in dims] for dims in t.operands]) for t in self._timed if t.nodes[0] in live]
+
+    def _latencies(self, cases: Sequence[tuple[np.ndarray, set[int]]]) -> list[float]:
+        """Microseconds in each case of (flags, layers gone); what the table lacks for any is measured at once."""
+        asked = [self._asked(self._counts(flags), gone) for flags, gone in cases]
+        times = iter(self._table.microseconds([layer for layers in asked for layer in layers]))
+        offset, slope = self.fit[0] + self._moved, self.fit[1]
+        return [offset + slope * sum(next(times) for _ in layers) for layers in asked]
+
+    def savings(self, kept: Masks | None, measure: Measure) -> list[np.ndarray]:
+        """How much ``measure`` (no latency: see ``saved``) falls when one more group goes, for each group of each axis.
+
+        Shape (size,) each. Groups already removed save nothing. First order: an index counts for each group in its
+        row alone, and a column for its share of the convolution, which it saves once enough of them are gone.
+        """
+        flags, gone = self._kept(kept)
+        masks = [flags[rows] for rows in self._rows]  # each (n, k)
+        counts = np.array([mask.all(axis=1).sum() for mask in masks], float)
+        slope = np.zeros(len(self._rows))  # of the cost, by the count of each dimension
+        totals: dict[_Term, float] = {}
+        for term in self._live(measure, gone):
+            values = counts[term.factors]
+            totals[term] = term.constant * values.prod()
+            for position, factor in enumerate(term.factors):
+                others = np.delete(values, position).prod()
+                slope[factor] += term.constant * others
+        whole = sum(totals.values())
+        by_slot = np.zeros(self._starts[-1])
+        for rows, mask, value in zip(self._rows, masks, slope, strict=True):
+            alive = rows[mask.all(axis=1)]
+            if value and alive.size:
+                np.add.at(by_slot, alive.reshape(-1), value)
+        result = []
+        for i, axis in enumerate(self.axes):
+            if axis.kind != "layers":
+                start, end = self._starts[i], self._starts[i + 1]
+                alive = flags[start:end].copy()
+                if axis.kind == "kernel":  # only what lies outermost goes by itself
+                    outer = np.flatnonzero(alive)[[0, -1]]
+                    alive = np.isin(np.arange(axis.size), outer)
+                elif axis.kind == "columns" and kept is not None:  # zero, but still there where it does not pay
+                    alive &= np.asarray(kept[i])
+                result.append(np.where(alive, by_slot[start:end], 0.0))
+            else:
+                saved = 0.0
+                if i not in gone and not self._is_last(i, gone):
+                    saved = whole - sum(totals[term] for term in self._live(measure, gone | {i}))
+                    saved += by_slot[self._slots[i]].sum() if self._slots[i].size else 0.0
+                result.append(np.array([saved]))
+        return result

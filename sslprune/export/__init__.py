@@ -1,0 +1,1 @@
+"""Export: files that need neither the model's class nor sslprune."""

@@ -1,1 +1,0 @@
-"""The graph: trace a model, infer its axes, count costs, rewrite it without its zero groups."""

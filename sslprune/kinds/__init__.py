@@ -1,0 +1,1 @@
+"""Kinds: the structures that may be removed, one file each."""

@@ -1,0 +1,98 @@
+"""The repacked model: a plain ``nn.Module`` that runs rewritten graphs on smaller tensors."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.utils import _pytree as pytree
+
+from sslprune.values.axes import tensors_of
+
+
+class Packed(nn.Module):
+    """Runs the evaluation graph in ``eval()`` mode and the training graph in ``train()`` mode, on shared parameters.
+
+    Parameters and buffers keep the names that they had in the original model.
+    """
+
+    def __init__(
+        self,
+        graphs: tuple[fx.Graph, ...],  # evaluation, and training where there is one
+        tensors: dict[str, torch.Tensor],
+        keyword_names: tuple[str, ...],
+        out_spec: pytree.TreeSpec,
+        state: Any = None,
+    ) -> None:
+        super().__init__()
+        for name, tensor in tensors.items():
+            *path, leaf = name.split(".")
+            holder: nn.Module = self
+            for part in path:
+                if part not in holder._modules:
+                    holder.add_module(part, nn.Module())
+                holder = holder.get_submodule(part)
+            if isinstance(tensor, nn.Parameter):
+                holder.register_parameter(leaf, tensor)
+            else:
+                holder.register_buffer(leaf, tensor)
+        self._keyword_names, self._out_spec = keyword_names, out_spec
+        self._graphs = graphs
+        self._runs: tuple[Callable[..., Any], ...] = tuple(map(_compile, graphs))
+        self._state = state  # of the model that was packed, if it carries one, without the units that are gone
+
+    def deployed(self) -> Packed:
+        """The evaluation graph alone, with the tensors that it reads: no heads that only training uses; shared.
+
+        What it returns is built of tuples, lists and dicts alone, so that a file of it needs no library's class.
+        """
+        graph = self._graphs[0]
+        own = tensors_of(self)
+        names = dict.fromkeys(str(node.target) for node in graph.nodes if node.op == "get_attr")
+        tensors = {name: own[name] for name in names}
+        return Packed((graph,), tensors, self._keyword_names, _plain(self._out_spec), self._state).eval()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Packed:
+        """Tensors of its own; the graphs, which nobody changes, are shared: copying them takes seconds."""
+        tensors = copy.deepcopy(dict(tensors_of(self)), memo)
+        other = Packed(self._graphs, tensors, self._keyword_names, self._out_spec, self._state)
+        return other.train(self.training)
+
+    @property
+    def initial_state(self) -> Callable[[int], Any]:
+        """A model that carries state has this method, as ``sslprune.values.carry`` says; others do not."""
+        if self._state is None:
+            raise AttributeError("this model carries no state")
+        return lambda rows: pytree.tree_map(lambda leaf: leaf.new_zeros(rows, *leaf.shape[1:]), self._state)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        ordered = {name: kwargs.pop(name) for name in self._keyword_names if name in kwargs} | kwargs
+        if self.training and len(self._runs) == 1:
+            raise RuntimeError("this model was traced without a training graph; call eval() first")
+        results = self._runs[int(self.training)](self, *pytree.tree_leaves((args, ordered)))
+        return pytree.tree_unflatten(list(results), self._out_spec)
+
+
+def _plain(spec: pytree.TreeSpec) -> pytree.TreeSpec:
+    """The same output with a plain dict or tuple for every mapping or sequence of a library's own."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: plain(part) for key, part in value.items()}
+        if isinstance(value, tuple | list):
+            parts = [plain(part) for part in value]
+            return parts if isinstance(value, list) else tuple(parts)
+        return value
+
+    return pytree.tree_flatten(plain(pytree.tree_unflatten(list(range(spec.num_leaves)), spec)))[1]
+
+
+def _compile(graph: fx.Graph) -> Callable[..., Any]:
+    """The graph as a Python function of (module, *inputs)."""
+    code = graph.python_code("self")
+    scope = dict(code.globals)
+    exec(compile(code.src, "<sslprune graph>", "exec"), scope)  # the same way in which fx.GraphModule runs its graph
+    return scope["forward"]

@@ -1,0 +1,385 @@
+"""`repack`: the model without its zero groups, as a rewrite of its graphs, proven equal."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx, nn
+from torch.utils import _pytree as pytree
+
+from sslprune.analysis.atoms import Dim
+from sslprune.analysis.folding import evaluate
+from sslprune.analysis.inference import Inference, infer
+from sslprune.analysis.rewriter import Change, Kept, Rewriter, even_kernel
+from sslprune.capture.program import Program, copy_graph, module_of, operator_name, quiet
+from sslprune.errors import RepackError
+from sslprune.kinds.branches import Branch, operands_of
+from sslprune.kinds.columns import columns_gone, gathered
+from sslprune.kinds.find import branches_by_axis, too_many
+from sslprune.removal.packed import Packed
+from sslprune.values.axes import Axis, tensors_of, zero_mask
+from sslprune.values.carry import Carrying
+
+TOLERANCE = 1e-4  # largest relative difference between the masked and the repacked model
+ROUNDING = 1e-7  # the same in float64, where a larger difference in float32 was rounding
+
+
+def removed_groups(
+    model: nn.Module,
+    program: Program,
+    axes: Sequence[Axis],
+    allow_inexact: bool = False,
+    *,
+    among: Sequence[np.ndarray] | None = None,
+    before: Sequence[np.ndarray] | None = None,
+) -> list[np.ndarray]:
+    """Which groups of each axis repack takes away: bool, shape (size,).
+
+    Every axis but a layer keeps one group, and every sum one operand. Columns go where what is left of them pays.
+    ``among``: no others, even if they are zero. ``before``: what an earlier removal took, and is taken again.
+    """
+    masks: list[np.ndarray] = []
+    tensors = tensors_of(model)
+    branches = branches_by_axis(infer(program), axes)
+    taken = before if before is not None else [np.zeros(axis.size, bool) for axis in axes]
+    dropped = [branches[i][0] for i in branches if taken[i].all()]
+
+    def zeros(i: int) -> np.ndarray:
+        zero = zero_mask(model, axes[i], tensors)
+        return zero if among is None else zero & among[i]
+
+    for i, axis in enumerate(axes):
+        removable = not axis.frozen and (axis.exact or allow_inexact)
+        zero = zeros(i) if removable else np.zeros(axis.size, bool)
+        if axis.kind == "columns":
+            zero = np.zeros(axis.size, bool)  # only once it is known what the others leave
+        elif axis.kind == "kernel" and zero.any():
+            zero = even_kernel(zero)
+        elif zero.all() and axis.kind != "layers":
+            zero[np.argmin(taken[i])] = False
+        if axis.kind == "layers" and zero.all() and not taken[i].all():
+            if too_many(dropped, branches[i][0]):
+                zero[:] = False
+            else:
+                dropped.append(branches[i][0])
+        masks.append(zero)
+    columns = [i for i, axis in enumerate(axes) if axis.kind == "columns"]
+    if columns:
+        kept = kept_atoms(program, axes, masks)
+        for i in columns:
+            left = kept.mask(infer(program).columns[axes[i].members[0].name].dim)
+            masks[i] = columns_gone(zeros(i), left)
+    return [mask | gone for mask, gone in zip(masks, taken, strict=True)]
+
+
+def repack(
+    model: nn.Module,
+    program: Program,
+    axes: Sequence[Axis],
+    *,
+    allow_inexact: bool = False,
+    verify: bool = True,
+) -> Packed:
+    """``model`` without the groups of ``axes`` that are exactly zero: smaller dense tensors, the same function.
+
+    The result runs in ``train()`` and ``eval()`` mode and keeps the names of parameters and buffers. It is compared
+    with ``model`` on the program's example inputs, in evaluation mode: RepackError above a relative difference of 1e-4
+    (not checked where ``allow_inexact`` takes inexact axes away).
+    """
+    return remove(
+        model, program, axes, removed_groups(model, program, axes, allow_inexact), verify=verify and not allow_inexact
+    )
+
+
+def remove(
+    model: nn.Module, program: Program, axes: Sequence[Axis], removed: Sequence[np.ndarray], *, verify: bool = True
+) -> Packed:
+    """``model`` without the groups that ``removed`` names, one bool mask an axis, shape (size,)."""
+    g = infer(program)
+    kept = kept_atoms(program, axes, removed)
+    state, own = tensors_of(model), set(program.aliases)
+    constants: dict[str, torch.Tensor] = {}
+    graphs = []
+    for i, graph in enumerate(program.graphs):
+        weights = _computed_weights(g, graph, kept, {**program.tensors, **state}, constants)
+        branches = dropped_branches(program, axes, removed, i)
+        graphs.append(_rewritten(g, graph, kept, branches, constants, [], weights))
+    used = {str(node.target) for graph in graphs for node in graph.nodes if node.op == "get_attr"}
+    tensors: dict[str, torch.Tensor] = {}
+    for name, tensor in {**program.tensors, **constants}.items():
+        if name not in used:
+            continue
+        source = state[name] if name in own else tensor
+        small = _selected(g, kept, name, source)
+        if isinstance(source, nn.Parameter):
+            small = nn.Parameter(small, requires_grad=source.requires_grad)
+        for alias in program.aliases.get(name, (name,)):
+            tensors[alias] = small
+    cuts = _cuts(program, kept)
+    carried = _without(model.initial_state(2), cuts) if cuts else None  # type: ignore[operator]
+    small_model = Packed(tuple(graphs), tensors, tuple(program.kwargs), program.out_spec, carried)
+    small_model.train(model.training and len(graphs) > 1)
+    if verify:
+        difference = max_relative_difference(model, small_model, program.args, program.kwargs, cuts)
+        if not difference <= TOLERANCE and not _only_rounding(model, program, axes, removed, cuts):
+            raise RepackError(
+                f"the repacked model differs from the masked one by {difference:.3g} (relative; {TOLERANCE:g} is "
+                "allowed); nothing was written; please report the model"
+            )
+    return small_model
+
+
+def places(program: Program, axes: Sequence[Axis], removed: Sequence[np.ndarray]) -> dict[str, torch.Tensor]:
+    """Where the numbers of the smaller parameters and buffers stand in the whole model's, as `remove` takes them over.
+
+    By name, flat indices into the whole tensor: int64, in the shape of the smaller one. What stays whole is left out.
+    """
+    g, kept = infer(program), kept_atoms(program, axes, removed)
+    found: dict[str, torch.Tensor] = {}
+    for name, aliases in program.aliases.items():
+        if name in g.state and any(kept.changed(dim) for dim in _dims(g, name)):
+            whole = program.tensors[name]
+            indices = torch.arange(whole.numel(), device=whole.device).view(whole.shape)
+            found |= dict.fromkeys(aliases, _selected(g, kept, name, indices))
+    return found
+
+
+def computed_weight(program: Program, axis: Axis) -> str | None:
+    """The name of a parameter, along ``axis``, that the model computes a weight of: repack puts in the result."""
+    g = infer(program)
+    kept = kept_atoms(program, [axis], [np.ones(axis.size, bool)])
+    names = {str(node.target) for behind in g.folded.values() for node in behind if node.op == "get_attr"}
+    return min((name for name in names if any(kept.changed(dim) for dim in g.state[name])), default=None)
+
+
+def kept_atoms(program: Program, axes: Sequence[Axis], removed: Sequence[np.ndarray]) -> Kept:
+    """What stays of each dimension when the groups that ``removed`` names go."""
+    gone = [
+        axis.atoms[mask] if axis.kind != "layers" else axis.atoms[: axis.atoms.size * int(mask.all())]
+        for axis, mask in zip(axes, removed, strict=True)
+    ]
+    return Kept(infer(program).atoms, np.concatenate([np.empty(0, np.int64), *gone]))
+
+
+def dropped_branches(
+    program: Program, axes: Sequence[Axis], removed: Sequence[np.ndarray], graph: int = 0
+) -> list[Branch]:
+    """The branches that go, as they stand in one of the program's graphs."""
+    places = branches_by_axis(infer(program), axes)
+    return [branch[graph] for i, branch in places.items() if removed[i].all()]
+
+
+def changed_operators(program: Program, axes: Sequence[Axis], removed: Sequence[np.ndarray]) -> list[Change]:
+    """The operators of the evaluation graph whose arguments change when the groups that ``removed`` names go.
+
+    Dropped branches are still there: a person's own class goes on computing them.
+    """
+    changes: list[Change] = []
+    g, kept = infer(program), kept_atoms(program, axes, removed)
+    weights = _computed_weights(g, program.evaluation, kept, program.tensors, {})
+    _rewritten(g, program.evaluation, kept, [], {}, changes, weights)
+    return changes
+
+
+def _computed_weights(
+    g: Inference, graph: fx.Graph, kept: Kept, state: dict[str, torch.Tensor], constants: dict[str, torch.Tensor]
+) -> dict[fx.Node, str]:
+    """Evaluate and slice each computed weight of which something goes; the names under which ``constants`` has them."""
+    names: dict[fx.Node, str] = {}
+    for node, behind in g.folded.items():
+        if node.graph is not graph:
+            continue
+        sources = [str(n.target) for n in graph.nodes if n in behind and n.op == "get_attr"]
+        if not any(kept.changed(dim) for name in sources for dim in g.state[name]):
+            continue
+        name = (
+            max((s for s in sources if g.program.is_trained(s)), key=lambda s: g.program.tensors[s].dim()) + "_folded"
+        )
+        while name in names.values():
+            name += "_"
+        names[node] = name
+        if name not in constants:
+            whole = evaluate(node, behind, state)
+            constants[name] = nn.Parameter(_sliced(whole, [kept.mask(dim) for dim in g.facts[node].outputs[0]]))
+    return names
+
+
+def _dims(g: Inference, name: str) -> Sequence[Dim]:
+    """All dimensions of a tensor of the model, columns included."""
+    return [*g.state[name], g.columns[name].own] if name in g.columns else g.state[name]
+
+
+def _selected(g: Inference, kept: Kept, name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """What stays of ``tensor``, which has the shape of the graphs' tensor ``name``."""
+    if name in g.columns and kept.changed(g.columns[name].own):
+        order = g.columns[name].order(kept.mask(g.columns[name].dim))
+        return gathered(tensor, kept.mask(g.state[name][0]), order)
+    return _sliced(tensor, [kept.mask(d) for d in g.state[name]]) if name in g.state else tensor
+
+
+@torch.no_grad()
+def _sliced(tensor: torch.Tensor, masks: Sequence[np.ndarray]) -> torch.Tensor:
+    small = tensor.detach()
+    for d, mask in enumerate(masks):
+        if not mask.all():
+            small = small.index_select(d, torch.from_numpy(np.flatnonzero(mask)).to(small.device))
+    return small.clone() if small.data_ptr() == tensor.data_ptr() else small.contiguous()
+
+
+def _rewritten(
+    g: Inference,
+    graph: fx.Graph,
+    kept: Kept,
+    branches: Sequence[Branch],
+    constants: dict[str, torch.Tensor],
+    changes: list[Change],
+    weights: dict[fx.Node, str],
+) -> fx.Graph:
+    new, mapping = copy_graph(graph)
+    for node, name in weights.items():
+        with new.inserting_before(mapping[node]):
+            weight = new.get_attr(name)
+        mapping[node].replace_all_uses_with(weight)
+        changes.append(Change(module_of(node), operator_name(node), "", None))
+    for branch in branches:
+        total, operand = mapping[branch.total], mapping[branch.operand]
+        rest = [node for node in operands_of(total) if node is not operand] if total.op == "call_function" else []
+        if not rest or len(rest) == len(operands_of(total)):
+            continue
+        if len(rest) > 1:
+            total.update_arg(0, rest)
+            continue
+        total.replace_all_uses_with(rest[0])
+        new.erase_node(total)
+        for old, node in mapping.items():  # later branches may name this sum as what stays
+            if node is total:
+                mapping[old] = rest[0]
+    _erase_dead(new)
+    alive = set(new.nodes)
+    for old, node in mapping.items():
+        if node in alive and node.op == "call_function":
+            for rewrite in g.facts[old].rewrites:
+                if old.target is node.target:
+                    rewrite(Rewriter(kept, node, mapping, constants, changes))
+    _erase_dead(new)
+    new.lint()
+    return new
+
+
+def _erase_dead(graph: fx.Graph) -> None:
+    """Erase what the output does not need; a buffer's update is needed while something live reads the buffer."""
+    live: set[fx.Node] = set()
+    updates = [n for n in graph.nodes if _mutates(n)]
+    stack = [n for n in graph.nodes if n.op in ("output", "placeholder")]
+    while stack:
+        while stack:
+            node = stack.pop()
+            if node not in live:
+                live.add(node)
+                stack.extend(node.all_input_nodes)
+        for update in updates:
+            if update in live:
+                continue
+            state = update.all_input_nodes[0]
+            owner = str(state.target).rpartition(".")[0]
+            readers = any(user in live for user in state.users)
+            siblings = any(n.op == "get_attr" and str(n.target).rpartition(".")[0] == owner for n in live)
+            if readers or siblings:
+                stack.append(update)
+    for node in reversed(list(graph.nodes)):
+        if node not in live:
+            graph.erase_node(node)
+
+
+def _mutates(node: fx.Node) -> bool:
+    return (
+        node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+    )
+
+
+def _only_rounding(
+    model: nn.Module,
+    program: Program,
+    axes: Sequence[Axis],
+    removed: Sequence[np.ndarray],
+    cuts: list[list[np.ndarray]],
+) -> bool:
+    """Whether a difference is float32's rounding, amplified by a deep network: repacked in float64 it is then gone."""
+    wide = lambda leaf: leaf.double() if isinstance(leaf, torch.Tensor) and leaf.is_floating_point() else leaf  # noqa: E731
+    try:
+        masked = copy.deepcopy(model).double()
+        small = remove(masked, program, axes, removed, verify=False)
+        args, kwargs = pytree.tree_map(wide, program.args), pytree.tree_map(wide, program.kwargs)
+        return max_relative_difference(masked, small, args, kwargs, cuts) <= ROUNDING
+    except RuntimeError:  # a model that fixes float32 in its own code has no float64 to compare in
+        return False
+
+
+def _cuts(program: Program, kept: Kept) -> list[list[np.ndarray]]:
+    """What stays of each tensor of the carried state: one mask a dimension, without the batch."""
+    g = infer(program)
+    return [[kept.mask(dim) for dim in g.dims(node)[1:]] for node in program.carried_inputs(program.evaluation)]
+
+
+def _without(state: Any, cuts: list[list[np.ndarray]]) -> Any:
+    """The carried ``state`` without the units that are gone."""
+    leaves, spec = pytree.tree_flatten(state)
+    leaves = [_sliced(leaf, [np.ones(len(leaf), bool), *cut]) for leaf, cut in zip(leaves, cuts, strict=True)]
+    return pytree.tree_unflatten(leaves, spec)
+
+
+def _with_zeros(state: Any, cuts: list[list[np.ndarray]]) -> list[torch.Tensor]:
+    """The tensors of a carried ``state`` with zeros for the units that are gone."""
+    leaves = pytree.tree_leaves(state)
+    for i, cut in enumerate(cuts):
+        for d, mask in enumerate(cut, 1):
+            sizes = [*leaves[i].shape[:d], mask.size, *leaves[i].shape[d + 1 :]]
+            at = torch.from_numpy(np.flatnonzero(mask)).to(leaves[i].device)
+            leaves[i] = leaves[i].new_zeros(sizes).index_copy(d, at, leaves[i])
+    return leaves
+
+
+@torch.no_grad()
+def max_relative_difference(
+    one: nn.Module,
+    other: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    cuts: list[list[np.ndarray]] | None = None,
+) -> float:
+    """Largest absolute difference over the largest absolute value, over all floating outputs, in evaluation mode.
+
+    Models that carry state run twice, from zeros; ``cuts`` say what ``other``'s state has of ``one``'s, and what it
+    lacks has to be zero there.
+    """
+    modes = {module: module.training for m in (one, other) for module in m.modules()}
+    device = next((p.device for p in one.parameters()), torch.device("cpu"))
+    place = lambda leaf: leaf.to(device) if isinstance(leaf, torch.Tensor) else leaf  # noqa: E731
+    args, kwargs = pytree.tree_map(place, args), pytree.tree_map(place, kwargs)
+    try:
+        one.eval()
+        other.eval()
+        with quiet():
+            if cuts:
+                runs = Carrying(one), Carrying(other)
+                expected, found = ([run(*args[:-1], **kwargs) for _ in range(2)] for run in runs)
+                expected, found = [expected, runs[0].state], [found, _with_zeros(runs[1].state, cuts)]
+            else:
+                expected, found = (m(*args, **kwargs) for m in (one, other))
+            expected, found = map(pytree.tree_leaves, (expected, found))
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    worst = 0.0
+    for a, b in zip(expected, found, strict=True):
+        if isinstance(a, torch.Tensor) and a.numel():
+            if a.shape != b.shape:
+                return float("inf")
+            scale = max(float(a.double().abs().max()), 1e-12)
+            difference = float((a.double() - b.double()).abs().max()) / scale
+            worst = difference if difference != difference else max(worst, difference)
+    return worst

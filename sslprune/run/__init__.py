@@ -1,0 +1,1 @@
+"""Runs: a directory, and the stages that read and write it."""

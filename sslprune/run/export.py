@@ -1,0 +1,336 @@
+"""The last stage: ONNX files and their variants, measured on the test data and against the clock, judged and told."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from sslprune.bench import Comparison, Contender, compare, footprint, once_absent, operator_times, places_for
+from sslprune.bench.contenders import feeds_for
+from sslprune.cost.grain import staircase
+from sslprune.data import Data, build_data
+from sslprune.errors import ExportError
+from sslprune.export.file import OnnxModule, feeds_of, write_metadata
+from sslprune.export.onnx import ONNX_TOLERANCE, difference, open_session
+from sslprune.export.quantize import notes
+from sslprune.models.build import device_of, load_trained
+from sslprune.recipe import Recipe
+from sslprune.report import (
+    Absent,
+    Budget,
+    Figures,
+    OnnxCheck,
+    Profile,
+    RepackResult,
+    Report,
+    Size,
+    Speedup,
+    Staircase,
+    Variant,
+    compare_reports,
+    environment,
+    judge,
+    read_controls,
+)
+from sslprune.report.ci import write_ci
+from sslprune.report.page import write_page
+from sslprune.run.build import Built, build
+from sslprune.run.directory import RunDirectory
+from sslprune.show.terminal import Show
+from sslprune.train.evaluate import evaluate, full_precision
+from sslprune.values.carry import carrying, with_state
+from sslprune.values.inputs import arguments, each, num_rows
+
+
+def export(directory: RunDirectory, show: Show, *, baseline: Path | None = None) -> Report:
+    """Write every model as ONNX, measure each on the test data, time them in turns, judge the gates, and report.
+
+    Of a sweep, the earlier points first, where their reports are missing or of another recipe.
+    """
+    directory.require("repack")
+    earlier = Report.load(baseline) if baseline is not None else None  # before it may be written over
+    directory.clear("export")
+    recipe, result = directory.recipe(), RepackResult.load(directory.result)
+    earlier_points = directory.each_point(recipe)[:-1] if directory.sweep is directory else []
+    for point, place in earlier_points:
+        place.claim(point)  # gates and timings are those of the sweep
+        if not place.finished("export") or Report.load(place.report).recipe_sha256 != _digest(place):
+            export(place, show)
+    show.stage("export", f"{recipe.name}: ONNX, checked against torch on the test data, and timed in turns with dense")
+    data = build_data(recipe, show)
+    dense = load_trained(recipe.model, directory.dense)
+    built = build(recipe, directory, result, dense, data, show)
+    checks = measure_metrics(recipe, built, data, show)
+    digest = _digest(directory)
+    for model in built:
+        if model.path.is_relative_to(directory.export_dir):
+            write_metadata(model.path, _metadata(recipe, model, checks[model.name], digest))
+    example = _rows(built[0], data)
+    times = measure_speed(recipe, built, data, example, show)
+    report = assemble(recipe, result, built, checks, times, example, data.task.lower_is_better, show)
+    report = report.model_copy(update={"recipe_sha256": digest})
+    if earlier is not None and baseline is not None:
+        report = report.model_copy(update={"baseline": compare_reports(earlier, report, baseline)})
+    report = beside(report, directory)
+    write_ci(report, directory.junit, directory.summary)
+    write_report(report, directory)
+    return report
+
+
+def beside(report: Report, directory: RunDirectory) -> Report:
+    """``report`` with what lies beside it in ``directory``: its controls, and the curve of a sweep."""
+    report = report.model_copy(update={"controls": read_controls(directory.control_results)})
+    points = [point for point in directory.points if point.finished("export")]
+    curve = [Report.load(point.report).as_point(str(point.path.relative_to(directory.path))) for point in points]
+    return report.model_copy(update={"curve": [*curve, report.as_point(".")] if curve else []})
+
+
+def write_report(report: Report, directory: RunDirectory) -> None:
+    """Write the page and report.json, and those of the sweep that ``directory`` is a point of."""
+    write_page(report, directory.page, history=directory.history, weights=directory.masked)
+    report.save(directory.report)
+    sweep = directory.sweep
+    if sweep is not directory and sweep.report.is_file():
+        write_report(beside(Report.load(sweep.report), sweep), sweep)
+
+
+def _digest(directory: RunDirectory) -> str:
+    return hashlib.sha256(directory.recipe_file.read_bytes()).hexdigest()
+
+
+def measure_metrics(recipe: Recipe, built: list[Built], data: Data, show: Show) -> dict[str, OnnxCheck]:
+    """Each file's metrics on the test data in ONNX Runtime, beside the model that it has to agree with.
+
+    Dense and repacked are held against torch, and raise ExportError where they differ by more than 1e-3 (relative); a
+    quantized variant is held against the repacked file; a control has nobody to agree with.
+    """
+    device = device_of(recipe.run)
+    checks: dict[str, OnnxCheck] = {}
+    runners: dict[str, OnnxModule] = {}
+    with full_precision(), torch.inference_mode(), show.progress("evaluating ONNX", len(built) * len(data.test)) as bar:
+        for model in built:
+            source = built[1] if model.kind == "quantized" else model if model.module is not None else built[0]
+            assert source.module is not None
+            runners[model.name] = runner = _runner(model.path, source.module("cpu"), data)
+            batches = bar.over(data.test)
+            if model.kind == "control":
+                metrics = evaluate(runner, batches, data.task)
+                checks[model.name] = OnnxCheck(metrics=metrics, max_relative=0.0, samples=0)
+                continue
+            reference = model.module(str(device)) if model.module is not None else runners["repacked"]
+            beside = Agreement(reference, runner)
+            metrics = evaluate(beside, batches, data.task)
+            checks[model.name] = OnnxCheck(metrics=metrics, max_relative=beside.max_relative, samples=beside.samples)
+            if model.module is not None and not beside.max_relative <= ONNX_TOLERANCE:
+                raise ExportError(
+                    f"{model.path}: on the test data ONNX Runtime differs from torch by {beside.max_relative:.1e}"
+                    f" (relative); {ONNX_TOLERANCE} is allowed"
+                )
+    return checks
+
+
+def _runner(path: Path, like: nn.Module, data: Data) -> OnnxModule:
+    """The file, to be called as the module ``like`` is."""
+    args, kwargs = data.example_for(like)
+    return OnnxModule(open_session(path), like(*args, **kwargs), getattr(like, "initial_state", None))
+
+
+class Agreement(nn.Module):
+    """An ONNX file, watched: every input also goes through ``reference``, and the largest difference is kept.
+
+    Each carries its own state, where they carry any.
+    """
+
+    def __init__(self, reference: nn.Module, file: OnnxModule) -> None:
+        super().__init__()
+        # in a tuple, since an exported program refuses to be put in eval mode
+        self.both = (carrying(reference), carrying(file))
+        self.max_relative = 0.0
+        self.samples = 0
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        reference, file = self.both
+        output = file(*args, **kwargs)
+        _, relative = difference(reference(*args, **kwargs), output)
+        self.max_relative = float(np.maximum(self.max_relative, relative))  # unlike max, keeps a NaN
+        self.samples += num_rows((args, kwargs))
+        return output
+
+
+def measure_speed(
+    recipe: Recipe, built: list[Built], data: Data, example: Mapping[str, np.ndarray], show: Show
+) -> Comparison:
+    """All models timed in turns, at the recipe's batch sizes and threads and those that its gates name."""
+    bench = recipe.bench
+    batch_sizes = [
+        *(bench.batch_sizes or [1]),
+        recipe.data.batch_size,
+        *(g.batch_size for g in recipe.gate if g.batch_size),
+    ]
+    threads = [*bench.threads, *(gate.threads for gate in recipe.gate if gate.threads is not None)]
+    if recipe.budget.measure == "latency":
+        threads.append(1)
+    runtimes = list(dict.fromkeys([*bench.runtimes, *(gate.runtime for gate in recipe.gate)]))
+    if recipe.budget.measure == "latency" and "onnxruntime" not in runtimes:
+        runtimes.append("onnxruntime")
+    places = places_for(runtimes)
+    if "torch" not in runtimes:
+        places += [place for place in places_for(["torch"], ["cuda"]) if place.absent is None]
+    places = once_absent(places)
+    assert built[0].module is not None
+    args, kwargs = data.example_for(built[0].module("cpu"))
+    pack = packer([node.name for node in open_session(built[0].path, 1).get_inputs()], args, kwargs)
+    models = [Contender(model.name, onnx=model.path, module=model.module, pack=pack) for model in built]
+    steps = len(dict.fromkeys(batch_sizes)) * max(1, len(set(bench.lengths)))
+    steps *= len(dict.fromkeys(threads)) * sum(p.absent is None for p in places)
+    with show.progress("timing", steps) as bar:
+        return compare(
+            models,
+            places,
+            batch_sizes=batch_sizes,
+            lengths=bench.lengths,
+            threads=threads,
+            repetitions=bench.repetitions,
+            example=example,
+            also_against="repacked",
+            progress=bar,
+        )
+
+
+def assemble(
+    recipe: Recipe,
+    result: RepackResult,
+    built: list[Built],
+    checks: Mapping[str, OnnxCheck],
+    times: Comparison,
+    example: Mapping[str, np.ndarray],
+    lower_is_better: Collection[str],
+    show: Show,
+) -> Report:
+    """The report of what was measured; loads each file once more, in processes of their own and in the profiler."""
+    figures: dict[str, dict[str, Any]] = {}
+    profiles = []
+    with show.progress("profiling", len(built)) as bar:
+        for model in built:
+            one = feeds_for(Contender(model.name, onnx=model.path), 1, example)
+            load = footprint(model.path, one)
+            figures[model.name] = {
+                "file_bytes": file_bytes(model.path),
+                "latency": times[model.name].latency,
+                "load_ms": load.load_ms if load else None,
+                "peak_bytes": load.peak_bytes if load else None,
+            }
+            operators = operator_times(model.path, one)
+            profiles.append(Profile(model=model.name, batch_size=1, threads=1, operators=operators))
+            bar.advance()
+    sizes: dict[str, Size] = {"dense": result.dense, "repacked": result.repacked}
+    dense, repacked = (
+        Figures(**sizes[name].model_dump(), **figures[name], onnx=checks[name]) for name in ("dense", "repacked")
+    )
+    variants = [
+        Variant(
+            name=model.name,
+            kind="quantized" if model.kind == "quantized" else "control",
+            file=model.path.name if model.kind == "quantized" else str(model.path),
+            parameters=model.parameters,
+            macs=model.macs,
+            metrics=checks[model.name].metrics,
+            max_relative=checks[model.name].max_relative if model.kind == "quantized" else None,
+            speedup=times[model.name].speedup,
+            over_repacked=times[model.name].against["repacked"],
+            notes=notes(model.name, built[1].path) if model.kind == "quantized" else [],
+            **figures[model.name],
+        )
+        for model in built[2:]
+    ]
+    gain = dense.macs / repacked.macs
+    speedup = [
+        s.model_copy(update={"realised": s.ratio / gain}) if isinstance(s, Speedup) else s
+        for s in times["repacked"].speedup
+    ]
+    return Report(
+        recipe=recipe.name,
+        budget=_measured(result.budget, (recipe.bench.batch_sizes or [1])[0], speedup),
+        dense=dense,
+        repacked=repacked,
+        speedup=speedup,
+        equivalence=result.equivalence,
+        axes=result.axes,
+        environment=environment(),
+        gates=judge(recipe, dense, repacked, speedup, result.equivalence, variants, lower_is_better),
+        variants=variants,
+        profiles=profiles,
+        staircase=_staircase(recipe),
+    )
+
+
+def _measured(budget: Budget, batch_size: int, speedup: Sequence[Speedup | Absent]) -> Budget:
+    """The budget with what was measured of it, where it is one in latency: the whole models, in turns."""
+    if budget.measure != "latency":
+        return budget
+    place = ("cpu", "onnxruntime", batch_size, 1)
+    found = next(
+        s for s in speedup if isinstance(s, Speedup) and (s.device, s.runtime, s.batch_size, s.threads) == place
+    )
+    return budget.model_copy(update={"reached": 1 / found.ratio, "low": 1 / found.high, "high": 1 / found.low})
+
+
+def file_bytes(path: Path) -> int:
+    """The size of an ONNX file, with its weights where those lie in a file of their own."""
+    beside = path.with_name(f"{path.name}.data")
+    return path.stat().st_size + (beside.stat().st_size if beside.is_file() else 0)
+
+
+def packer(
+    names: list[str], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Callable[[list[Tensor]], tuple[tuple[Any, ...], dict[str, Any]]]:
+    """Turns tensors in the order of ``names`` into (args, kwargs) nested as the example's: what ``feeds_of`` undoes."""
+
+    def pack(values: list[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        given = dict(zip(names, values, strict=True))
+        keywords = {key: given.pop(key, value) for key, value in kwargs.items()}
+        rest = iter(given.values())
+        filled = pytree.tree_map(lambda leaf: next(rest) if isinstance(leaf, Tensor) else leaf, args)
+        return filled, keywords
+
+    return pack
+
+
+def _staircase(recipe: Recipe) -> Staircase:
+    step, seconds = staircase()
+    round_to = step if recipe.budget.round_to == "auto" else recipe.budget.round_to
+    widest = max(seconds)
+    per_mac = {width: taken / width**2 for width, taken in seconds.items()}
+    on, off = ([per_mac[w] for w in per_mac if (w % step == 0) == wanted] for wanted in (True, False))
+    return Staircase(
+        round_to=round_to,
+        step=step,
+        seconds={width: taken / seconds[widest] for width, taken in sorted(seconds.items())},
+        gain=float(np.mean(off) / np.mean(on)) if step > 1 and off else None,
+    )
+
+
+def _rows(model: Built, data: Data) -> dict[str, np.ndarray]:
+    """The inputs of one test batch, by their names in the ONNX file."""
+    assert model.module is not None
+    args, kwargs = arguments(each(next(iter(data.test))[0], Tensor.cpu))
+    return feeds_of(open_session(model.path, 1), with_state(model.module("cpu"), args), kwargs)
+
+
+def _metadata(recipe: Recipe, model: Built, found: OnnxCheck, digest: str) -> dict[str, str]:
+    versions = environment()
+    return {
+        "sslprune.recipe": recipe.name,
+        "sslprune.recipe_sha256": digest,
+        "sslprune.model": model.name,
+        "sslprune.metrics": json.dumps(found.metrics),
+        **{f"{package}.version": str(versions[package]) for package in ("sslprune", "torch", "onnxruntime")},
+    }

@@ -1,0 +1,178 @@
+"""The second stage: what is zero leaves the model, and it is proven that nothing changed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from sslprune.capture.trace import trace
+from sslprune.choose.sections import select
+from sslprune.cost.counts import Cost
+from sslprune.cost.fit import Fitted, latency_cost
+from sslprune.data import Data, build_data
+from sslprune.errors import RepackError
+from sslprune.export.onnx import difference, evaluating, random_like, save_program
+from sslprune.files import write_atomic
+from sslprune.kinds.find import find_axes
+from sslprune.models.build import count_parameters, device_of, load_trained
+from sslprune.recipe import Recipe
+from sslprune.removal.plan import write_plan
+from sslprune.removal.remove import removed_groups
+from sslprune.removal.remove import repack as repack_model
+from sslprune.report import AxisChange, Budget, Equivalence, RepackResult, Size
+from sslprune.run.directory import RunDirectory
+from sslprune.show.terminal import Show
+from sslprune.train.evaluate import evaluate, full_precision
+from sslprune.values.axes import Axis
+from sslprune.values.carry import carrying
+from sslprune.values.inputs import arguments, num_rows, other_lengths, with_length
+
+EXACT = 1e-4  # relative difference between masked and repacked above which an exact plan has failed
+
+
+def repack(directory: RunDirectory, show: Show) -> RepackResult:
+    """Remove what training made zero, prove that nothing changed on the test data, and write the smaller model.
+
+    Of a sweep, the earlier points first, where they are not repacked yet. Raises RepackError, and writes nothing, when
+    masked and repacked model differ by more than 1e-4 (relative).
+    """
+    directory.require("train")
+    for point in directory.points:
+        if not point.finished("repack"):
+            repack(point, show)
+    directory.clear("repack")
+    recipe = directory.recipe()
+    show.stage("repack", f"{recipe.name}: the zeros go, the function stays")
+    if recipe.run.threads:
+        torch.set_num_threads(recipe.run.threads)
+    data, device = build_data(recipe, show), device_of(recipe.run)
+    dense, masked = load_trained(recipe.model, directory.dense), load_trained(recipe.model, directory.masked)
+    args, kwargs = data.example_for(masked)
+    with show.progress("repacking"):
+        program = trace(masked, args, kwargs, sequence=data.sequence)
+        axes = select(find_axes(program), recipe.prune)
+        exact = all(axis.exact for axis in axes)  # the recipe allowed the others by name
+        small = repack_model(masked, program, axes, allow_inexact=not exact)
+        cut, _ = data.example_for(small)
+        macs = [Cost(p, []).macs() for p in (program, trace(small, cut, kwargs))]
+        removed = removed_groups(masked, program, axes, not exact)
+        timed = recipe.budget.measure == "latency"
+        fitted = latency_cost(masked, data.example, data.sequence, recipe) if timed else None
+    metrics, equivalence = prove(dense, masked, small, data, device, show, exact=exact)
+    sizes = [
+        Size(parameters=count_parameters(model), macs=round(cost), metrics=metrics[name])
+        for name, model, cost in (("dense", dense, macs[0]), ("repacked", small, macs[1]))
+    ]
+    result = RepackResult(
+        budget=_reached(recipe, sizes, fitted, removed),
+        dense=sizes[0],
+        repacked=sizes[1],
+        equivalence=equivalence,
+        axes=changes(axes, removed, small),
+    )
+    with show.progress("writing the repacked model"):
+        save_program(small.deployed(), cut, directory.program, kwargs, sequence=data.sequence)
+        weights = {name: tensor.detach().clone().contiguous() for name, tensor in small.state_dict().items()}
+        write_atomic(directory.weights, lambda path: path.write_bytes(save(weights)))
+        write_plan(directory.plan, masked, program, axes, allow_inexact=not exact)
+        data.save(directory.tokenizer)
+    result.save(directory.result)
+    before, after, proof = sizes[0], sizes[1], result.equivalence
+    show.say(f"{before.parameters:,} parameters -> {after.parameters:,}, {before.macs:,} MACs -> {after.macs:,}")
+    show.say(f"masked = repacked to {proof.max_relative:.1e} (relative) on {proof.samples:,} test samples")
+    return result
+
+
+def _reached(recipe: Recipe, sizes: Sequence[Size], fitted: Fitted | None, removed: Sequence[np.ndarray]) -> Budget:
+    """What of the budget's measure remains; of latency what the table predicts, until the export measures it."""
+    budget = recipe.budget
+    if fitted is None:
+        dense, small = (getattr(size, budget.measure) for size in sizes)
+        fraction = budget.fraction if budget.given else None
+        strength = recipe.lasso.strength
+        return Budget(measure=budget.measure, fraction=fraction, strength=strength, reached=small / dense)
+    reached = fitted.cost.latency([~gone for gone in removed]) / fitted.cost.latency()
+    return Budget(
+        measure="latency",
+        fraction=budget.fraction,
+        reached=reached,
+        predicted=reached,
+        table_ms=fitted.table / 1e3,
+        whole_ms=fitted.whole / 1e3,
+    )
+
+
+def prove(
+    dense: nn.Module, masked: nn.Module, small: nn.Module, data: Data, device: torch.device, show: Show, *, exact: bool
+) -> tuple[dict[str, dict[str, float]], Equivalence]:
+    """The metrics of the three models on the test data, and the largest difference between masked and repacked.
+
+    They are compared on every test batch and on random inputs. Raises RepackError for a difference above 1e-4.
+    """
+    beside = Beside(masked, small)
+    with full_precision(), torch.inference_mode(), show.progress("evaluating", 3 * len(data.test)) as bar:
+        metrics = {}
+        for name, model in (("dense", dense), ("masked", masked), ("repacked", beside)):
+            with evaluating(model.to(device)):
+                metrics[name] = evaluate(model, bar.over(data.test), data.task)
+        samples = beside.samples
+        with evaluating(beside):
+            lengths = [
+                data.example,
+                *(with_length(data.example, n) for n in other_lengths(data.example, data.sequence)),
+            ]
+            for size in (1, 7):
+                for example in lengths:
+                    args, kwargs = arguments(random_like(example, size, seed=size))
+                    beside(*args, **kwargs)
+    for model in (dense, masked, small):
+        model.cpu()
+    if exact and not beside.max_relative <= EXACT:
+        raise RepackError(
+            f"repacked and masked model differ by {beside.max_relative:.1e} (relative) on the test data, at most"
+            f" {EXACT:.0e} is expected; nothing was written: please report this model"
+        )
+    return metrics, Equivalence(
+        max_abs=beside.max_abs, max_relative=beside.max_relative, samples=samples, metrics=metrics["masked"]
+    )
+
+
+class Beside(nn.Module):
+    """The repacked model, watched: every input also goes through the masked one, and the difference is kept.
+
+    Each carries its own state, where they carry any.
+    """
+
+    def __init__(self, masked: nn.Module, small: nn.Module) -> None:
+        super().__init__()
+        self.masked, self.small = masked, small
+        self.runs = carrying(masked), carrying(small)
+        self.max_abs = self.max_relative = 0.0
+        self.samples = 0
+
+    def forward(self, *args: Tensor, **kwargs: Tensor) -> Any:
+        output = self.runs[1](*args, **kwargs)
+        distance, relative = difference(self.runs[0](*args, **kwargs), output)
+        self.max_abs = float(np.maximum(self.max_abs, distance))  # unlike max, keeps a NaN
+        self.max_relative = float(np.maximum(self.max_relative, relative))
+        self.samples += num_rows((args, kwargs))
+        return output
+
+
+def changes(axes: Sequence[Axis], removed: Sequence[np.ndarray], small: nn.Module) -> list[AxisChange]:
+    """How many groups of each axis remain; none of those inside a branch that is gone."""
+    left = set(small.state_dict())
+    return [
+        AxisChange(
+            name=axis.name,
+            kind=axis.kind,
+            before=axis.size,
+            after=axis.size - int(gone.sum()) if any(member.name in left for member in axis.members) else 0,
+        )
+        for axis, gone in zip(axes, removed, strict=True)
+    ]

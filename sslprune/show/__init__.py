@@ -1,0 +1,1 @@
+"""Showing: what a person sees in the terminal."""
