@@ -16,8 +16,8 @@ import time
 import numpy as np
 import torch
 
-from sslprune.cost.fit import latency_cost
-from sslprune.cost.table import LayerTable
+from sslprune.bench.fit import latency_cost
+from sslprune.bench.table import LayerTable
 from sslprune.models.build import count_parameters
 from sslprune.recipe import parse_recipe
 from sslprune.values.axes import Axis

@@ -37,8 +37,9 @@ sys.path[0] = str(
 
 import sslprune  # noqa: E402
 from scripts.architectures import BUILDERS, FAMILY, SHIM  # noqa: E402
-from sslprune.export.onnx import difference, export_program  # noqa: E402
+from sslprune.export.program import export_program  # noqa: E402
 from sslprune.values.axes import Axis, tensors_of, zero_mask  # noqa: E402
+from sslprune.values.compare import difference  # noqa: E402
 from tests.laws import lively_, reload_without_sslprune, save_for_reload, settle_, wrong_slices, zero_random_  # noqa: E402
 
 TOLERANCE = 1e-4

@@ -24,7 +24,7 @@ _PLACES = {
     "shrink": "train.shrink",
     "Sparsity": "train.sparsity",
     "export_onnx": "export.onnx",
-    "load": "removal.plan",
+    "load": "export.program",
     "apply_plan": "removal.plan",
     "make_plan": "removal.plan",
     "SslpruneError": "errors",
@@ -57,8 +57,9 @@ if TYPE_CHECKING:
     from sslprune.cost.counts import Cost
     from sslprune.errors import SslpruneError
     from sslprune.export.onnx import export_onnx
+    from sslprune.export.program import load
     from sslprune.kinds.find import find_axes
-    from sslprune.removal.plan import apply_plan, load, make_plan
+    from sslprune.removal.plan import apply_plan, make_plan
     from sslprune.removal.remove import repack
     from sslprune.train.lasso import GroupLasso
     from sslprune.train.shrink import Shrinker, shrink

@@ -1,4 +1,25 @@
 """Every error that a person can cause, as one tree.
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from torch.utils import _pytree as pytree
+from sslprune.capture.lengths import any_length
+from sslprune.capture.program import quiet
+from sslprune.capture.trace import keywords_named
+from sslprune.errors import ExportError
+from sslprune.export.file import feeds_of, rename_dimensions
+from sslprune.export.portable import is_portable, make_portable_
+from sslprune.files import write_atomic, write_beside
+from sslprune.values.carry import carries
+from sslprune.values.inputs import num_rows, open_dimensions, other_lengths, tensors_in, with_length
 
     SslpruneError                 one line: where, what came, what was expected, the mend
     ├── RecipeError               a field of the recipe (or of --set)
@@ -59,3 +80,10 @@ def few(names: list[str], limit: int = 8) -> str:
     """The first ``limit`` names, and how many more there are."""
     shown = ", ".join(names[:limit])
     return f"{shown} and {len(names) - limit} more" if len(names) > limit else shown
+
+
+def first_line(error: BaseException | None) -> str:
+    """What an exception says, as one short line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[0] if lines else type(error).__name__
+    return text if len(text) <= 300 else text[:297] + "..."

@@ -18,9 +18,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from sslprune.capture.program import Program
 from sslprune.cost.counts import Cost
-from sslprune.export.onnx import difference, random_like, save_program
+from sslprune.export.program import save_program
 from sslprune.values.axes import Axis, Member, tensors_of, zero_groups, zero_mask
-from sslprune.values.inputs import tensors_in
+from sslprune.values.compare import difference
+from sslprune.values.inputs import random_like, tensors_in
 
 
 @torch.no_grad()

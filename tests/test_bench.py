@@ -16,7 +16,9 @@ from sslprune.bench import Contender, Place, bench_files, compare, interleave, m
 from sslprune.bench.contenders import module_loader
 from sslprune.bench.timing import in_blocks
 from sslprune.errors import ExportError
-from sslprune.export.onnx import export_onnx, open_session, save_program
+from sslprune.export.onnx import export_onnx
+from sslprune.export.program import save_program
+from sslprune.export.session import open_session
 from sslprune.report import Absent, Latency, Speedup
 
 SETTING = {"device": "cpu", "runtime": "onnxruntime", "batch_size": 1, "threads": 1}

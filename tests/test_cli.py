@@ -19,7 +19,7 @@ from typer.testing import CliRunner, Result
 import sslprune
 from sslprune.cli import app
 from sslprune.data import digits
-from sslprune.export.onnx import open_session
+from sslprune.export.session import open_session
 from sslprune.recipe import load_recipe
 from sslprune.removal.remove import repack
 from sslprune.report import Report, Speedup

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 
 import sslprune
+from sslprune.analysis.columns import COLUMNS_PAY, columns_gone
 from sslprune.capture.program import Program
 from sslprune.cost.counts import Cost
 from sslprune.errors import RepackError
-from sslprune.export.onnx import difference
-from sslprune.kinds.columns import COLUMNS_PAY, columns_gone
 from sslprune.removal.plan import apply_plan, make_plan
 from sslprune.removal.remove import removed_groups
 from sslprune.values.axes import Axis, zero_groups, zero_mask
+from sslprune.values.compare import difference
 from tests.laws import lively_, reload_without_sslprune, save_for_reload, settle_
 
 

@@ -10,8 +10,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sslprune.capture.mode import evaluating
 from sslprune.errors import ExportError
-from sslprune.export.onnx import difference, evaluating, export_onnx, open_session, random_like, save_program
+from sslprune.export.onnx import export_onnx
+from sslprune.export.program import save_program
+from sslprune.export.session import open_session
+from sslprune.values.compare import difference
+from sslprune.values.inputs import random_like
 from sslprune.zoo import digits_cnn
 
 
@@ -102,7 +107,7 @@ def test_a_model_that_cannot_be_exported_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_a_file_that_differs_is_not_kept(model: TwoInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sslprune.export.onnx.difference", lambda *_: (1.0, 0.5))
+    monkeypatch.setattr("sslprune.values.compare.difference", lambda *_: (1.0, 0.5))
     with pytest.raises(ExportError, match=r"m.onnx: ONNX Runtime differs from torch by 5.0e-01"):
         export_onnx(model, inputs(2)[0], tmp_path / "m.onnx")
     with pytest.raises(ExportError, match=r"m.pt2: loaded again"):

@@ -11,14 +11,14 @@ import torch
 from torch import nn
 
 import sslprune
+from sslprune.bench.fit import latency_cost
+from sslprune.bench.table import BUILDERS, LayerTable, stair, time_layers
 from sslprune.cost.counts import Cost
-from sslprune.cost.fit import latency_cost
 from sslprune.cost.layers import Layer
-from sslprune.cost.table import BUILDERS, LayerTable, stair, time_layers
 from sslprune.errors import RecipeError
 from sslprune.recipe import parse_recipe
 from sslprune.report import Budget, budget_text
-from sslprune.report.values import Latency, Speedup
+from sslprune.values.measure import Latency, Speedup
 
 RECIPE = {
     "model": {"factory": "none:none"},
@@ -156,7 +156,7 @@ def test_a_whole_model_is_timed_until_the_interval_is_narrow(tmp_path, monkeypat
         latency = Latency(**place, median_ms=ratio, p95_ms=9, repetitions=9, samples_per_second=1)
         return SimpleNamespace(dense=[latency], speedup=[speedup])
 
-    monkeypatch.setattr("sslprune.cost.fit.compare", compare)
+    monkeypatch.setattr("sslprune.bench.fit.compare", compare)
     found = latency_cost(small(), (torch.zeros(1, 3, 8, 8),), None, parse_recipe(RECIPE), table(tmp_path))
     assert next(ratios) == [2.0, 3.0, 2.1, 2.2, 1.0, 9.0][timings]
     assert found.whole == pytest.approx({3: 2100, 4: 2150, 5: 2100}[timings])

@@ -15,14 +15,15 @@ import torch
 from torch import Tensor, nn
 
 import sslprune
+from sslprune.bench.table import LayerTable
 from sslprune.capture.program import Program
 from sslprune.cost.counts import Cost, Measure
-from sslprune.cost.table import LayerTable
 from sslprune.errors import RepackError
-from sslprune.export.onnx import difference, open_session, random_like
+from sslprune.export.session import open_session
 from sslprune.removal.plan import read_plan
 from sslprune.values.axes import Axis, tensors_of, zero_groups, zero_mask
-from sslprune.values.inputs import tensors_in
+from sslprune.values.compare import difference
+from sslprune.values.inputs import random_like, tensors_in
 from tests.architectures import ARCHITECTURES
 from tests.laws import (
     kept_indices,

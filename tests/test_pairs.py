@@ -11,7 +11,7 @@ import sslprune
 from sslprune.cli import app
 from sslprune.data import build_data
 from sslprune.errors import DataError, SslpruneError
-from sslprune.export.onnx import open_session
+from sslprune.export.session import open_session
 from sslprune.models.build import build_model
 from sslprune.recipe import parse_recipe
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 import sslprune
 from sslprune.cost.counts import Cost
-from sslprune.export.onnx import difference
 from sslprune.export.portable import grouped_mm
 from sslprune.values.axes import zero_groups
+from sslprune.values.compare import difference
 from tests.laws import lively_, zero_random_
 
 

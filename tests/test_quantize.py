@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from sslprune.errors import ExportError
 from sslprune.export.file import OnnxModule, feeds_of, read_graph, write_metadata
-from sslprune.export.onnx import export_onnx, open_session
+from sslprune.export.onnx import export_onnx
 from sslprune.export.quantize import notes, quantize
+from sslprune.export.session import open_session
 
 
 class Net(nn.Module):

@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import sslprune
-from sslprune.export.onnx import difference, open_session
+from sslprune.export.session import open_session
 from sslprune.values.axes import Axis, zero_groups
+from sslprune.values.compare import difference
 from tests.laws import lively_
 
 TOKENS = torch.randint(20, (2, 7), generator=torch.Generator().manual_seed(0))

@@ -17,8 +17,8 @@ from torch.utils import _pytree as pytree
 
 import sslprune
 from sslprune.errors import TraceError
-from sslprune.export.onnx import difference
 from sslprune.values.axes import tensors_of
+from sslprune.values.compare import difference
 from tests.laws import zero_random_
 
 HERE = __file__

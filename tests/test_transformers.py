@@ -14,7 +14,7 @@ from sslprune.cli import app
 from sslprune.data import build_data
 from sslprune.data.tables import read_table
 from sslprune.errors import CheckpointError, DataError, RecipeError, RepackError
-from sslprune.export.onnx import open_session
+from sslprune.export.session import open_session
 from sslprune.models.build import build_model
 from sslprune.recipe import Recipe, load_recipe, parse_recipe
 from sslprune.run.directory import RunDirectory

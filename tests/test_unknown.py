@@ -17,8 +17,9 @@ import sslprune
 from sslprune.analysis.inference import infer
 from sslprune.analysis.rules import RULES
 from sslprune.capture.program import operator_name
-from sslprune.export.onnx import difference, random_like
 from sslprune.values.axes import Axis, zero_groups
+from sslprune.values.compare import difference
+from sslprune.values.inputs import random_like
 from tests.laws import lively_
 
 LIBRARY = torch.library.Library("sslprune_test", "FRAGMENT")

@@ -18,11 +18,11 @@ import torch
 from torch import fx
 
 from sslprune.analysis.atoms import Atoms, Dim, fixed
+from sslprune.analysis.columns import Columns
 from sslprune.analysis.folding import folded
 from sslprune.analysis.zeros import Keeps, Zero
 from sslprune.capture.program import Program, module_of, operator_name
 from sslprune.errors import TraceError
-from sslprune.kinds.columns import Columns
 
 if TYPE_CHECKING:
     from sslprune.analysis.rewriter import Rewriter

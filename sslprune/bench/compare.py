@@ -14,9 +14,8 @@ import torch
 
 from sslprune.bench.contenders import PROVIDERS, Contender, check_same_inputs, feeds_for, of_length, open_length
 from sslprune.bench.timing import in_blocks, num_cores, pinned, summarize
-from sslprune.errors import ExportError
-from sslprune.export.onnx import first_line
-from sslprune.report.values import Absent, Latency, Speedup
+from sslprune.errors import ExportError, first_line
+from sslprune.values.measure import Absent, Latency, Speedup
 
 
 class Progress(Protocol):

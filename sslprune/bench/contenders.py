@@ -15,8 +15,8 @@ from torch import nn
 from torch.export.passes import move_to_device_pass
 from torch.utils import _pytree as pytree
 
-from sslprune.errors import ExportError
-from sslprune.export.onnx import first_line, open_session
+from sslprune.errors import ExportError, first_line
+from sslprune.export.session import open_session
 
 PROVIDERS = {
     ("cpu", "onnxruntime"): "CPUExecutionProvider",

@@ -12,7 +12,7 @@ from sslprune.bench.contenders import feeds_for, from_file
 from sslprune.bench.footprint import Footprint, footprint
 from sslprune.bench.operators import operator_times
 from sslprune.errors import ExportError
-from sslprune.report.values import Profile
+from sslprune.values.measure import Profile
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ import numpy as np
 import onnxruntime
 
 from sslprune.bench.timing import pinned
-from sslprune.errors import ExportError
-from sslprune.export.onnx import first_line, session_options
-from sslprune.report.values import OperatorTime
+from sslprune.errors import ExportError, first_line
+from sslprune.export.session import session_options
+from sslprune.values.measure import OperatorTime
 
 NUM_WARM_UP = 3  # runs
 

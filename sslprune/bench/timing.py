@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from sslprune.report.values import Latency, Speedup
+from sslprune.values.measure import Latency, Speedup
 
 WARM_UP = 0.03  # seconds per model and block
 ENOUGH = 0.7  # seconds of rounds for each model, beyond the number of repetitions asked for

@@ -9,11 +9,11 @@ import numpy as np
 from torch import fx, nn
 
 from sslprune.analysis.atoms import Dim
+from sslprune.analysis.columns import columns_gone
 from sslprune.analysis.inference import infer
 from sslprune.analysis.rewriter import even_kernel
 from sslprune.capture.program import Program
 from sslprune.cost.layers import Asked, Layer, Table, layers_of
-from sslprune.kinds.columns import columns_gone
 from sslprune.kinds.find import branches_by_axis, too_many
 from sslprune.values.axes import Axis
 

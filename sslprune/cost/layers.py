@@ -25,7 +25,7 @@ Sizes = list[list[int]]  # the kept sizes of each operand
 class Layer:
     """What ONNX Runtime is asked to run, with one sample or a few.
 
-    ``kind``: a key of ``sslprune.cost.table.BUILDERS``. ``widths``: the sizes that pruning changes, rounded to this
+    ``kind``: a key of ``sslprune.bench.table.BUILDERS``. ``widths``: the sizes that pruning changes, rounded to this
     machine's stairs before they are timed; ``settings``: all else that the time depends on, each a tuple of numbers.
     """
 
@@ -39,7 +39,7 @@ class Layer:
 
 
 class Table(Protocol):
-    """How long layers take; ``sslprune.cost.table.LayerTable`` is one."""
+    """How long layers take; ``sslprune.bench.table.LayerTable`` is one."""
 
     def microseconds(self, layers: Iterable[Layer]) -> list[float]: ...
 

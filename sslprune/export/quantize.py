@@ -26,11 +26,11 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 
-from sslprune.errors import ExportError
+from sslprune.errors import ExportError, first_line
 from sslprune.export.file import read_graph
-from sslprune.export.onnx import PROTOBUF_LIMIT, first_line
+from sslprune.export.onnx import PROTOBUF_LIMIT
 from sslprune.files import write_beside
-from sslprune.report.environment import has_vnni
+from sslprune.values.machine import has_vnni
 
 CALIBRATION_BATCH = 32  # samples at a time: the calibrator keeps every activation
 DYNAMIC_OPERATORS = ["MatMul", "Gemm", "LSTM", "Attention", "EmbedLayerNormalization", "Gather"]

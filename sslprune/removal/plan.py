@@ -18,14 +18,12 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors.torch import load_file
 from torch import fx, nn
-from torch.utils import _pytree as pytree
 from typing_extensions import TypeAliasType
 
 from sslprune.analysis.inference import infer
 from sslprune.analysis.rewriter import Change
 from sslprune.capture.program import Program, module_of, operator_name
 from sslprune.errors import RepackError, RunError
-from sslprune.export.onnx import STATE
 from sslprune.files import write_text
 from sslprune.removal.remove import changed_operators, dropped_branches, kept_atoms, removed_groups
 from sslprune.values.axes import Axis, tensors_of
@@ -176,30 +174,6 @@ def read_plan(path: str | Path) -> Plan:
         raise RunError(f"{path}: no plan there ({error.strerror}); run `sslprune repack` first") from error
     except (ValidationError, json.JSONDecodeError) as error:
         raise RunError(f"{path}: not a plan of schema {SCHEMA} ({str(error).splitlines()[0]}); repack again") from error
-
-
-def load(run: str | Path) -> nn.Module:
-    """The repacked module of a run directory (or of a ``.pt2`` file), ready to call; it evaluates, it does not train.
-
-    One that carries state has ``initial_state(batch_size)``, as the model had.
-    Raises RunError where there is none.
-    """
-    path = Path(run)
-    path = path / "repacked" / "model.pt2" if path.is_dir() else path
-    if not path.is_file():
-        raise RunError(f"{path}: no repacked model there; run `sslprune repack` first")
-    try:
-        files = {STATE: ""}
-        exported = torch.export.load(path, extra_files=files)
-        module = exported.module()
-        if files[STATE]:
-            assert exported.example_inputs is not None
-            state = exported.example_inputs[0][-1]
-            zeros = lambda rows: pytree.tree_map(lambda leaf: leaf.new_zeros(rows, *leaf.shape[1:]), state)  # noqa: E731
-            vars(module)["initial_state"] = zeros
-        return module
-    except Exception as error:
-        raise RunError(f"{path}: not a readable .pt2 file ({str(error).splitlines()[0]}); repack again") from error
 
 
 def apply_plan(model: nn.Module, plan: Plan | str | Path, weights: str | Path | None = None) -> nn.Module:

@@ -12,13 +12,13 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from sslprune.analysis.atoms import Dim
+from sslprune.analysis.columns import columns_gone, gathered
 from sslprune.analysis.folding import evaluate
 from sslprune.analysis.inference import Inference, infer
 from sslprune.analysis.rewriter import Change, Kept, Rewriter, even_kernel
 from sslprune.capture.program import Program, copy_graph, module_of, operator_name, quiet
 from sslprune.errors import RepackError
 from sslprune.kinds.branches import Branch, operands_of
-from sslprune.kinds.columns import columns_gone, gathered
 from sslprune.kinds.find import branches_by_axis, too_many
 from sslprune.removal.packed import Packed
 from sslprune.values.axes import Axis, tensors_of, zero_mask

@@ -1,12 +1,9 @@
 """Values: the verdict on a run, the gates that judge it, and the forms in which it is told."""
 
 from sslprune.report.curve import curve_rows
-from sslprune.report.environment import environment, has_vnni
 from sslprune.report.gates import compare_reports, judge
 from sslprune.report.values import (
-    SCHEMA,
     SCHEMA_FILE,
-    Absent,
     AxisChange,
     AxisFacts,
     Baseline,
@@ -18,14 +15,10 @@ from sslprune.report.values import (
     Figures,
     Gate,
     Inspection,
-    Latency,
     OnnxCheck,
-    OperatorTime,
-    Profile,
     RepackResult,
     Report,
     Size,
-    Speedup,
     Staircase,
     Variant,
     read_controls,
@@ -41,6 +34,8 @@ from sslprune.report.words import (
     verdict_text,
     why_not_faster,
 )
+from sslprune.values.machine import environment, has_vnni
+from sslprune.values.measure import SCHEMA, Absent, Latency, OperatorTime, Profile, Speedup
 
 __all__ = [
     "CONTROL_WORDS",

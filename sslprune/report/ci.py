@@ -10,8 +10,9 @@ from xml.etree import ElementTree as XML
 from sslprune.errors import SslpruneError
 from sslprune.files import write_text
 from sslprune.report.curve import curve_rows
-from sslprune.report.values import Absent, Figures, Report, Speedup, Variant
+from sslprune.report.values import Figures, Report, Variant
 from sslprune.report.words import realised, setting_text, verdict_text, why_not_faster
+from sslprune.values.measure import Absent, Speedup
 
 
 def write_ci(report: Report, junit_file: Path, summary_file: Path) -> None:

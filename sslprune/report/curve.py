@@ -8,8 +8,9 @@ from typing import Any
 from markupsafe import Markup
 
 from sslprune.report.charts import Series, chart
-from sslprune.report.values import Absent, CurvePoint, Report, Size, Speedup
+from sslprune.report.values import CurvePoint, Report, Size
 from sslprune.report.words import CONTROL_WORDS, MEASURE_WORDS, setting_text, verdict_text
+from sslprune.values.measure import Absent, Speedup
 
 
 def same_setting(speedup: Sequence[Speedup | Absent], setting: Speedup) -> Speedup | None:

@@ -8,18 +8,9 @@ from pathlib import Path
 from typing import Literal
 
 from sslprune.recipe import GateSection, GatesSection, Recipe
-from sslprune.report.values import (
-    Absent,
-    Baseline,
-    Change,
-    Equivalence,
-    Figures,
-    Gate,
-    Report,
-    Speedup,
-    Variant,
-)
+from sslprune.report.values import Baseline, Change, Equivalence, Figures, Gate, Report, Variant
 from sslprune.report.words import setting_text
+from sslprune.values.measure import Absent, Speedup
 from sslprune.values.tasks import LOWER_IS_BETTER
 
 SAME = 0.005  # relative: a change in size below this is none

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from sslprune.files import write_text
 from sslprune.report.charts import Series, chart, matrix_png
 from sslprune.report.curve import curve
-from sslprune.report.values import Figures, Latency, Report, Speedup, Variant
+from sslprune.report.values import Figures, Report, Variant
 from sslprune.report.words import (
     CONTROL_WORDS,
     budget_text,
@@ -29,6 +29,7 @@ from sslprune.report.words import (
     verdict_text,
     why_not_faster,
 )
+from sslprune.values.measure import Latency, Speedup
 
 TEMPLATE = Path(__file__).parent / "page.html"
 PERCENT = frozenset({"accuracy", "f1"})

@@ -6,105 +6,18 @@ milliseconds, ``_bytes`` bytes; ``macs`` are multiply-accumulates for one sample
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field
 
-from sslprune.errors import RunError
-from sslprune.files import write_text
+from sslprune.values.measure import SCHEMA, Absent, Latency, Profile, Record, Speedup
 
-SCHEMA: Literal[1] = 1
 SCHEMA_FILE = Path(__file__).parent / "report.schema.json"
 
 
-class _Value(BaseModel):
-    """Prints as JSON and reads itself back."""
-
-    # keys that a later version of the same schema added are passed over
-    model_config = ConfigDict(frozen=True, extra="ignore", validate_by_name=True, serialize_by_alias=True)
-
-    def save(self, path: Path) -> Path:
-        return write_text(path, self.model_dump_json(indent=2) + "\n")
-
-    @classmethod
-    def load(cls, path: Path) -> Self:
-        """Read what ``save`` wrote; raises RunError, naming the field, for anything else."""
-        try:
-            text = path.read_text(encoding="utf-8")
-            newer = _schema_of(text)
-            if newer is not None and newer > SCHEMA:
-                raise RunError(
-                    f"{path}: schema {newer}, written by a newer sslprune; this one reads schema {SCHEMA}: upgrade it"
-                )
-            return cls.model_validate_json(text)
-        except (OSError, UnicodeDecodeError) as error:
-            raise RunError(f"{path}: cannot be read: {error}") from error
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"]) or "the file"
-            raise RunError(
-                f"{path}: not what this version of sslprune (schema {SCHEMA}) writes: {where}: {first['msg']}"
-            ) from error
-
-
-def _schema_of(text: str) -> int | None:
-    try:
-        value = json.loads(text)
-    except ValueError:
-        return None
-    version = value.get("schema") if isinstance(value, dict) else None
-    return version if isinstance(version, int) else None
-
-
-class Absent(_Value):
-    """A device that is not there, or that this build of ``runtime`` cannot use: said rather than left out."""
-
-    device: str
-    absent: Literal[True] = True
-    runtime: str | None = None
-    reason: str | None = None
-
-
-class Latency(_Value):
-    """One model in one setting. ``threads`` are those of the runtime on the CPU."""
-
-    device: str
-    runtime: str
-    batch_size: int
-    threads: int
-    median_ms: float
-    p95_ms: float
-    repetitions: int
-    samples_per_second: float | None = None
-    length: int | None = None  # of the sequences, where the model takes any
-
-
-class Speedup(_Value):
-    """``ratio``: the median of the paired dense / repacked ratios; ``low`` to ``high`` its 95 % bootstrap interval.
-
-    ``realised``: the share of the theoretical gain, ``ratio`` over the ratio of MACs, where both models have MACs.
-    """
-
-    device: str
-    runtime: str
-    batch_size: int
-    threads: int
-    ratio: float
-    low: float
-    high: float
-    realised: float | None = None
-    length: int | None = None
-
-    @property
-    def clear(self) -> bool:
-        """Whether there is a measurable difference: 1 lies outside the interval."""
-        return not self.low <= 1 <= self.high
-
-
-class OnnxCheck(_Value):
+class OnnxCheck(Record):
     """The ONNX file in ONNX Runtime on the test data: its metrics, and its largest relative difference from torch."""
 
     metrics: dict[str, float]
@@ -112,7 +25,7 @@ class OnnxCheck(_Value):
     samples: int
 
 
-class Size(_Value):
+class Size(Record):
     """One model. ``macs`` are for one sample; ``metrics`` are on the test data after the last epoch."""
 
     parameters: int
@@ -133,7 +46,7 @@ class Figures(Size):
     peak_bytes: int | None = None
 
 
-class Variant(_Value):
+class Variant(Record):
     """A model beside dense and repacked: a quantized one, or a control. ``metrics`` are measured in ONNX Runtime.
 
     ``max_relative``: how far a quantized model's output is from the repacked model's on the test data. ``speedup`` is
@@ -156,24 +69,7 @@ class Variant(_Value):
     notes: list[str] = []
 
 
-class OperatorTime(_Value):
-    """One kind of operator in one run of a model: how many of it there are, and the milliseconds they take together."""
-
-    operator: str
-    calls: int
-    ms: float
-
-
-class Profile(_Value):
-    """Where one model's time goes in ONNX Runtime on the CPU."""
-
-    model: str
-    batch_size: int
-    threads: int
-    operators: list[OperatorTime]
-
-
-class Staircase(_Value):
+class Staircase(Record):
     """How long a lone convolution of each width takes on this machine, relative to the widest, and what follows.
 
     Widths were kept on multiples of ``round_to``. ``gain``: what a width off the machine's ``step`` costs per
@@ -186,7 +82,7 @@ class Staircase(_Value):
     gain: float | None
 
 
-class Equivalence(_Value):
+class Equivalence(Record):
     """Masked against repacked model: the largest differences over ``samples`` test samples and random inputs.
 
     ``max_relative`` is relative to the largest output. ``metrics`` are the masked model's on the test data.
@@ -198,7 +94,7 @@ class Equivalence(_Value):
     metrics: dict[str, float]
 
 
-class AxisChange(_Value):
+class AxisChange(Record):
     """How many groups of one axis there were and are."""
 
     name: str
@@ -207,7 +103,7 @@ class AxisChange(_Value):
     after: int
 
 
-class Budget(_Value):
+class Budget(Record):
     """``fraction`` of the dense model's ``measure`` was allowed to remain; ``reached`` does.
 
     Where the recipe gave a ``strength`` (λ) in place of a budget, ``fraction`` is null and ``reached`` what λ left.
@@ -235,7 +131,7 @@ class Budget(_Value):
         return low <= 1.01 * self.fraction and high >= 0.99 * self.fraction
 
 
-class RepackResult(_Value):
+class RepackResult(Record):
     """What the repack stage found: the first half of a report, kept in the run directory for the second."""
 
     budget: Budget
@@ -257,7 +153,7 @@ def read_controls(files: Sequence[Path]) -> list[Control]:
     return [Control.load(file) for file in files]
 
 
-class AxisFacts(_Value):
+class AxisFacts(Record):
     """An axis as ``inspect`` tells it; what one group saves is the mean over the axis's groups.
 
     ``pruned``: the recipe names it. ``reason``: the operator that froze the axis or makes its removal inexact.
@@ -274,7 +170,7 @@ class AxisFacts(_Value):
     reason: str
 
 
-class Inspection(_Value):
+class Inspection(Record):
     """A model with what may be removed from it; ``notes`` are what its loader and its tracing had to say."""
 
     model: str
@@ -284,7 +180,7 @@ class Inspection(_Value):
     notes: list[str]
 
 
-class Gate(_Value):
+class Gate(Record):
     """One promise of the recipe: ``value`` was measured (None: could not be) against ``limit``.
 
     ``variant`` is the model that it is about, ``where`` the timing, if it is about one: "cpu, batch 1, 1 thread".
@@ -324,7 +220,7 @@ class CurvePoint(Size):
     controls: list[Control] = []
 
 
-class Change(_Value):
+class Change(Record):
     """One figure in an earlier report and in this one. ``verdict``: better, worse, or same (no measurable change)."""
 
     variant: str
@@ -334,7 +230,7 @@ class Change(_Value):
     verdict: Literal["better", "worse", "same"]
 
 
-class Baseline(_Value):
+class Baseline(Record):
     """An earlier report held beside this one."""
 
     file: str
@@ -343,7 +239,7 @@ class Baseline(_Value):
     changes: list[Change]
 
 
-class Report(_Value):
+class Report(Record):
     """The whole verdict on one run."""
 
     version: Literal[1] = Field(default=SCHEMA, alias="schema")

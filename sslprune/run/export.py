@@ -19,8 +19,9 @@ from sslprune.cost.grain import staircase
 from sslprune.data import Data, build_data
 from sslprune.errors import ExportError
 from sslprune.export.file import OnnxModule, feeds_of, write_metadata
-from sslprune.export.onnx import ONNX_TOLERANCE, difference, open_session
+from sslprune.export.onnx import ONNX_TOLERANCE
 from sslprune.export.quantize import notes
+from sslprune.export.session import open_session
 from sslprune.models.build import device_of, load_trained
 from sslprune.recipe import Recipe
 from sslprune.report import (
@@ -47,6 +48,7 @@ from sslprune.run.directory import RunDirectory
 from sslprune.show.terminal import Show
 from sslprune.train.evaluate import evaluate, full_precision
 from sslprune.values.carry import carrying, with_state
+from sslprune.values.compare import difference
 from sslprune.values.inputs import arguments, each, num_rows
 
 

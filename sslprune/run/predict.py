@@ -15,7 +15,7 @@ from sslprune.bench import Contender, interleave
 from sslprune.bench.contenders import feeds_for
 from sslprune.data.text import END, VOCABULARY, Vocabulary
 from sslprune.errors import DataError, RunError
-from sslprune.export.onnx import open_session
+from sslprune.export.session import open_session
 from sslprune.models.huggingface import load_tokenizer
 from sslprune.recipe import Recipe
 from sslprune.run.directory import RunDirectory

@@ -10,13 +10,14 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from sslprune.bench.fit import Fitted, latency_cost
+from sslprune.capture.mode import evaluating
 from sslprune.capture.trace import trace
 from sslprune.choose.sections import select
 from sslprune.cost.counts import Cost
-from sslprune.cost.fit import Fitted, latency_cost
 from sslprune.data import Data, build_data
 from sslprune.errors import RepackError
-from sslprune.export.onnx import difference, evaluating, random_like, save_program
+from sslprune.export.program import save_program
 from sslprune.files import write_atomic
 from sslprune.kinds.find import find_axes
 from sslprune.models.build import count_parameters, device_of, load_trained
@@ -30,7 +31,8 @@ from sslprune.show.terminal import Show
 from sslprune.train.evaluate import evaluate, full_precision
 from sslprune.values.axes import Axis
 from sslprune.values.carry import carrying
-from sslprune.values.inputs import arguments, num_rows, other_lengths, with_length
+from sslprune.values.compare import difference
+from sslprune.values.inputs import arguments, num_rows, other_lengths, random_like, with_length
 
 EXACT = 1e-4  # relative difference between masked and repacked above which an exact plan has failed
 

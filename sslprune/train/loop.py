@@ -18,10 +18,10 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from sslprune.bench.fit import latency_cost
 from sslprune.capture.trace import trace
 from sslprune.choose.sections import select_with_sections
 from sslprune.cost.counts import Cost
-from sslprune.cost.fit import latency_cost
 from sslprune.data import Data, build_data
 from sslprune.errors import RepackError, TrainingError
 from sslprune.files import write_atomic, write_json

@@ -86,3 +86,26 @@ def other_lengths(value: Any, sequence: int | None) -> list[int]:
         return []
     length = length_of(value)
     return sorted({max(2, length // 2), min(sequence, 2 * length + 1)} - {length})
+
+
+def random_like(value: Any, batch_size: int, seed: int = 0) -> Any:
+    """Inputs of another batch size: normal noise where the example is floating, the example's own rows elsewhere."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = num_rows(value)
+    chosen = torch.randint(rows, (batch_size,), generator=generator)
+
+    def draw(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor) or not leaf.dim() or leaf.shape[0] != rows:
+            return leaf
+        if not leaf.is_floating_point():
+            return leaf[chosen.to(leaf.device)]
+        noise = torch.randn((batch_size, *leaf.shape[1:]), generator=generator).to(leaf)
+        spread = leaf.std(correction=0)
+        return noise * (spread if spread > 0 else 1.0) + leaf.mean()
+
+    return pytree.tree_map(draw, value)
+
+
+def of_other_lengths(inputs: Any, sequence: int | None) -> list[Any]:
+    """The inputs at two other lengths and another batch size, where lengths are open."""
+    return [random_like(with_length(inputs, n), 3, seed=n) for n in other_lengths(inputs, sequence)]

@@ -9,9 +9,9 @@ import numpy as np
 from torch import fx
 
 from sslprune.analysis.atoms import Dim, fixed, merge
+from sslprune.analysis.columns import Columns, read_columns
 from sslprune.analysis.inference import Inference, Rule
 from sslprune.analysis.zeros import AllOf, AnyOf, Keeps, Zero
-from sslprune.kinds.columns import Columns, read_columns
 
 
 def _with_bias(zero: Zero, bias: Any) -> Zero:

@@ -24,7 +24,7 @@ from sslprune.bench.timing import pinned
 from sslprune.cost.grain import cache_folder, grain, processor
 from sslprune.cost.layers import Layer
 from sslprune.errors import SslpruneError
-from sslprune.export.onnx import session_options
+from sslprune.export.session import session_options
 from sslprune.files import write_json
 
 FINEST = 4  # channels: below the step, and off it, layers still differ from one multiple of this to the next

@@ -22,20 +22,21 @@ import numpy as np
 from torch import Tensor, nn
 
 from sslprune.bench import Contender, compare
+from sslprune.bench.table import LayerTable
 from sslprune.capture.program import Program, operator_name
 from sslprune.capture.trace import trace
 from sslprune.choose.sections import select
 from sslprune.cost.counts import Cost, Masks
-from sslprune.cost.table import LayerTable
 from sslprune.export.file import feeds_of
-from sslprune.export.onnx import export_onnx, open_session
+from sslprune.export.onnx import export_onnx
+from sslprune.export.session import open_session
 from sslprune.kinds.find import find_axes
 from sslprune.recipe import Recipe
 from sslprune.removal.remove import remove
-from sslprune.report.values import Latency, Speedup
 from sslprune.values.axes import Axis
 from sslprune.values.carry import example_for
 from sslprune.values.inputs import Inputs, with_length
+from sslprune.values.measure import Latency, Speedup
 
 SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)  # widths of the second model that are tried
 CLEAR = 0.05  # the share of the time that it has to save, for the fit to use it
