@@ -23,6 +23,7 @@ from sslprune.bench import compare_onnx
 from sslprune.removal.remove import remove
 from sslprune.report import Absent
 from sslprune.values.axes import zero_groups
+from sslprune.values.selection import Selection
 
 CONVOLUTIONS: dict[str, tuple[nn.Conv2d, int]] = {  # and the side of the map that each reads
     "LeNet conv2: 20 -> 50, 5x5, 12x12": (nn.Conv2d(20, 50, 5), 12),
@@ -66,9 +67,9 @@ def measure(conv: nn.Conv2d, side: int, share: float, options: argparse.Namespac
     dense = conv.weight.detach().clone()
     with tempfile.TemporaryDirectory() as folder:
         paths = Path(folder) / "dense.onnx", Path(folder) / "repacked.onnx"
-        sslprune.export_onnx(remove(model, program, [], []), args, paths[0])
+        sslprune.export_onnx(remove(model, program, Selection.none([])), args, paths[0])
         zero_groups(model, axis, gone)
-        sslprune.export_onnx(remove(model, program, [axis], [mask]), args, paths[1])
+        sslprune.export_onnx(remove(model, program, Selection.of([axis], [mask])), args, paths[1])
         found = compare_onnx(
             *paths, batch_sizes=[options.batch_size], threads=[options.threads], repetitions=options.repetitions
         )

@@ -21,6 +21,7 @@ from sslprune.bench.table import LayerTable
 from sslprune.models.build import count_parameters
 from sslprune.recipe import parse_recipe
 from sslprune.values.axes import Axis
+from sslprune.values.selection import Selection
 from sslprune.zoo import resnet_cifar
 
 
@@ -59,11 +60,11 @@ def check(depth: int, count: int, budget: float, random: np.random.Generator) ->
     errors: dict[str, list[float]] = {"on the grain": [], "off it": []}
     for number in range(count):
         grain, where = (table.step, "on the grain") if number % 2 == 0 else (1, "off it")
-        kept = [draw(axis, grain, random) for axis in cost.axes]
-        predicted = cost.latency(kept) / cost.latency()
-        measured = cost.whole(kept)
+        gone = Selection.of(cost.axes, [~draw(axis, grain, random) for axis in cost.axes])
+        predicted = cost.latency(gone) / cost.latency()
+        measured = cost.whole(gone)
         errors[where].append(predicted - measured)
-        macs = cost.macs(kept) / cost.macs()
+        macs = cost.macs(gone) / cost.macs()
         print(f"  {where:12}  MACs {macs:.3f}  predicted {predicted:.3f}  measured {measured:.3f}", flush=True)
     for where, values in errors.items():
         if values:

@@ -25,18 +25,17 @@ import torch
 from sslprune.capture.trace import trace
 from sslprune.choose.sections import select_with_sections
 from sslprune.cost.counts import Cost
-from sslprune.cost.grain import grain
 from sslprune.data import build_data
 from sslprune.kinds.find import find_axes
 from sslprune.models.build import build_model, device_of
 from sslprune.recipe import load_recipe
 from sslprune.show.terminal import Show
-from sslprune.train.budget import NUM_WARM_UP, BudgetController
-from sslprune.train.lasso import GroupLasso
+from sslprune.train.budget import NUM_WARM_UP
 from sslprune.train.optimizer import build_optimizer
-from sslprune.train.shrink import Shrinker
+from sslprune.train.sparsity import Sparsity
 from sslprune.values.carry import carrying, with_state
 from sslprune.values.inputs import arguments, call, each
+from sslprune.values.selection import Selection
 
 
 class Training:
@@ -54,15 +53,13 @@ class Training:
         chosen = select_with_sections(find_axes(program), recipe.prune)
         axes = [axis for axis, _ in chosen]
         section = recipe.lasso.model_copy(update={"decay": max(1, round(recipe.lasso.decay * options.scale))})
-        lasso = GroupLasso(model, axes)
         self.cost = Cost(program, axes)
-        self.controller = BudgetController(
-            lasso, self.cost, recipe.budget, section, num_steps,
-            round_to=grain() if recipe.budget.round_to == "auto" else recipe.budget.round_to,
-            floors=[s.min_groups for _, s in chosen], strengths=[s.strength for _, s in chosen],
-        )  # fmt: skip
+        self.sparsity = Sparsity.over(
+            model, program, chosen, recipe.model_copy(update={"lasso": section}), num_steps, cost=self.cost
+        )
+        self.controller: Any = self.sparsity.controller
         self.optimizer = build_optimizer(model, recipe.train)
-        self.shrinker = Shrinker(model, program, axes, lasso)
+        self.shrinker = self.sparsity.shrinkable()
 
     def step(self, run: Callable[..., Any], inputs: Any, targets: torch.Tensor, lr: float) -> None:
         for group in self.optimizer.param_groups:
@@ -98,26 +95,25 @@ def main() -> None:
             batch = each(inputs, channels_last), targets
             run.step(run.shrinker.model, batch[0], batch[1], recipe.train.lr / 5)
         run.shrinker.shrink(run.optimizer)
-        removed.append([mask.copy() for mask in run.shrinker.removed])
+        removed.append(run.shrinker.removed)
     assert batch is not None
 
     # The states that differ: whole in the first epoch, then what each next one begins with; healing has the last.
-    masks = [[np.zeros_like(mask) for mask in removed[0]], *removed]
+    masks = [Selection.none(removed[0].axes), *removed]
     states, sizes, pauses = [], [], []
     for index, gone in enumerate(masks):
         state = Training(options, recipe, data, 10**9)  # never lands: a sparse step, with its sensitivities
         started = clock()
-        if any(mask.any() for mask in gone):
+        if gone:
             state.shrinker.remove(gone, state.optimizer)
         pauses.append(clock() - started)
         if index == len(masks) - 1:
-            state.controller.last_choice = -1  # a healing step: nothing is chosen, and λ is 0
+            state.controller.landed = True  # a healing step: nothing is chosen, and λ is 0
         else:
             state.controller.taken = NUM_WARM_UP
             state.controller.lasso.strength[:-1] = 1e-6
         states.append((state, carrying(state.shrinker.model)))
-        kept = [~mask for mask in gone]
-        sizes.append(state.cost.macs(kept) / state.cost.macs())
+        sizes.append(state.cost.macs(gone) / state.cost.macs())
     seconds = time_in_turns(states, batch, options.rounds)
     whole = np.array(seconds[0])
     ratios = [float(median(np.array(taken) / whole)) for taken in seconds]

@@ -38,8 +38,9 @@ sys.path[0] = str(
 import sslprune  # noqa: E402
 from scripts.architectures import BUILDERS, FAMILY, SHIM  # noqa: E402
 from sslprune.export.program import export_program  # noqa: E402
-from sslprune.values.axes import Axis, tensors_of, zero_mask  # noqa: E402
+from sslprune.values.axes import Axis, tensors_of  # noqa: E402
 from sslprune.values.compare import difference  # noqa: E402
+from sslprune.values.selection import Selection  # noqa: E402
 from tests.laws import lively_, reload_without_sslprune, save_for_reload, settle_, wrong_slices, zero_random_  # noqa: E402
 
 TOLERANCE = 1e-4
@@ -84,11 +85,12 @@ def check(name: str, seed: int = 0) -> Result:
         started = time.perf_counter()
         small = sslprune.repack(model, program, exact).eval()
         result.seconds += time.perf_counter() - started
-        cost, kept = sslprune.Cost(program, exact), [~zero_mask(model, axis) for axis in exact]
-        whole = [mask | (axis.kind == "width") for axis, mask in zip(exact, kept, strict=True)]
+        cost, gone = sslprune.Cost(program, exact), Selection.zeros(model, exact)
+        narrow = [mask & (axis.kind != "width") for axis, mask in zip(exact, gone, strict=True)]
+        whole = Selection.of(exact, narrow)
         dense = cost.parameters()  # of the evaluation graph: GoogLeNet has heads that only train
         result.left, result.left_whole = count_evaluated(small, args) / dense, cost.parameters(whole) / dense
-        result.counted = cost.parameters(kept) / dense
+        result.counted = cost.parameters(gone) / dense
         result.masked = relative(model, small, args)
         shuffled = [exact[i] for i in np.random.default_rng(seed).permutation(len(exact))]
         wrong = wrong_slices(model, small, shuffled, args, limit=3)

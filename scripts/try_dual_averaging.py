@@ -30,6 +30,7 @@ from sslprune.data import Data, build_data
 from sslprune.models.build import build_model
 from sslprune.recipe import load_recipe
 from sslprune.train.evaluate import evaluate
+from sslprune.values.selection import Selection
 
 RECIPE = Path(__file__).resolve().parent.parent / "recipes" / "lenet-mnist.toml"
 
@@ -146,7 +147,7 @@ def run(
     if isinstance(method, DualAveraging):
         method.finish()
     kept = [norms > 0 for norms in lasso.norms()]
-    left, cut = cost.macs(kept) / cost.macs(), error(model, data)
+    left, cut = cost.macs(Selection.of(lasso.axes, [~k for k in kept])) / cost.macs(), error(model, data)
     lasso.set_strength([0 * norms for norms in lasso.norms()])
     lasso.alive[:-1] = torch.cat([torch.from_numpy(k) for k in kept]).float()
     healing = Proximal(model, lasso)

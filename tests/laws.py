@@ -22,6 +22,7 @@ from sslprune.export.program import save_program
 from sslprune.values.axes import Axis, Member, tensors_of, zero_groups, zero_mask
 from sslprune.values.compare import difference
 from sslprune.values.inputs import random_like, tensors_in
+from sslprune.values.selection import Selection
 
 
 @torch.no_grad()
@@ -72,16 +73,16 @@ def zero_random_(model: nn.Module, program: Program, axes: Sequence[Axis], rando
 
     Of the layers about a half, but never all operands of one sum: nothing behind it could tell right from wrong.
     """
-    kept = [np.ones(axis.size, bool) for axis in axes]
-    for axis, mask in zip(axes, kept, strict=True):
+    gone = Selection.none(axes)
+    for i, axis in enumerate(axes):
         if axis.kind != "layers":
-            mask[random.permutation(axis.size)[: axis.size // 2]] = False
+            gone = gone.plus({i: random.permutation(axis.size)[: axis.size // 2]})
     cost = Cost(program, axes)
     for i in random.permutation(len(axes)):
-        if axes[i].kind == "layers" and random.integers(2) and cost.savings(kept, "parameters")[i].any():
-            kept[i][:] = False
-    for axis, mask in zip(axes, kept, strict=True):
-        zero_groups(model, axis, np.flatnonzero(~mask))
+        if axes[i].kind == "layers" and random.integers(2) and cost.savings(gone, "parameters")[i].any():
+            gone = gone.plus({int(i): np.array([0])})
+    for axis in axes:
+        zero_groups(model, axis, np.flatnonzero(gone[axis]))
 
 
 def kept_indices(model: nn.Module, axes: Sequence[Axis], name: str) -> list[np.ndarray]:

@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 import sslprune
 from sslprune.errors import TraceError
 from sslprune.removal.plan import make_plan
-from sslprune.train.loop import write_weights
+from sslprune.train.checkpoint import write_weights
 from sslprune.values.carry import carries, carrying, with_state
 from sslprune.zoo import lstm_lm, rhn_lm
 from tests.laws import lively_

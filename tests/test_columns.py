@@ -15,9 +15,10 @@ from sslprune.capture.program import Program
 from sslprune.cost.counts import Cost
 from sslprune.errors import RepackError
 from sslprune.removal.plan import apply_plan, make_plan
-from sslprune.removal.remove import removed_groups
+from sslprune.removal.remove import removable
 from sslprune.values.axes import Axis, zero_groups, zero_mask
 from sslprune.values.compare import difference
+from sslprune.values.selection import Selection
 from tests.laws import lively_, reload_without_sslprune, save_for_reload, settle_
 
 
@@ -116,14 +117,14 @@ def test_masked_equals_repacked(name: str, share: float, others: bool) -> None:
         small = sslprune.repack(model, program, axes).eval()
         for batch_size in (1, 2, 5):
             assert relative(model, small, (torch.randn(batch_size, *MODELS[name][1]),)) < 1e-5
-        removed = removed_groups(model, program, axes)
-        gone = [mask for axis, mask in zip(axes, removed, strict=True) if axis.kind == "columns"]
+        removed = removable(program, Selection.zeros(model, axes))
+        columns = [mask for axis, mask in zip(axes, removed, strict=True) if axis.kind == "columns"]
         if not others:
-            assert any(mask.any() for mask in gone) == (share <= COLUMNS_PAY)
-        cost, kept = Cost(program, axes), [~zero_mask(model, axis) for axis in axes]
+            assert any(mask.any() for mask in columns) == (share <= COLUMNS_PAY)
+        cost, gone = Cost(program, axes), Selection.zeros(model, axes)
         remaining = Cost(sslprune.trace(small, args), [])
-        assert cost.parameters(kept) == remaining.parameters() == sum(map(torch.Size.numel, shapes(small).values()))
-        assert cost.macs(kept) == remaining.macs() == cost.macs([~mask for mask in removed])
+        assert cost.parameters(gone) == remaining.parameters() == sum(map(torch.Size.numel, shapes(small).values()))
+        assert cost.macs(gone) == remaining.macs() == cost.macs(removed)
 
 
 def test_columns_and_macs_counted_by_hand() -> None:
@@ -133,7 +134,7 @@ def test_columns_and_macs_counted_by_hand() -> None:
     zero_groups(model, axes[1], range(12, 120))  # two: 12 of 120 stay: channel 0 whole, but for kernel rows 4
     small = sslprune.repack(model, program, axes)
     assert shapes(small)["two.weight"] == (6, 12, 1, 1)
-    assert [mask.sum() for mask in removed_groups(model, program, axes)] == [0, 108, 0]
+    assert [mask.sum() for mask in removable(program, Selection.zeros(model, axes))] == [0, 108, 0]
     assert before - Cost(sslprune.trace(small, args), []).macs() == 108 * 6 * 13 * 6
     savings = Cost(program, axes).savings(None, "macs")[1]
     assert savings.sum() == 120 * 6 * 13 * 6  # each saves its share, once enough are gone

@@ -19,6 +19,7 @@ from sslprune.errors import RecipeError
 from sslprune.recipe import parse_recipe
 from sslprune.report import Budget, budget_text
 from sslprune.values.measure import Latency, Speedup
+from sslprune.values.selection import Selection
 
 RECIPE = {
     "model": {"factory": "none:none"},
@@ -114,18 +115,17 @@ def test_attention_and_recurrent_layers_shrink_as_they_are_repacked(tmp_path):
     model, args = Mixed().eval(), (torch.randn(2, 5, 8),)
     program = sslprune.trace(model, args)
     axes = [axis for axis in sslprune.find_axes(program) if axis.exact]
-    kept = [np.arange(axis.size) < max(1, axis.size // 2) for axis in axes]
-    for axis, mask in zip(axes, kept, strict=True):
-        sslprune.zero_groups(model, axis, np.flatnonzero(~mask))
+    gone = Selection.of(axes, [np.arange(axis.size) >= max(1, axis.size // 2) for axis in axes])
+    for axis in axes:
+        sslprune.zero_groups(model, axis, np.flatnonzero(gone[axis]))
     small = sslprune.repack(model, program, axes)
     left = Cost(sslprune.trace(small, args), [], table(tmp_path)).asked()
     cost = Cost(program, axes, table(tmp_path))
-    assert Counter(cost.asked(kept)) == Counter(left)
+    assert Counter(cost.asked(gone)) == Counter(left)
     assert {layer.kind for layer in left} == {"MatMul", "Attention", "LSTM"}
-    blocks = {0: np.flatnonzero(kept[0])[-1:]}
-    fewer = [kept[0] & (np.cumsum(kept[0]) < kept[0].sum()), *kept[1:]]
-    saved = cost.saved(kept, blocks, "latency")[0]
-    assert saved == pytest.approx(cost.latency(kept) - cost.latency(fewer)) and saved > 0
+    blocks = {0: np.flatnonzero(~gone[0])[-1:]}
+    saved = cost.saved(gone, blocks, "latency")[0]
+    assert saved == pytest.approx(cost.latency(gone) - cost.latency(gone.plus(blocks))) and saved > 0
 
 
 def small() -> nn.Module:
@@ -137,10 +137,10 @@ def test_the_sum_is_fitted_to_what_was_measured(tmp_path):
     found = latency_cost(model, (torch.randn(2, 3, 8, 8),), None, parse_recipe(RECIPE), table(tmp_path))
     cost = found.cost
     assert cost.latency() == pytest.approx(found.whole) and found.table != pytest.approx(found.whole)
-    kept = [np.arange(axis.size) < axis.size // 2 for axis in cost.axes]
-    cost.whole = lambda kept: 0.7
-    assert cost.measured(kept) == 0.7
-    assert cost.latency(kept) == pytest.approx(0.7 * found.whole)
+    gone = Selection.of(cost.axes, [np.arange(axis.size) >= axis.size // 2 for axis in cost.axes])
+    cost.whole = lambda selection: 0.7
+    assert cost.measured(gone) == 0.7
+    assert cost.latency(gone) == pytest.approx(0.7 * found.whole)
     known = latency_cost(model, (torch.randn(2, 3, 8, 8),), None, parse_recipe(RECIPE), table(tmp_path))
     assert (known.num_measured, known.whole) == (0, found.whole)
 

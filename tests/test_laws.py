@@ -24,6 +24,7 @@ from sslprune.removal.plan import read_plan
 from sslprune.values.axes import Axis, tensors_of, zero_groups, zero_mask
 from sslprune.values.compare import difference
 from sslprune.values.inputs import random_like, tensors_in
+from sslprune.values.selection import Selection
 from tests.architectures import ARCHITECTURES
 from tests.laws import (
     kept_indices,
@@ -74,8 +75,8 @@ class Case:
         return [axis for axis in self.axes if axis.exact]
 
     @property
-    def kept(self) -> list[np.ndarray]:
-        return [~zero_mask(self.model, axis) for axis in self.exact]
+    def gone(self) -> Selection:
+        return Selection.zeros(self.model, self.exact)
 
 
 @functools.cache
@@ -205,15 +206,15 @@ def test_cost_counts_what_is_there(name: str) -> None:
     cost = Cost(case.program, case.exact)
     remaining = Cost(sslprune.trace(case.small, case.args), [])
     assert cost.parameters() == count(case.model)
-    assert cost.parameters(case.kept) == remaining.parameters() == count(case.small)
-    assert cost.macs(case.kept) == remaining.macs() <= cost.macs()
+    assert cost.parameters(case.gone) == remaining.parameters() == count(case.small)
+    assert cost.macs(case.gone) == remaining.macs() <= cost.macs()
 
 
 @every_architecture
 def test_layers_are_those_that_are_there(name: str, tmp_path: Path) -> None:
     """What is looked up for the kept sizes is what the repacked model asks for, but for a smaller kernel's rim."""
     case, table = removed(name), LayerTable(1, path=tmp_path / "layers.json")
-    asked = Cost(case.program, case.exact, table).asked(case.kept)
+    asked = Cost(case.program, case.exact, table).asked(case.gone)
     remaining = Cost(sslprune.trace(case.small, case.args), [], table).asked()
     one, other = (
         Counter((layer.kind, layer.widths, layer.settings[0], layer.settings[2:4]) for layer in layers)
@@ -229,17 +230,16 @@ def test_savings_are_differences_of_the_cost(name: str, measure: Measure) -> Non
     case = removed(name)
     cost = Cost(case.program, case.exact)
     total = getattr(cost, measure)
-    savings = cost.savings(case.kept, measure)
+    savings = cost.savings(case.gone, measure)
     random, exact = np.random.default_rng(0), 0
-    for i, kept in enumerate(case.kept):
-        assert savings[i].shape == kept.shape
-        for group in random.choice(np.flatnonzero(kept), min(2, kept.sum()), replace=False):
+    for i, gone in enumerate(case.gone):
+        assert savings[i].shape == gone.shape
+        left = case.gone.left(i)
+        for group in random.choice(np.flatnonzero(~gone), min(2, left), replace=False):
             kind = case.exact[i].kind
-            if kind in ("kernel", "columns") or (kept.sum() == 1 and (kind != "layers" or not savings[i][group])):
+            if kind in ("kernel", "columns") or (left == 1 and (kind != "layers" or not savings[i][group])):
                 continue  # these go when others like them do; an axis keeps its last group, and a sum its last operand
-            fewer = [mask.copy() for mask in case.kept]
-            fewer[i][group] = False
-            fall = total(case.kept) - total(fewer)
+            fall = total(case.gone) - total(case.gone.plus({i: np.array([group])}))
             assert 0.999 * fall <= savings[i][group] <= 2 * fall, (case.exact[i].name, group)
             exact += savings[i][group] == pytest.approx(fall)
     assert exact or not FOUND[name][0]

@@ -16,6 +16,7 @@ from sslprune.cost.counts import Cost
 from sslprune.export.portable import grouped_mm
 from sslprune.values.axes import zero_groups
 from sslprune.values.compare import difference
+from sslprune.values.selection import Selection
 from tests.laws import lively_, zero_random_
 
 
@@ -109,11 +110,11 @@ def test_cost_counts_only_what_the_output_needs() -> None:
     axes = [axis for axis in sslprune.find_axes(program) if axis.kind == "layers"]
     assert len(axes) == 2
     cost = Cost(program, axes)
-    masks = [np.ones(1, bool), np.zeros(1, bool)]
-    last = cost.savings(masks, "parameters")[0]
+    gone = Selection.none(axes).plus({1: np.array([0])})
+    last = cost.savings(gone, "parameters")[0]
     for axis in axes:
         zero_groups(model, axis, [0])
     small = sslprune.repack(model, program, axes)
     left = sum(p.numel() for p in small.parameters())
-    assert left == (6 * 27 + 6) + (6 * 4 + 4) == cost.parameters([np.zeros(1, bool)] * 2)
-    assert last == [cost.parameters(masks) - left]
+    assert left == (6 * 27 + 6) + (6 * 4 + 4) == cost.parameters(Selection.zeros(model, axes))
+    assert last == [cost.parameters(gone) - left]

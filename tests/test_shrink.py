@@ -139,14 +139,14 @@ def test_what_is_left_trains_as_it_would_have(name: str, optimizer: str) -> None
     # what a repack of the whole model gives at the end has the size, and is the function, of what trained
     again = sslprune.repack(shrunk.whole, shrunk.program, shrunk.axes)
     if name not in ("computed", "columns and kernels"):  # repack puts in the one; whether the other pays may change
-        assert np.array_equal(np.concatenate(shrunk.shrinker.removed), shrunk.lasso.alive[:-1] == 0)
+        assert np.array_equal(np.concatenate(shrunk.shrinker.removed.masks), shrunk.lasso.alive[:-1] == 0)
         sizes = [sum(p.numel() for p in model.parameters()) for model in (small, again)]
         assert sizes[0] == sizes[1]
     inputs = next(MODELS[name][1](shrunk.whole))[0]
     outputs = [model.eval()(*with_state(model, inputs[:1])) for model in (shrunk.whole, small)]
     torch.testing.assert_close(*(out[0] if isinstance(out, tuple) else out for out in outputs))
     # the averages of what is left, and the optimizer's state, have their numbers, and their layout
-    where = places(shrunk.program, shrunk.axes, shrunk.shrinker.removed)
+    where = places(shrunk.program, shrunk.shrinker.removed)
     assert where
     averages, before = tensors_of(shrunk.average.module), tensors_of(masked.average.module)
     for part in shrunk.left:
@@ -180,7 +180,7 @@ def test_a_computed_weight_stays_and_is_named() -> None:
         "one [filters] stays at its size while the model trains"
     ]
     assert "one.parametrizations.weight.original0 is not a weight itself" in loop.shrinker.notes[0]
-    assert not loop.shrinker.removed[[axis.name for axis in loop.axes].index("one")].any()
+    assert not loop.shrinker.removed["one"].any()
 
 
 @pytest.mark.parametrize(

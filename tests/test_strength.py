@@ -1,17 +1,22 @@
 """A strength in place of a budget: λ as a paper gives it, exact zeros by either method, and what is left is counted."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from sslprune.choose.blocks import Goal
+from sslprune.choose.constraints import Constraints, floor_of
 from sslprune.errors import RecipeError, TrainingError
-from sslprune.recipe import BudgetSection, LassoSection
+from sslprune.recipe import LassoSection
 from sslprune.train.budget import BudgetController
 from sslprune.train.lasso import GroupLasso
 from sslprune.train.sparsity import Sparsity
 from sslprune.train.strength import StrengthController
 from sslprune.values.axes import Axis, Member, zero_mask
+from sslprune.values.selection import Selection
 from sslprune.zoo.digits_cnn import DigitsCNN
 from tests.test_budget import ChainCost, chain
 from tests.test_lasso import chain as overlapping
@@ -22,8 +27,9 @@ WIDTHS, PIXELS = [3, 16, 24, 10], [64, 16, 1]
 def controller(num_steps, strengths=None, floors=None, **section):
     model, axes = chain(WIDTHS)
     settings = LassoSection(**{"strength": 0.02, "floor": 0.0} | section)
+    floors = [floor_of(axis, settings.floor, n) for axis, n in zip(axes, floors or [1] * len(axes), strict=True)]
     lasso = GroupLasso(model, axes, method=settings.method)
-    cost = ChainCost(WIDTHS, PIXELS)
+    cost: Any = ChainCost(WIDTHS, PIXELS)
     return model, axes, StrengthController(lasso, cost, settings, num_steps, floors, strengths)
 
 
@@ -106,13 +112,13 @@ def test_what_strength_zeroes_goes_is_held_and_counted(method):
     extra = {} if method == "proximal" else {"threshold": 5e-3}
     model, axes, made = controller(150, method=method, **extra)
     run(model, made, 150)
-    gone = [zero_mask(model, axis) for axis in axes]
+    gone = Selection.zeros(model, axes)
     assert 0 < sum(int(mask.sum()) for mask in gone) < sum(axis.size for axis in axes)
     cost = ChainCost(WIDTHS, PIXELS)
-    assert made.fraction == pytest.approx(cost.macs([~mask for mask in gone]) / cost.macs())
+    assert made.fraction == pytest.approx(cost.macs(gone) / cost.macs())
     assert not made.lasso.strength.any() and made.planned is None
     run(model, made, 10, first=150)  # healing
-    assert all((zero_mask(model, axis) == mask).all() for axis, mask in zip(axes, gone, strict=True))
+    assert Selection.zeros(model, axes) == gone
 
 
 def test_resumed_state_goes_on_alike():
@@ -219,7 +225,10 @@ def test_a_budget_by_the_subgradient():
     model, axes = chain(WIDTHS)
     lasso = GroupLasso(model, axes, method="subgradient")
     section = LassoSection(method="subgradient", decay=20)
-    made = BudgetController(lasso, ChainCost(WIDTHS, PIXELS), BudgetSection(macs=(0.5,)), section, 80)
+    constraints = Constraints(tuple(axes), tuple(floor_of(axis, 0.1, 1) for axis in axes))
+    chain_cost: Any = ChainCost(WIDTHS, PIXELS)
+    goal = Goal(chain_cost, constraints, "macs", 0.5)
+    made = BudgetController(lasso, goal, section, 80)
     run(model, made, 80)
     assert 0.49 <= made.fraction <= 0.5
-    assert all((zero_mask(model, axis) == ~kept).all() for axis, kept in zip(axes, made.kept, strict=True))
+    assert Selection.zeros(model, axes) == made.selection

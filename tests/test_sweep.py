@@ -68,7 +68,7 @@ def test_the_curve_is_that_of_the_points(finished: RunDirectory) -> None:
 def test_resume_goes_on_at_the_right_point(finished: RunDirectory, tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
     shutil.copytree(finished.path, run.path)
-    shutil.rmtree(run.train_dir)  # as if killed when the first point had just been trained
+    shutil.rmtree(run.training.folder)  # as if killed when the first point had just been trained
     recipe = finished.path.parent / "tiny.toml"
     said = mistake("train", recipe, "--run", run, "--resume", "--set", "budget.macs=[0.6, 0.3]")
     assert "another recipe (budget.macs differ)" in said

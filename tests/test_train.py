@@ -5,7 +5,6 @@ import math
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,13 +21,15 @@ from sslprune.kinds.find import find_axes
 from sslprune.models.build import build_model
 from sslprune.recipe import PruneSection, Recipe, TeacherSection, TrainSection, parse_recipe
 from sslprune.run.directory import RunDirectory
+from sslprune.train.checkpoint import TrainingFiles
 from sslprune.train.evaluate import evaluate
 from sslprune.train.loop import train
 from sslprune.train.optimizer import learning_rate
 from sslprune.train.recalibrate import recalibrate
 from sslprune.train.schedule import Schedule
 from sslprune.train.teacher import build_teacher
-from sslprune.values.axes import Axis, zero_mask
+from sslprune.values.axes import Axis
+from sslprune.values.selection import Selection
 from sslprune.zoo.digits_cnn import DigitsCNN
 
 
@@ -90,19 +91,8 @@ def net(width: int = 8, poison: bool = False) -> nn.Module:
     return model
 
 
-def files(folder: Path) -> SimpleNamespace:
-    return SimpleNamespace(
-        train_dir=folder,
-        checkpoint=folder / "checkpoint.pt",
-        initial=folder / "initial.safetensors",
-        dense=folder / "dense.safetensors",
-        masked=folder / "masked.safetensors",
-        history=folder / "history.json",
-    )
-
-
-def trained(folder: Path, show=None, **changes) -> SimpleNamespace:
-    run = files(folder)
+def trained(folder: Path, show=None, **changes) -> TrainingFiles:
+    run = TrainingFiles(folder)
     train(recipe(**changes), run, show or Silent())
     return run
 
@@ -125,7 +115,7 @@ def test_reaches_its_budget_with_exact_zeros(whole):
     program = trace(model.eval(), (torch.randn(2, 1, 8, 8),))
     axes = select(find_axes(program), made.prune)
     cost = Cost(program, axes)
-    assert 0.99 * 0.5 <= cost.macs([~zero_mask(model, axis) for axis in axes]) / cost.macs() <= 0.5
+    assert 0.99 * 0.5 <= cost.macs(Selection.zeros(model, axes)) / cost.macs() <= 0.5
 
 
 def test_history_and_files(whole):
@@ -134,16 +124,17 @@ def test_history_and_files(whole):
     assert history[0]["cost"] == 1 and history[-1]["cost"] <= 0.5
     assert {"epoch", "loss", "lr", "plan", "test", "seconds", "norms"} <= history[0].keys()
     assert sum(history[-1]["norms"].values()) < sum(history[0]["norms"].values())
-    assert {path.name for path in whole.train_dir.iterdir()} == {
+    assert {path.name for path in whole.folder.iterdir()} == {
         "checkpoint.pt",
         "initial.safetensors",
         "dense.safetensors",
         "masked.safetensors",
+        "selection.json",
         "history.json",
     }
     assert not same(whole.dense, whole.masked)
     state = torch.load(whole.checkpoint, weights_only=True)
-    assert {"model", "optimizer", "controller", "random"} <= state.keys()
+    assert {"model", "optimizer", "sparsity", "random"} <= state.keys()
 
 
 @pytest.mark.parametrize("epochs", [0, 1, 2, 3])
@@ -194,8 +185,8 @@ def second(whole, tmp_path_factory):
     return point(tmp_path_factory.mktemp("second"), whole)
 
 
-def point(folder: Path, previous, show=None, goal=None) -> SimpleNamespace:
-    run = files(folder)
+def point(folder: Path, previous, show=None, goal=None) -> TrainingFiles:
+    run = TrainingFiles(folder)
     made = recipe(budget={"macs": [0.5, 0.3]}, distill={"weight": 0.3})
     train(made, run, show or Silent(), previous=previous, goal=goal)
     return run
@@ -245,7 +236,7 @@ def test_another_model_teaches(whole, tmp_path):
 def test_a_run_teaches_with_its_dense_model(whole, tmp_path):
     run = RunDirectory(tmp_path / "finished")
     run.claim(recipe())
-    shutil.copytree(whole.train_dir, run.train_dir)
+    shutil.copytree(whole.folder, run.training.folder)
     data = build_data(recipe())
     teacher = build_teacher(TeacherSection(run=str(run)), net(), data)
     weights = load_file(whole.dense)
@@ -443,7 +434,7 @@ def test_a_strength_in_place_of_a_budget(tmp_path, lasso):
     program = trace(model.eval(), (torch.randn(2, 1, 8, 8),))
     axes = select(find_axes(program), made.prune)
     cost = Cost(program, axes)
-    assert cost.macs([~zero_mask(model, axis) for axis in axes]) / cost.macs() == pytest.approx(history[-1]["cost"])
+    assert cost.macs(Selection.zeros(model, axes)) / cost.macs() == pytest.approx(history[-1]["cost"])
     with pytest.raises(KeyboardInterrupt):
         trained(tmp_path / "twice", StopsAfter(1), **parts)
     assert same(once.masked, trained(tmp_path / "twice", **parts).masked)

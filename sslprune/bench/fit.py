@@ -26,7 +26,7 @@ from sslprune.bench.table import LayerTable
 from sslprune.capture.program import Program, operator_name
 from sslprune.capture.trace import trace
 from sslprune.choose.sections import select
-from sslprune.cost.counts import Cost, Masks
+from sslprune.cost.counts import Cost
 from sslprune.export.file import feeds_of
 from sslprune.export.onnx import export_onnx
 from sslprune.export.session import open_session
@@ -37,6 +37,7 @@ from sslprune.values.axes import Axis
 from sslprune.values.carry import example_for
 from sslprune.values.inputs import Inputs, with_length
 from sslprune.values.measure import Latency, Speedup
+from sslprune.values.selection import Selection
 
 SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)  # widths of the second model that are tried
 CLEAR = 0.05  # the share of the time that it has to save, for the fit to use it
@@ -76,34 +77,33 @@ def latency_cost(
     program = trace(model, *example_of(model), sequence=sequence)
     axes = select(find_axes(program), recipe.prune)
     cost = Cost(program, axes, table, batch)
-    whole = _Whole(model, program, axes, batch, example_of)
+    whole = _Whole(model, program, batch, example_of)
     operators = [operator_name(node) for node in program.evaluation.nodes if node.op == "call_function"]
 
-    def recalled(kept: Masks) -> tuple[float, float]:
-        what = [*operators, *map(str, [*cost.asked(), *cost.asked(kept)]), f"batch {batch}"]
+    def recalled(selection: Selection) -> tuple[float, float]:
+        what = [*operators, *map(str, [*cost.asked(), *cost.asked(selection)]), f"batch {batch}"]
         digest = hashlib.sha256("\n".join(what).encode()).hexdigest()[:16]
-        timed = functools.cache(lambda: whole.timed(kept))
+        timed = functools.cache(lambda: whole.timed(selection))
         return table.recall(f"whole {digest}", lambda: timed()[0]), table.recall(f"share {digest}", lambda: timed()[1])
 
-    kept = _narrow(cost, axes, fraction, table.step)
-    microseconds, share = recalled(kept)
-    dense, narrow = cost.latency(), cost.latency(kept)
+    narrower = _narrow(cost, axes, fraction, table.step)
+    microseconds, share = recalled(narrower)
+    dense, narrow = cost.latency(), cost.latency(narrower)
     slope = microseconds / dense
     if dense - narrow > CLEAR * dense:
         steeper = microseconds * (1 - share) / (dense - narrow)
         slope = steeper if 1 / STRETCH < steeper / slope < STRETCH else slope
     cost.fit = (microseconds - slope * dense, slope)
-    cost.whole = lambda kept: recalled(kept)[1]
+    cost.whole = lambda selection: recalled(selection)[1]
     return Fitted(cost, dense, microseconds, table.num_measured)
 
 
-def _narrow(cost: Cost, axes: Sequence[Axis], fraction: float, step: int) -> list[np.ndarray]:
-    """About as much of each axis as leaves ``fraction`` of the latency; of branches alone, as many."""
+def _narrow(cost: Cost, axes: Sequence[Axis], fraction: float, step: int) -> Selection:
+    """About as much of each axis gone as leaves ``fraction`` of the latency; of branches alone, as many."""
     wide = [axis.kind not in ("layers", "kernel", "columns") for axis in axes]
-    dense, kept = cost.latency(), [np.ones(axis.size, bool) for axis in axes]
+    dense, selection = cost.latency(), Selection.none(axes)
     for share in SHARES:
-        goes = 0.0
-        kept = []
+        goes, gone = 0.0, []
         for axis, is_wide in zip(axes, wide, strict=True):
             size = axis.size
             if is_wide:
@@ -112,29 +112,28 @@ def _narrow(cost: Cost, axes: Sequence[Axis], fraction: float, step: int) -> lis
             elif axis.kind == "layers" and not any(wide):
                 goes += 1 - share
                 size, goes = (0, goes - 1) if goes >= 1 else (1, goes)
-            kept.append(np.arange(axis.size) < size)
-        if cost.latency(kept) <= fraction * dense:
+            gone.append(np.arange(axis.size) >= size)
+        selection = Selection.of(axes, gone)
+        if cost.latency(selection) <= fraction * dense:
             break
-    return kept
+    return selection
 
 
 class _Whole:
     """The dense model, and narrower ones to time it against; their weights do not matter."""
 
-    def __init__(
-        self, model: nn.Module, program: Program, axes: Sequence[Axis], batch: int, example_of: ExampleOf
-    ) -> None:
-        self.model, self.program, self.axes = model, program, axes
+    def __init__(self, model: nn.Module, program: Program, batch: int, example_of: ExampleOf) -> None:
+        self.model, self.program = model, program
         self.batch, self.example_of = batch, example_of
         self.folder = tempfile.TemporaryDirectory()
         self.dense = Path(self.folder.name) / "dense.onnx"
 
-    def timed(self, kept: Masks) -> tuple[float, float]:
-        """Microseconds of the dense model, and the share of them without the groups that are not ``kept``."""
+    def timed(self, selection: Selection) -> tuple[float, float]:
+        """Microseconds of the dense model, and the share of them without the groups of ``selection``."""
         if not self.dense.is_file():
             self._export(self.model, self.dense, None)
         session = open_session(self.dense, 1)
-        narrow = remove(self.model, self.program, self.axes, [~np.asarray(k) for k in kept], verify=False)
+        narrow = remove(self.model, self.program, selection, verify=False)
         path = self.dense.with_name("narrow.onnx")
         self._export(narrow, path, [node.name for node in session.get_inputs()])
         contenders = [Contender("dense", onnx=self.dense), Contender("narrow", onnx=path)]

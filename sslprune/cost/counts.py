@@ -16,9 +16,9 @@ from sslprune.capture.program import Program
 from sslprune.cost.layers import Asked, Layer, Table, layers_of
 from sslprune.kinds.find import branches_by_axis, too_many
 from sslprune.values.axes import Axis
+from sslprune.values.selection import Selection
 
 Measure = Literal["macs", "parameters", "latency"]
-Masks = Sequence[np.ndarray]  # for each axis, which groups are kept: bool, shape (size,)
 
 
 class _Term:
@@ -38,7 +38,7 @@ class _Timed:
 class Cost:
     """MACs of one sample and parameters of ``program`` when some groups of ``axes`` are removed.
 
-    A mask per axis says which groups are kept; None keeps everything. Costs equal those of the repacked model.
+    A `Selection` over ``axes`` says which groups go; None: none does. Costs equal those of the repacked model.
     With a table of ``layers`` it also knows the latency of ``batch`` samples, in microseconds: ``fit[0]`` + ``fit[1]``
     x the sum over the table's layers.
     """
@@ -101,7 +101,7 @@ class Cost:
         self.fit = (0.0, 1.0)
         self._moved = 0.0  # microseconds, by what was measured whole near the budget
         self._errors: dict[tuple[Layer, ...], float] = {}
-        self.whole: Callable[[Masks], float] | None = None  # measures a model's share of the dense latency
+        self.whole: Callable[[Selection], float] | None = None  # measures a model's share of the dense latency
         self._timed: list[_Timed] = []
         for node in graph.nodes if layers is not None else ():
             asked = layers_of(g, node, batch, columns)
@@ -110,23 +110,23 @@ class Cost:
         self._left: dict[frozenset[int], set[fx.Node]] = {}
         self._live_terms: dict[tuple[str, frozenset[int]], list[_Term]] = {}
 
-    def _kept(self, kept: Masks | None) -> tuple[np.ndarray, set[int]]:
+    def _kept(self, selection: Selection | None) -> tuple[np.ndarray, set[int]]:
         """Which slots are kept, and which layers are gone."""
         flags = np.ones(self._starts[-1], bool)
         gone: set[int] = set()
-        for i, (axis, mask) in enumerate(zip(self.axes, kept if kept is not None else (), strict=kept is not None)):
+        for i, (axis, mask) in enumerate(zip(self.axes, selection if selection is not None else (), strict=False)):
             if axis.kind not in ("layers", "columns"):
-                flags[self._starts[i] : self._starts[i + 1]] = (
-                    ~even_kernel(~np.asarray(mask)) if axis.kind == "kernel" and not np.all(mask) else mask
+                flags[self._starts[i] : self._starts[i + 1]] = ~(
+                    even_kernel(mask) if axis.kind == "kernel" and mask.any() else mask
                 )
-            elif axis.kind == "layers" and not np.asarray(mask).all() and not self._is_last(i, gone):
+            elif axis.kind == "layers" and mask.any() and not self._is_last(i, gone):
                 gone.add(i)
         for i in gone:
             flags[self._slots[i][self._slots[i] > 0]] = False
-        if kept is not None:
+        if selection is not None:
             for i, rows in self._columns.items():
                 left = flags[self._rows[rows]].all(axis=1)
-                flags[self._starts[i] : self._starts[i + 1]] = ~columns_gone(~np.asarray(kept[i]), left)
+                flags[self._starts[i] : self._starts[i + 1]] = ~columns_gone(selection[i], left)
         return flags, gone
 
     def _is_last(self, layer: int, gone: set[int]) -> bool:
@@ -162,30 +162,30 @@ class Cost:
     def _sum(self, measure: str, counts: np.ndarray, gone: set[int]) -> float:
         return float(sum(t.constant * counts[t.factors].prod() for t in self._live(measure, gone)))
 
-    def _measure(self, measure: str, kept: Masks | None) -> float:
-        flags, gone = self._kept(kept)
+    def _measure(self, measure: str, selection: Selection | None) -> float:
+        flags, gone = self._kept(selection)
         return self._sum(measure, self._counts(flags), gone)
 
-    def macs(self, kept: Masks | None = None) -> float:
+    def macs(self, selection: Selection | None = None) -> float:
         """Multiply-accumulates of one sample."""
-        return self._measure("macs", kept)
+        return self._measure("macs", selection)
 
-    def parameters(self, kept: Masks | None = None) -> float:
+    def parameters(self, selection: Selection | None = None) -> float:
         """Number of parameters."""
-        return self._measure("parameters", kept)
+        return self._measure("parameters", selection)
 
-    def latency(self, kept: Masks | None = None) -> float:
+    def latency(self, selection: Selection | None = None) -> float:
         """Microseconds of one call, by the table."""
-        return self._latencies([self._kept(kept)])[0]
+        return self._latencies([self._kept(selection)])[0]
 
-    def measured(self, kept: Masks) -> float | None:
-        """The share of the dense latency with ``kept`` alone, measured whole; the mean of such errors moves the sum.
+    def measured(self, selection: Selection) -> float | None:
+        """The share of the dense latency without ``selection``, measured whole; the mean of such errors moves the sum.
 
         None where nothing can be measured: the other costs are what they say.
         """
         if self.whole is None:
             return None
-        share, layers = self.whole(kept), tuple(self.asked(kept))
+        share, layers = self.whole(selection), tuple(self.asked(selection))
         offset, slope = self.fit
         sums = [sum(self._table.microseconds(found)) for found in (self.asked(), layers)]
         dense, plain = (offset + slope * taken for taken in sums)
@@ -193,25 +193,22 @@ class Cost:
         self._moved = float(np.mean(list(self._errors.values())))
         return share
 
-    def asked(self, kept: Masks | None = None) -> list[Layer]:
+    def asked(self, selection: Selection | None = None) -> list[Layer]:
         """The layers that run, as ONNX Runtime is asked for them."""
-        flags, gone = self._kept(kept)
+        flags, gone = self._kept(selection)
         return self._asked(self._counts(flags), gone)
 
-    def saved(self, kept: Masks, blocks: Mapping[int, np.ndarray], measure: Measure) -> dict[int, float]:
+    def saved(self, selection: Selection, blocks: Mapping[int, np.ndarray], measure: Measure) -> dict[int, float]:
         """How much ``measure`` falls without the groups ``blocks[i]`` of axis ``i``, for each axis by itself.
 
         Latency has stairs: it is the difference between two of its values, where the others are taken from a slope.
         """
         if measure != "latency":
-            savings = self.savings(kept, measure)
+            savings = self.savings(selection, measure)
             return {i: float(savings[i][groups].sum()) for i, groups in blocks.items()}
-        cases = [self._kept(kept)]
+        cases = [self._kept(selection)]
         for i, groups in blocks.items():
-            fewer = list(kept)
-            fewer[i] = np.array(kept[i])
-            fewer[i][groups] = False
-            cases.append(self._kept(fewer))
+            cases.append(self._kept(selection.plus({i: groups})))
         now, *without = self._latencies(cases)
         return {i: now - then for i, then in zip(blocks, without, strict=True)}
 
@@ -233,13 +230,13 @@ class Cost:
         offset, slope = self.fit[0] + self._moved, self.fit[1]
         return [offset + slope * sum(next(times) for _ in layers) for layers in asked]
 
-    def savings(self, kept: Masks | None, measure: Measure) -> list[np.ndarray]:
+    def savings(self, selection: Selection | None, measure: Measure) -> list[np.ndarray]:
         """How much ``measure`` (no latency: see ``saved``) falls when one more group goes, for each group of each axis.
 
         Shape (size,) each. Groups already removed save nothing. First order: an index counts for each group in its
         row alone, and a column for its share of the convolution, which it saves once enough of them are gone.
         """
-        flags, gone = self._kept(kept)
+        flags, gone = self._kept(selection)
         masks = [flags[rows] for rows in self._rows]  # each (n, k)
         counts = np.array([mask.all(axis=1).sum() for mask in masks], float)
         slope = np.zeros(len(self._rows))  # of the cost, by the count of each dimension
@@ -264,8 +261,8 @@ class Cost:
                 if axis.kind == "kernel":  # only what lies outermost goes by itself
                     outer = np.flatnonzero(alive)[[0, -1]]
                     alive = np.isin(np.arange(axis.size), outer)
-                elif axis.kind == "columns" and kept is not None:  # zero, but still there where it does not pay
-                    alive &= np.asarray(kept[i])
+                elif axis.kind == "columns" and selection is not None:  # zero, but still there where it does not pay
+                    alive &= ~selection[i]
                 result.append(np.where(alive, by_slot[start:end], 0.0))
             else:
                 saved = 0.0

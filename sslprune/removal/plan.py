@@ -25,8 +25,9 @@ from sslprune.analysis.rewriter import Change
 from sslprune.capture.program import Program, module_of, operator_name
 from sslprune.errors import RepackError, RunError
 from sslprune.files import write_text
-from sslprune.removal.remove import changed_operators, dropped_branches, kept_atoms, removed_groups
+from sslprune.removal.remove import changed_operators, dropped_branches, kept_atoms, removable
 from sslprune.values.axes import Axis, tensors_of
+from sslprune.values.selection import Selection
 
 SCHEMA: Literal[1] = 1
 OWN: dict[type[nn.Module], tuple[str, ...]] = {  # the arguments that a module reads from its attributes of that name
@@ -108,8 +109,13 @@ def make_plan(model: nn.Module, program: Program, axes: Sequence[Axis], *, allow
 
     ``apply_plan`` makes another instance of the model's class as small; ``plan.model_dump_json()`` is ``plan.json``.
     """
-    removed = removed_groups(model, program, axes, allow_inexact)
-    kept = kept_atoms(program, axes, removed)
+    selection = removable(program, Selection.zeros(model, axes), allow_inexact=allow_inexact)
+    return plan_of(program, selection)
+
+
+def plan_of(program: Program, selection: Selection) -> Plan:
+    """The plan of taking the groups of ``selection`` away."""
+    kept = kept_atoms(program, selection)
     g = infer(program)
     tensors = {}
     for name, names in program.aliases.items():
@@ -127,12 +133,12 @@ def make_plan(model: nn.Module, program: Program, axes: Sequence[Axis], *, allow
     return Plan(
         axes=tuple(
             AxisPlan(name=a.name, kind=a.kind, before=a.size, kept=tuple(np.flatnonzero(~gone).tolist()))
-            for a, gone in zip(axes, removed, strict=True)
+            for a, gone in zip(selection.axes, selection, strict=True)
             if gone.any()
         ),
         tensors=tensors,
-        zeroed=tuple(dict.fromkeys(n for branch in dropped_branches(program, axes, removed) for n in branch.producers)),
-        operators=tuple(_operator(change) for change in changed_operators(program, axes, removed)),
+        zeroed=tuple(dict.fromkeys(n for branch in dropped_branches(program, selection) for n in branch.producers)),
+        operators=tuple(_operator(change) for change in changed_operators(program, selection)),
     )
 
 
@@ -157,13 +163,9 @@ def _value(value: Any) -> Value:
     return Computed(operator=operator_name(value), module=module_of(value), of=of)
 
 
-def write_plan(
-    path: str | Path, model: nn.Module, program: Program, axes: Sequence[Axis], *, allow_inexact: bool = False
-) -> Plan:
-    """Write the plan of repacking ``model`` to ``path``, whole or not at all."""
-    plan = make_plan(model, program, axes, allow_inexact=allow_inexact)
+def write_plan(path: str | Path, plan: Plan) -> None:
+    """Write ``plan`` to ``path``, whole or not at all."""
     write_text(path, plan.model_dump_json() + "\n")
-    return plan
 
 
 def read_plan(path: str | Path) -> Plan:

@@ -21,59 +21,47 @@ from sslprune.errors import RepackError
 from sslprune.kinds.branches import Branch, operands_of
 from sslprune.kinds.find import branches_by_axis, too_many
 from sslprune.removal.packed import Packed
-from sslprune.values.axes import Axis, tensors_of, zero_mask
+from sslprune.values.axes import Axis, tensors_of
 from sslprune.values.carry import Carrying
+from sslprune.values.selection import Selection
 
 TOLERANCE = 1e-4  # largest relative difference between the masked and the repacked model
 ROUNDING = 1e-7  # the same in float64, where a larger difference in float32 was rounding
 
 
-def removed_groups(
-    model: nn.Module,
-    program: Program,
-    axes: Sequence[Axis],
-    allow_inexact: bool = False,
-    *,
-    among: Sequence[np.ndarray] | None = None,
-    before: Sequence[np.ndarray] | None = None,
-) -> list[np.ndarray]:
-    """Which groups of each axis repack takes away: bool, shape (size,).
+def removable(
+    program: Program, wanted: Selection, *, allow_inexact: bool = False, before: Selection | None = None
+) -> Selection:
+    """What of ``wanted`` repack can take away, with all of ``before``, which an earlier removal took.
 
     Every axis but a layer keeps one group, and every sum one operand. Columns go where what is left of them pays.
-    ``among``: no others, even if they are zero. ``before``: what an earlier removal took, and is taken again.
     """
-    masks: list[np.ndarray] = []
-    tensors = tensors_of(model)
-    branches = branches_by_axis(infer(program), axes)
-    taken = before if before is not None else [np.zeros(axis.size, bool) for axis in axes]
+    axes, branches = wanted.axes, branches_by_axis(infer(program), wanted.axes)
+    taken = before if before is not None else Selection.none(axes)
     dropped = [branches[i][0] for i in branches if taken[i].all()]
-
-    def zeros(i: int) -> np.ndarray:
-        zero = zero_mask(model, axes[i], tensors)
-        return zero if among is None else zero & among[i]
-
+    masks: list[np.ndarray] = []
     for i, axis in enumerate(axes):
-        removable = not axis.frozen and (axis.exact or allow_inexact)
-        zero = zeros(i) if removable else np.zeros(axis.size, bool)
+        usable = not axis.frozen and (axis.exact or allow_inexact)
+        gone = wanted[i].copy() if usable else np.zeros(axis.size, bool)
         if axis.kind == "columns":
-            zero = np.zeros(axis.size, bool)  # only once it is known what the others leave
-        elif axis.kind == "kernel" and zero.any():
-            zero = even_kernel(zero)
-        elif zero.all() and axis.kind != "layers":
-            zero[np.argmin(taken[i])] = False
-        if axis.kind == "layers" and zero.all() and not taken[i].all():
+            gone = np.zeros(axis.size, bool)  # only once it is known what the others leave
+        elif axis.kind == "kernel" and gone.any():
+            gone = even_kernel(gone)
+        elif gone.all() and axis.kind != "layers":
+            gone[np.argmin(taken[i])] = False
+        if axis.kind == "layers" and gone.all() and not taken[i].all():
             if too_many(dropped, branches[i][0]):
-                zero[:] = False
+                gone[:] = False
             else:
                 dropped.append(branches[i][0])
-        masks.append(zero)
+        masks.append(gone)
     columns = [i for i, axis in enumerate(axes) if axis.kind == "columns"]
     if columns:
-        kept = kept_atoms(program, axes, masks)
+        kept = kept_atoms(program, Selection.of(axes, masks))
         for i in columns:
             left = kept.mask(infer(program).columns[axes[i].members[0].name].dim)
-            masks[i] = columns_gone(zeros(i), left)
-    return [mask | gone for mask, gone in zip(masks, taken, strict=True)]
+            masks[i] = columns_gone(wanted[i], left)
+    return Selection.of(axes, masks) | taken
 
 
 def repack(
@@ -90,23 +78,20 @@ def repack(
     with ``model`` on the program's example inputs, in evaluation mode: RepackError above a relative difference of 1e-4
     (not checked where ``allow_inexact`` takes inexact axes away).
     """
-    return remove(
-        model, program, axes, removed_groups(model, program, axes, allow_inexact), verify=verify and not allow_inexact
-    )
+    selection = removable(program, Selection.zeros(model, axes), allow_inexact=allow_inexact)
+    return remove(model, program, selection, verify=verify and not allow_inexact)
 
 
-def remove(
-    model: nn.Module, program: Program, axes: Sequence[Axis], removed: Sequence[np.ndarray], *, verify: bool = True
-) -> Packed:
-    """``model`` without the groups that ``removed`` names, one bool mask an axis, shape (size,)."""
+def remove(model: nn.Module, program: Program, selection: Selection, *, verify: bool = True) -> Packed:
+    """``model`` without the groups that ``selection`` names, which `removable` allows."""
     g = infer(program)
-    kept = kept_atoms(program, axes, removed)
+    kept = kept_atoms(program, selection)
     state, own = tensors_of(model), set(program.aliases)
     constants: dict[str, torch.Tensor] = {}
     graphs = []
     for i, graph in enumerate(program.graphs):
         weights = _computed_weights(g, graph, kept, {**program.tensors, **state}, constants)
-        branches = dropped_branches(program, axes, removed, i)
+        branches = dropped_branches(program, selection, i)
         graphs.append(_rewritten(g, graph, kept, branches, constants, [], weights))
     used = {str(node.target) for graph in graphs for node in graph.nodes if node.op == "get_attr"}
     tensors: dict[str, torch.Tensor] = {}
@@ -125,7 +110,7 @@ def remove(
     small_model.train(model.training and len(graphs) > 1)
     if verify:
         difference = max_relative_difference(model, small_model, program.args, program.kwargs, cuts)
-        if not difference <= TOLERANCE and not _only_rounding(model, program, axes, removed, cuts):
+        if not difference <= TOLERANCE and not _only_rounding(model, program, selection, cuts):
             raise RepackError(
                 f"the repacked model differs from the masked one by {difference:.3g} (relative; {TOLERANCE:g} is "
                 "allowed); nothing was written; please report the model"
@@ -133,12 +118,12 @@ def remove(
     return small_model
 
 
-def places(program: Program, axes: Sequence[Axis], removed: Sequence[np.ndarray]) -> dict[str, torch.Tensor]:
+def places(program: Program, selection: Selection) -> dict[str, torch.Tensor]:
     """Where the numbers of the smaller parameters and buffers stand in the whole model's, as `remove` takes them over.
 
     By name, flat indices into the whole tensor: int64, in the shape of the smaller one. What stays whole is left out.
     """
-    g, kept = infer(program), kept_atoms(program, axes, removed)
+    g, kept = infer(program), kept_atoms(program, selection)
     found: dict[str, torch.Tensor] = {}
     for name, aliases in program.aliases.items():
         if name in g.state and any(kept.changed(dim) for dim in _dims(g, name)):
@@ -151,35 +136,33 @@ def places(program: Program, axes: Sequence[Axis], removed: Sequence[np.ndarray]
 def computed_weight(program: Program, axis: Axis) -> str | None:
     """The name of a parameter, along ``axis``, that the model computes a weight of: repack puts in the result."""
     g = infer(program)
-    kept = kept_atoms(program, [axis], [np.ones(axis.size, bool)])
+    kept = kept_atoms(program, Selection.of([axis], [np.ones(axis.size, bool)]))
     names = {str(node.target) for behind in g.folded.values() for node in behind if node.op == "get_attr"}
     return min((name for name in names if any(kept.changed(dim) for dim in g.state[name])), default=None)
 
 
-def kept_atoms(program: Program, axes: Sequence[Axis], removed: Sequence[np.ndarray]) -> Kept:
-    """What stays of each dimension when the groups that ``removed`` names go."""
+def kept_atoms(program: Program, selection: Selection) -> Kept:
+    """What stays of each dimension when the groups of ``selection`` go."""
     gone = [
         axis.atoms[mask] if axis.kind != "layers" else axis.atoms[: axis.atoms.size * int(mask.all())]
-        for axis, mask in zip(axes, removed, strict=True)
+        for axis, mask in zip(selection.axes, selection, strict=True)
     ]
     return Kept(infer(program).atoms, np.concatenate([np.empty(0, np.int64), *gone]))
 
 
-def dropped_branches(
-    program: Program, axes: Sequence[Axis], removed: Sequence[np.ndarray], graph: int = 0
-) -> list[Branch]:
+def dropped_branches(program: Program, selection: Selection, graph: int = 0) -> list[Branch]:
     """The branches that go, as they stand in one of the program's graphs."""
-    places = branches_by_axis(infer(program), axes)
-    return [branch[graph] for i, branch in places.items() if removed[i].all()]
+    branches = branches_by_axis(infer(program), selection.axes)
+    return [branch[graph] for i, branch in branches.items() if selection[i].all()]
 
 
-def changed_operators(program: Program, axes: Sequence[Axis], removed: Sequence[np.ndarray]) -> list[Change]:
-    """The operators of the evaluation graph whose arguments change when the groups that ``removed`` names go.
+def changed_operators(program: Program, selection: Selection) -> list[Change]:
+    """The operators of the evaluation graph whose arguments change when the groups of ``selection`` go.
 
     Dropped branches are still there: a person's own class goes on computing them.
     """
     changes: list[Change] = []
-    g, kept = infer(program), kept_atoms(program, axes, removed)
+    g, kept = infer(program), kept_atoms(program, selection)
     weights = _computed_weights(g, program.evaluation, kept, program.tensors, {})
     _rewritten(g, program.evaluation, kept, [], {}, changes, weights)
     return changes
@@ -301,18 +284,12 @@ def _mutates(node: fx.Node) -> bool:
     )
 
 
-def _only_rounding(
-    model: nn.Module,
-    program: Program,
-    axes: Sequence[Axis],
-    removed: Sequence[np.ndarray],
-    cuts: list[list[np.ndarray]],
-) -> bool:
+def _only_rounding(model: nn.Module, program: Program, selection: Selection, cuts: list[list[np.ndarray]]) -> bool:
     """Whether a difference is float32's rounding, amplified by a deep network: repacked in float64 it is then gone."""
     wide = lambda leaf: leaf.double() if isinstance(leaf, torch.Tensor) and leaf.is_floating_point() else leaf  # noqa: E731
     try:
         masked = copy.deepcopy(model).double()
-        small = remove(masked, program, axes, removed, verify=False)
+        small = remove(masked, program, selection, verify=False)
         args, kwargs = pytree.tree_map(wide, program.args), pytree.tree_map(wide, program.kwargs)
         return max_relative_difference(masked, small, args, kwargs, cuts) <= ROUNDING
     except RuntimeError:  # a model that fixes float32 in its own code has no float64 to compare in

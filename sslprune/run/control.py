@@ -22,10 +22,11 @@ from sslprune.errors import RunError
 from sslprune.kinds.find import find_axes
 from sslprune.models.build import build_model, count_parameters, device_of, load_checkpoint, load_trained, load_weights
 from sslprune.recipe import Recipe, Span, load_recipe
-from sslprune.removal.remove import remove, removed_groups
+from sslprune.removal.remove import removable, remove
 from sslprune.report import Control, Report
 from sslprune.run.directory import ControlName, RunDirectory
 from sslprune.run.export import beside, write_report
+from sslprune.run.repack import selection_of
 from sslprune.show.terminal import Show
 from sslprune.train.evaluate import evaluate, full_precision
 from sslprune.train.loop import train
@@ -55,8 +56,8 @@ def control(
             program = trace(masked, *data.example_for(masked), sequence=data.sequence)
             axes = select(find_axes(program), recipe.prune)
             exact = all(axis.exact for axis in axes)
-            removed = removed_groups(masked, program, axes, not exact)
-            model = remove(model, program, axes, removed, verify=False)  # nothing in it is zero: another function
+            removed = removable(program, selection_of(directory, masked, axes), allow_inexact=not exact)
+            model = remove(model, program, removed, verify=False)  # nothing in it is zero: another function
     macs = Cost(trace(model, *data.example_for(model), sequence=data.sequence), []).macs()
     train(recipe, files, show, model)
     with full_precision(), show.progress("evaluating", len(data.test)) as bar:

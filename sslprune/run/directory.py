@@ -1,7 +1,7 @@
 """Every path of a run directory, and who may use it.
 
 RUN/recipe.toml                                              the recipe with its overrides, paths made absolute
-RUN/train/     checkpoint.pt  dense.safetensors  masked.safetensors  history.json
+RUN/train/     checkpoint.pt  dense.safetensors  masked.safetensors  selection.json  history.json
                initial.safetensors, the weights that it began with, where the model has no checkpoint
 RUN/repacked/  model.pt2  weights.safetensors  plan.json  result.json
                tokenizer/, where the data are text: the tokenizer's own files, and labels.json, the classes' names
@@ -21,26 +21,25 @@ from typing import Literal
 from sslprune.errors import RunError
 from sslprune.files import write_text
 from sslprune.recipe import Recipe, load_recipe
+from sslprune.train.checkpoint import TrainingFiles
 
 Stage = Literal["train", "repack", "export"]
 ControlName = Literal["dense", "scratch", "ticket"]
 CONTROLS: tuple[ControlName, ...] = ("dense", "scratch", "ticket")
 
 
-class ControlFiles:
-    """Where one control of a run is trained: what the loop writes, and its figures."""
+class ControlFiles(TrainingFiles):
+    """Where one control of a run is trained, and its figures."""
 
     def __init__(self, folder: Path) -> None:
-        self.train_dir = folder
-        self.checkpoint = folder / "checkpoint.pt"
-        self.initial = folder / "initial.safetensors"
-        self.dense = folder / "dense.safetensors"  # after the dense epochs
-        self.masked = folder / "weights.safetensors"  # at the end
-        self.history = folder / "history.json"
-        self.result = folder / "result.json"
+        super().__init__(folder, "weights.safetensors")
+
+    @property
+    def result(self) -> Path:
+        return self.folder / "result.json"
 
     def clear(self) -> None:
-        for file in (self.result, self.masked, self.history, self.dense, self.initial, self.checkpoint):
+        for file in (self.result, *self.all):
             file.unlink(missing_ok=True)
 
 
@@ -51,12 +50,10 @@ class RunDirectory:
         self.path = Path(path)
         self.recipe_file = self.path / "recipe.toml"
 
-        self.train_dir = self.path / "train"
-        self.checkpoint = self.train_dir / "checkpoint.pt"
-        self.initial = self.train_dir / "initial.safetensors"
-        self.dense = self.train_dir / "dense.safetensors"
-        self.masked = self.train_dir / "masked.safetensors"
-        self.history = self.train_dir / "history.json"
+        self.training = TrainingFiles(self.path / "train")
+        self.checkpoint, self.initial, self.dense = self.training.checkpoint, self.training.initial, self.training.dense
+        self.masked, self.selection = self.training.masked, self.training.selection
+        self.history = self.training.history
 
         self.repacked_dir = self.path / "repacked"
         self.program = self.repacked_dir / "model.pt2"
@@ -187,7 +184,7 @@ class RunDirectory:
             for point in self.points:
                 point.release()
             self.recipe_file.unlink(missing_ok=True)
-            for folder in (self.train_dir, self.points_dir, self.path):
+            for folder in (self.training.folder, self.points_dir, self.path):
                 if folder.is_dir() and not any(folder.iterdir()):
                     folder.rmdir()
 
@@ -204,5 +201,6 @@ class RunDirectory:
                 point.clear("train")
             self.checkpoint.unlink(missing_ok=True)
             self.initial.unlink(missing_ok=True)
+            self.selection.unlink(missing_ok=True)
         for name in CONTROLS if stage != "export" else ():  # of a model that is about to be another one
             self.control(name).clear()

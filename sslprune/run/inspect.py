@@ -14,6 +14,7 @@ from sslprune.models.build import build_model, count_parameters
 from sslprune.recipe import Recipe
 from sslprune.report import AxisFacts, Inspection
 from sslprune.show.terminal import Show
+from sslprune.values.selection import Selection
 
 
 def inspect(recipe: Recipe, show: Show) -> Inspection:
@@ -30,8 +31,8 @@ def inspect(recipe: Recipe, show: Show) -> Inspection:
         except RecipeError as error:  # the axes are what a person needs to see to mend it
             pruned, notes = set(), [*notes, str(error)]
         cost = Cost(program, axes)
-        everything = [np.ones(axis.size, bool) for axis in axes]
-        savings = [cost.savings(everything, "parameters"), cost.savings(everything, "macs")]
+        nothing = Selection.none(axes)
+        savings = [cost.savings(nothing, "parameters"), cost.savings(nothing, "macs")]
     facts = [
         AxisFacts(
             name=axis.name,

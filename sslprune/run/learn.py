@@ -26,8 +26,10 @@ def train(recipe: Recipe, directory: RunDirectory, show: Show, *, resume: bool =
                 show.stage("train", f"finished already: {place.masked}")
             else:
                 show.stage("train", _plan(point, previous is None))
-                train_model(point, place, show, previous=previous, goal=min(recipe.budget.points, default=None))
-            previous = place
+                train_model(
+                    point, place.training, show, previous=previous, goal=min(recipe.budget.points, default=None)
+                )
+            previous = place.training
     except BaseException:
         directory.release()
         raise

@@ -22,9 +22,9 @@ from sslprune.files import write_atomic
 from sslprune.kinds.find import find_axes
 from sslprune.models.build import count_parameters, device_of, load_trained
 from sslprune.recipe import Recipe
-from sslprune.removal.plan import write_plan
-from sslprune.removal.remove import removed_groups
-from sslprune.removal.remove import repack as repack_model
+from sslprune.removal.plan import plan_of, write_plan
+from sslprune.removal.remove import removable
+from sslprune.removal.remove import remove as repack_model
 from sslprune.report import AxisChange, Budget, Equivalence, RepackResult, Size
 from sslprune.run.directory import RunDirectory
 from sslprune.show.terminal import Show
@@ -33,6 +33,7 @@ from sslprune.values.axes import Axis
 from sslprune.values.carry import carrying
 from sslprune.values.compare import difference
 from sslprune.values.inputs import arguments, num_rows, other_lengths, random_like, with_length
+from sslprune.values.selection import Selection
 
 EXACT = 1e-4  # relative difference between masked and repacked above which an exact plan has failed
 
@@ -59,10 +60,10 @@ def repack(directory: RunDirectory, show: Show) -> RepackResult:
         program = trace(masked, args, kwargs, sequence=data.sequence)
         axes = select(find_axes(program), recipe.prune)
         exact = all(axis.exact for axis in axes)  # the recipe allowed the others by name
-        small = repack_model(masked, program, axes, allow_inexact=not exact)
+        removed = removable(program, selection_of(directory, masked, axes), allow_inexact=not exact)
+        small = repack_model(masked, program, removed, verify=exact)
         cut, _ = data.example_for(small)
         macs = [Cost(p, []).macs() for p in (program, trace(small, cut, kwargs))]
-        removed = removed_groups(masked, program, axes, not exact)
         timed = recipe.budget.measure == "latency"
         fitted = latency_cost(masked, data.example, data.sequence, recipe) if timed else None
     metrics, equivalence = prove(dense, masked, small, data, device, show, exact=exact)
@@ -75,13 +76,13 @@ def repack(directory: RunDirectory, show: Show) -> RepackResult:
         dense=sizes[0],
         repacked=sizes[1],
         equivalence=equivalence,
-        axes=changes(axes, removed, small),
+        axes=changes(removed, small),
     )
     with show.progress("writing the repacked model"):
         save_program(small.deployed(), cut, directory.program, kwargs, sequence=data.sequence)
         weights = {name: tensor.detach().clone().contiguous() for name, tensor in small.state_dict().items()}
         write_atomic(directory.weights, lambda path: path.write_bytes(save(weights)))
-        write_plan(directory.plan, masked, program, axes, allow_inexact=not exact)
+        write_plan(directory.plan, plan_of(program, removed))
         data.save(directory.tokenizer)
     result.save(directory.result)
     before, after, proof = sizes[0], sizes[1], result.equivalence
@@ -90,7 +91,14 @@ def repack(directory: RunDirectory, show: Show) -> RepackResult:
     return result
 
 
-def _reached(recipe: Recipe, sizes: Sequence[Size], fitted: Fitted | None, removed: Sequence[np.ndarray]) -> Budget:
+def selection_of(directory: RunDirectory, masked: nn.Module, axes: Sequence[Axis]) -> Selection:
+    """What training chose; where it wrote none, as without a sparse phase, what is zero."""
+    if not directory.selection.is_file():
+        return Selection.zeros(masked, axes)
+    return Selection.from_json(directory.selection.read_text(encoding="utf-8"), axes, str(directory.selection))
+
+
+def _reached(recipe: Recipe, sizes: Sequence[Size], fitted: Fitted | None, removed: Selection) -> Budget:
     """What of the budget's measure remains; of latency what the table predicts, until the export measures it."""
     budget = recipe.budget
     if fitted is None:
@@ -98,7 +106,7 @@ def _reached(recipe: Recipe, sizes: Sequence[Size], fitted: Fitted | None, remov
         fraction = budget.fraction if budget.given else None
         strength = recipe.lasso.strength
         return Budget(measure=budget.measure, fraction=fraction, strength=strength, reached=small / dense)
-    reached = fitted.cost.latency([~gone for gone in removed]) / fitted.cost.latency()
+    reached = fitted.cost.latency(removed) / fitted.cost.latency()
     return Budget(
         measure="latency",
         fraction=budget.fraction,
@@ -166,7 +174,7 @@ class Beside(nn.Module):
         return output
 
 
-def changes(axes: Sequence[Axis], removed: Sequence[np.ndarray], small: nn.Module) -> list[AxisChange]:
+def changes(removed: Selection, small: nn.Module) -> list[AxisChange]:
     """How many groups of each axis remain; none of those inside a branch that is gone."""
     left = set(small.state_dict())
     return [
@@ -174,7 +182,7 @@ def changes(axes: Sequence[Axis], removed: Sequence[np.ndarray], small: nn.Modul
             name=axis.name,
             kind=axis.kind,
             before=axis.size,
-            after=axis.size - int(gone.sum()) if any(member.name in left for member in axis.members) else 0,
+            after=removed.left(axis) if any(member.name in left for member in axis.members) else 0,
         )
-        for axis, gone in zip(axes, removed, strict=True)
+        for axis in removed.axes
     ]

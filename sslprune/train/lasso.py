@@ -171,18 +171,18 @@ class GroupLasso:
         when all of its weights are; here the group counts as one, and once. A group that the penalty holds near zero
         swings about it by up to lr x strength / (1 - momentum) a weight: ``threshold`` has to lie above that.
         """
-        small = torch.cat([torch.from_numpy(~kept) for kept in self.above(threshold)]).to(self.alive.device)
+        small = torch.cat([torch.from_numpy(gone) for gone in self.below(threshold)]).to(self.alive.device)
         factor = self.alive.clone()
         factor[:-1].masked_fill_(small, 0)
         self._hold(factor)
 
-    def above(self, threshold: float) -> list[np.ndarray]:
-        """Which groups of each axis ``zero_below`` would leave: bool, shape (size,)."""
+    def below(self, threshold: float) -> list[np.ndarray]:
+        """Which groups of each axis are zero after ``zero_below``: bool, shape (size,)."""
         factor = self.alive.clone()
         norms = self._norms()
         factor[:-1] *= norms[:-1] >= threshold * torch.from_numpy(np.sqrt(self.sizes)).to(norms)
         self._spare(factor, norms)
-        return self.split((factor[:-1] > 0).cpu().numpy())
+        return self.split((factor[:-1] == 0).cpu().numpy())
 
     @torch.no_grad()
     def step(self, lr: float) -> None:

@@ -20,9 +20,10 @@ from torch.optim.swa_utils import AveragedModel
 from sslprune.capture.program import Program
 from sslprune.errors import RepackError, TrainingError
 from sslprune.removal.packed import Packed
-from sslprune.removal.remove import computed_weight, places, remove, removed_groups
+from sslprune.removal.remove import computed_weight, places, removable, remove
 from sslprune.train.lasso import GroupLasso
 from sslprune.values.axes import Axis, tensors_of, zero_groups
+from sslprune.values.selection import Selection
 
 Follower = Optimizer | AveragedModel
 
@@ -60,7 +61,7 @@ class Shrinker:
             raise RepackError(f"the model cannot shrink while it trains: {'; '.join(program.notes)}")
         self.whole, self.model = model, model
         self.program, self.axes, self.lasso = program, list(axes), lasso
-        self.removed = [np.zeros(axis.size, bool) for axis in self.axes]  # which groups are gone, per axis
+        self.removed = Selection.none(self.axes)  # what is gone
         self._places: dict[str, Tensor] = {}
         computed = [computed_weight(program, axis) for axis in self.axes]
         self._fixed = [not axis.exact or name is not None for axis, name in zip(self.axes, computed, strict=True)]
@@ -79,28 +80,30 @@ class Shrinker:
         whose state cannot be sliced.
         """
         self.restore()
-        removed = removed_groups(self.whole, self.program, self.axes, among=self._held(), before=self.removed)
-        if all(np.array_equal(now, before) for now, before in zip(removed, self.removed, strict=True)):
+        wanted = Selection.zeros(self.whole, self.axes)
+        wanted = Selection.of(self.axes, [zero & held for zero, held in zip(wanted, self._held(), strict=True)])
+        removed = removable(self.program, wanted, before=self.removed)
+        if removed == self.removed:
             return False
         self.remove(removed, *followers)
         return True
 
     @torch.no_grad()
-    def remove(self, removed: Sequence[np.ndarray], *followers: Follower) -> None:
-        """Take out the groups that ``removed`` names, one bool mask an axis, shape (size,), as ``shrink`` does."""
+    def remove(self, removed: Selection, *followers: Follower) -> None:
+        """Take the groups of ``removed`` out, as ``shrink`` does."""
         old = tensors_of(self.model)
         for follower in followers:
             if isinstance(follower, Optimizer):
                 _check_state(follower, old)
             else:
                 _check_average(follower, old)
-        small = remove(self.whole, self.program, self.axes, removed, verify=False)
+        small = remove(self.whole, self.program, removed, verify=False)
         whole, new = tensors_of(self.whole), tensors_of(small)
         for name, parameter in small.named_parameters():
             assert name in whole, f"{name} is computed"
             parameter.data = _laid_out_as(whole[name], parameter.data)
         small.to(next(self.whole.parameters()).device).train(self.model.training)
-        now = places(self.program, self.axes, removed)
+        now = places(self.program, removed)
         move = _Move({name: tensor.shape for name, tensor in whole.items()}, self._places, now)
         for follower in followers:
             if isinstance(follower, Optimizer):
@@ -113,7 +116,7 @@ class Shrinker:
             lost = tuple(member for member in axis.members if member.name not in new)
             zero_groups(self.whole, replace(axis, members=lost), range(axis.size))
         self.model.zero_grad()  # nobody reads these gradients any more
-        self.model, self.removed, self._places = small, [mask.copy() for mask in removed], now
+        self.model, self.removed, self._places = small, removed, now
 
     @torch.no_grad()
     def restore(self) -> nn.Module:

@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sslprune.capture.program import Program
 from sslprune.capture.trace import trace
+from sslprune.choose.blocks import Goal
+from sslprune.choose.constraints import constraints_of
 from sslprune.choose.sections import select_with_sections
 from sslprune.cost.counts import Cost
 from sslprune.cost.grain import grain
 from sslprune.errors import TrainingError
 from sslprune.kinds.find import find_axes
-from sslprune.recipe import BudgetSection, LassoSection, PruneSection, Sparsifying, parse_sparsifying
+from sslprune.recipe import PruneSection, Recipe, Sparsifying, parse_sparsifying
 from sslprune.removal.packed import Packed
-from sslprune.removal.remove import repack
-from sslprune.train.budget import BudgetController, Kept, Limit
+from sslprune.removal.remove import removable, remove
+from sslprune.train.budget import BudgetController
 from sslprune.train.lasso import GroupLasso
 from sslprune.train.shrink import Follower, Shrinker
 from sslprune.train.strength import StrengthController
 from sslprune.values.axes import Axis
+from sslprune.values.selection import Selection
+from sslprune.values.team import Team
 
 Prune = str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]]  # a kind, the fields of a [[prune]], or several
 
@@ -35,6 +38,8 @@ class Controller(Protocol):
     num_steps: int
     taken: int
 
+    @property
+    def selection(self) -> Selection: ...
     @property
     def fraction(self) -> float: ...
     @property
@@ -49,36 +54,24 @@ def build_controller(
     model: nn.Module,
     chosen: Sequence[tuple[Axis, PruneSection]],
     cost: Cost,
-    budget: BudgetSection,
-    section: LassoSection,
+    settings: Sparsifying | Recipe,
     num_steps: int,
-    kept: Kept | None = None,
+    begin: Selection | None = None,
+    team: Team | None = None,
 ) -> Controller:
     """What steers the ``chosen`` axes of ``model`` to a budget, or by an explicit strength where there is none.
 
-    ``cost`` is over those axes. ``kept``: the groups that are not zero from the beginning, bool per axis, (size,).
+    ``cost`` is over those axes. ``begin``: what is at zero from the beginning, and stays there.
     """
-    axes = [axis for axis, _ in chosen]
-    lasso = GroupLasso(model, axes, method=section.method)
-    floors, strengths = [s.min_groups for _, s in chosen], [s.strength for _, s in chosen]
+    budget, section = settings.budget, settings.lasso
+    lasso = GroupLasso(model, [axis for axis, _ in chosen], method=section.method)
+    strengths = [s.strength for _, s in chosen]
+    round_to = grain() if budget.given and budget.round_to == "auto" else budget.round_to
+    constraints = constraints_of(chosen, section.floor, round_to if round_to != "auto" else 1)
     if not budget.given:
-        return StrengthController(lasso, cost, section, num_steps, floors, strengths)
-    round_to = grain() if budget.round_to == "auto" else budget.round_to
-    return BudgetController(
-        lasso, cost, budget, section, num_steps, round_to, floors, strengths, kept, limits_of(chosen)
-    )
-
-
-def limits_of(chosen: Sequence[tuple[Axis, PruneSection]]) -> list[Limit]:
-    """How many groups of each section that says so stay."""
-    places: dict[int, tuple[PruneSection, list[int]]] = {}
-    for i, (_, section) in enumerate(chosen):
-        places.setdefault(id(section), (section, []))[1].append(i)
-    return [
-        Limit(tuple(axes), math.ceil(section.least * sum(chosen[i][0].size for i in axes)))
-        for section, axes in places.values()
-        if section.least
-    ]
+        return StrengthController(lasso, cost, section, num_steps, constraints.floors, strengths)
+    goal = Goal(cost, constraints, budget.measure, budget.fraction)
+    return BudgetController(lasso, goal, section, num_steps, strengths, begin, team)
 
 
 def settings_of(
@@ -123,12 +116,46 @@ class Sparsity:
         **settings: Any,
     ) -> None:
         found = settings_of(prune, **settings)
-        self.model = model
-        self.program = trace(model, args, dict(kwargs or {}), sequence=sequence)
-        chosen = select_with_sections(find_axes(self.program), found.prune)
+        program = trace(model, args, dict(kwargs or {}), sequence=sequence)
+        chosen = select_with_sections(find_axes(program), found.prune)
+        self._steer(model, program, chosen, found, steps)
+
+    @classmethod
+    def over(
+        cls,
+        model: nn.Module,
+        program: Program,
+        chosen: Sequence[tuple[Axis, PruneSection]],
+        settings: Sparsifying | Recipe,
+        steps: int,
+        *,
+        cost: Cost | None = None,
+        begin: Selection | None = None,
+        team: Team | None = None,
+    ) -> Sparsity:
+        """The same over axes of a traced ``program`` that are ``chosen`` already, each with its [[prune]] section.
+
+        ``cost`` is another than that of the graph, as one that was measured is. ``begin``: what is at zero already.
+        """
+        made = cls.__new__(cls)
+        made._steer(model, program, chosen, settings, steps, cost, begin, team)
+        return made
+
+    def _steer(
+        self,
+        model: nn.Module,
+        program: Program,
+        chosen: Sequence[tuple[Axis, PruneSection]],
+        settings: Sparsifying | Recipe,
+        steps: int,
+        cost: Cost | None = None,
+        begin: Selection | None = None,
+        team: Team | None = None,
+    ) -> None:
+        self.model, self.program = model, program
         self.axes = [axis for axis, _ in chosen]
-        cost = Cost(self.program, self.axes)
-        self.controller = build_controller(model, chosen, cost, found.budget, found.lasso, steps)
+        cost = cost if cost is not None else Cost(program, self.axes)
+        self.controller = build_controller(model, chosen, cost, settings, steps, begin, team)
         self._shrinker: Shrinker | None = None  # from the first call on
 
     @property
@@ -140,6 +167,16 @@ class Sparsity:
     def fraction(self) -> float:
         """The cost of what is kept now, as a fraction of the dense model's; groups that still decay count as gone."""
         return self.controller.fraction
+
+    @property
+    def planned(self) -> float | None:
+        """The fraction that the plan allows now; None where a strength decides."""
+        return self.controller.planned
+
+    def check_reachable(self, fraction: float) -> None:
+        """Raise BudgetError if ``fraction`` of the dense cost, smaller than the budget, cannot be reached from here."""
+        if isinstance(self.controller, BudgetController):
+            self.controller.goal.check_reachable(self.controller.selection, fraction)
 
     def observe(self, loss: float | Tensor) -> None:
         """Take note of a batch's loss and gradients: call between ``backward`` and the optimizer's step."""
@@ -156,12 +193,17 @@ class Sparsity:
         and its averaged copies: they are changed in place. Raises RepackError for a model that cannot shrink while it
         trains, and TrainingError, before anything is changed, for an optimizer whose state cannot be sliced.
         """
-        self._shrinkable().shrink(*followers)
+        self.shrinkable().shrink(*followers)
         return self.trained
 
     def restore(self) -> nn.Module:
         """``model`` at its full size, with the trained numbers in their places: for a checkpoint."""
         return self._shrinker.restore() if self._shrinker is not None else self.model
+
+    @property
+    def selection(self) -> Selection:
+        """What goes: what was chosen, and whatever else is exactly zero."""
+        return self.controller.selection | Selection.zeros(self.restore(), self.axes)
 
     def repack(self) -> Packed:
         """The model without its zero groups, verified against the masked one; it trains on, and exports.
@@ -172,7 +214,8 @@ class Sparsity:
         if taken < steps:
             raise TrainingError(f"repack: the sparse phase is at step {taken} of {steps}; train it to its end first")
         exact = all(axis.exact for axis in self.axes)  # the settings allowed the others by name
-        return repack(self.restore(), self.program, self.axes, allow_inexact=not exact)
+        removed = removable(self.program, self.selection, allow_inexact=not exact)
+        return remove(self.model, self.program, removed, verify=exact)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs beside the states of ``restore()`` and of the optimizer: tensors and numbers."""
@@ -186,19 +229,21 @@ class Sparsity:
         """
         try:
             self.controller.load_state_dict(state)
-            removed = [mask.numpy() for mask in state["removed"]]
-            if any(mask.any() for mask in [*removed, *self._removed]):
-                self._shrinkable().remove(removed, *followers)
+            removed = Selection.of(self.axes, [mask.numpy() for mask in state["removed"]])
+            if removed or self._removed:
+                self.shrinkable().remove(removed, *followers)
         except (ValueError, KeyError) as error:
             raise TrainingError(f"the state of the sparsity does not fit this model and prune: {error}") from error
 
     @property
-    def _removed(self) -> list[np.ndarray]:
-        if self._shrinker is None:
-            return [np.zeros(axis.size, bool) for axis in self.axes]
-        return self._shrinker.removed
+    def _removed(self) -> Selection:
+        return self._shrinker.removed if self._shrinker is not None else Selection.none(self.axes)
 
-    def _shrinkable(self) -> Shrinker:
+    def shrinkable(self) -> Shrinker:
+        """What shrinks the model; raises RepackError, before any training, for one that cannot shrink while it trains.
+
+        Its ``notes`` say which axes stay at their size until the end.
+        """
         if self._shrinker is None:
             self._shrinker = Shrinker(self.model, self.program, self.axes, self.controller.lasso)
         return self._shrinker

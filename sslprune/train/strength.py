@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from sslprune.cost.counts import Cost
 from sslprune.recipe import LassoSection
-from sslprune.train.budget import Cost, Kept, floor_of
 from sslprune.train.lasso import GroupLasso
+from sslprune.values.selection import Selection
 
 
 class StrengthController:
@@ -21,7 +22,8 @@ class StrengthController:
 
     weight_g is √(numbers in g) or 1 by ``section.weights``, times the strength of its prune section. With the proximal
     step a group goes when it reaches exact zero; with the subgradient, when the last step finds it below
-    ``section.threshold``. Call ``observe`` before and ``step`` after each optimizer step, as for a budget.
+    ``section.threshold``. ``floors``: how many groups of each axis stay. Call ``observe`` before
+    and ``step`` after each optimizer step, as for a budget.
     """
 
     planned = None  # there is no plan: the cost ends where λ takes it
@@ -32,13 +34,12 @@ class StrengthController:
         cost: Cost,
         section: LassoSection,
         num_steps: int,
-        floors: Sequence[int] | None = None,
+        floors: Sequence[int],
         strengths: Sequence[float] | None = None,
     ) -> None:
         assert section.strength is not None
         self.lasso, self.cost, self.section, self.num_steps = lasso, cost, section, num_steps
-        least = [1] * len(lasso.axes) if floors is None else floors
-        lasso.floors = [floor_of(axis, section.floor, n) for axis, n in zip(lasso.axes, least, strict=True)]
+        lasso.floors = list(floors)
         relative = [1.0] * len(lasso.axes) if strengths is None else strengths
         weights = np.sqrt(lasso.sizes) if section.weights == "sqrt-size" else np.ones(lasso.num_groups)
         per_axis = zip(lasso.split(weights), relative, strict=True)
@@ -47,16 +48,16 @@ class StrengthController:
         self.taken = 0  # steps
 
     @property
-    def kept(self) -> Kept:
-        """What would stay if the sparse phase ended now: bool per axis, shape (size,)."""
+    def selection(self) -> Selection:
+        """What would go if the sparse phase ended now."""
         if self.lasso.method == "subgradient" and self.taken < self.num_steps:
-            return self.lasso.above(self.section.threshold)
-        return self.lasso.split(self.lasso.alive[:-1].bool().cpu().numpy())
+            return Selection.of(self.lasso.axes, self.lasso.below(self.section.threshold))
+        return Selection.of(self.lasso.axes, self.lasso.split(self.lasso.alive[:-1].cpu().numpy() == 0))
 
     @property
     def fraction(self) -> float:
         """The MACs of what is kept, as a fraction of the dense model's."""
-        return float(self.cost.macs(self.kept)) / self.dense
+        return float(self.cost.macs(self.selection)) / self.dense
 
     def observe(self, loss: float | torch.Tensor) -> None:
         """Call between ``backward`` and the optimizer's step; what is added to the gradients is added here."""

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sslprune.data import Data
-from sslprune.errors import RecipeError, SslpruneError
+from sslprune.errors import RecipeError, RunError, SslpruneError
 from sslprune.models.build import build_model, load_trained
-from sslprune.recipe import DistillSection, ModelSection, TeacherSection
-from sslprune.run.directory import RunDirectory
+from sslprune.recipe import DistillSection, ModelSection, TeacherSection, load_recipe
+from sslprune.train.checkpoint import TrainingFiles
 from sslprune.values.carry import with_state
 from sslprune.values.inputs import arguments, each
 from sslprune.values.tasks import Task, logits_of
@@ -45,9 +46,11 @@ def build_teacher(section: TeacherSection, student: nn.Module, data: Data) -> nn
 
 
 def _of_run(path: str) -> nn.Module:
-    run = RunDirectory(path)
-    run.require("train")
-    return load_trained(run.recipe().model, run.dense)
+    recipe, files = Path(path) / "recipe.toml", TrainingFiles(Path(path) / "train")
+    for file, mend in ((recipe, "`sslprune run RECIPE --run` makes one"), (files.masked, f"`sslprune train {recipe}`")):
+        if not file.is_file():
+            raise RunError(f"{path}: not a trained run, {file.relative_to(path)} is missing; {mend}")
+    return load_trained(load_recipe(recipe).model, files.dense)
 
 
 def _of_factory(section: TeacherSection) -> nn.Module:

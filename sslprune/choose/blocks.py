@@ -1,0 +1,120 @@
+"""Blocks: what can go next of each axis, with what it saves and what it carries."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from sslprune.choose.constraints import Constraints, is_whole
+from sslprune.cost.counts import Cost
+from sslprune.errors import BudgetError
+from sslprune.recipe.fields import Measure
+from sslprune.values.selection import Selection
+
+Evidence = Sequence[np.ndarray]  # of each axis, what each of its groups carries: float, shape (size,)
+
+
+@dataclass(frozen=True)
+class Block:
+    """Groups of one axis that go together: one of them, or as many as bring its width to the next multiple."""
+
+    axis: int  # its place
+    groups: np.ndarray  # indices within the axis
+    saving: float  # estimated, in the goal's measure
+    score: float  # what the groups carry for what they cost; the lowest goes first
+
+
+@dataclass(frozen=True)
+class Goal:
+    """``fraction`` of the dense model's ``measure`` may stay, by ``cost``, within ``constraints``."""
+
+    cost: Cost
+    constraints: Constraints
+    measure: Measure
+    fraction: float
+
+    @cached_property
+    def dense(self) -> float:
+        """The cost of the whole model."""
+        return self.of(Selection.none(self.constraints.axes))
+
+    @property
+    def limit(self) -> float:
+        """The cost that may stay."""
+        return self.fraction * self.dense
+
+    def of(self, selection: Selection) -> float:
+        """The cost of what ``selection`` leaves."""
+        return float(getattr(self.cost, self.measure)(selection))
+
+    def least(self, selection: Selection, evidence: Evidence | None = None) -> float:
+        """The least cost within the constraints: what saves most goes first, as long as anything may go."""
+        evidence = evidence or [np.zeros(axis.size) for axis in self.constraints.axes]
+        while True:
+            blocks = sorted(next_blocks(self, evidence, selection), key=lambda b: -b.saving / len(b.groups))
+            if not blocks:
+                return self.of(selection)
+            # a limit is used up by what saves most; where there is none, all go down together, which is faster
+            selection = without(selection, blocks[:1] if self.constraints.limits else blocks)
+
+    def rounded_to(self, round_to: int) -> Goal:
+        """The same goal on another grain."""
+        return replace(self, constraints=replace(self.constraints, round_to=round_to))
+
+    def check_reachable(self, selection: Selection, fraction: float | None = None) -> None:
+        """Raise BudgetError if the constraints leave more than ``fraction`` (or the goal's) of the dense cost."""
+        least, fraction = self.least(selection), self.fraction if fraction is None else fraction
+        if least > fraction * self.dense:
+            limits = ", prune.least" if self.constraints.limits else ""
+            raise BudgetError(
+                f"budget.{self.measure}: {fraction:g} of the dense model cannot be reached; the least reachable "
+                f"is {np.ceil(1000 * least / self.dense) / 1000:.3f}; raise it, prune more kinds, or lower "
+                f"prune.min_groups{limits} or lasso.floor"
+            )
+
+
+def without(selection: Selection, blocks: Sequence[Block]) -> Selection:
+    """``selection`` with ``blocks`` gone as well."""
+    for block in blocks:
+        selection = selection.plus({block.axis: block.groups})
+    return selection
+
+
+def blocks_of(goal: Goal, evidence: Evidence, selection: Selection, step: int) -> list[Block]:
+    """The next block of each axis that still has one to give and saves something, down to a multiple of ``step``."""
+    savings = goal.cost.savings(selection, "macs" if goal.measure == "latency" else goal.measure)
+    groups: dict[int, np.ndarray] = {}
+    for i in range(len(goal.constraints.axes)):
+        alive = np.flatnonzero(~selection[i])
+        worth = alive[savings[i][alive] > 0]  # of a kernel's positions only the outermost can go
+        count = goal.constraints.count(selection, i, step)
+        if 0 < count <= len(worth) and goal.constraints.allow(selection, i, count):
+            groups[i] = worth[np.argsort(evidence[i][worth], kind="stable")[:count]]
+    return [
+        Block(i, groups[i], saving, float(evidence[i][groups[i]].sum()) / (saving / goal.dense))
+        for i, saving in goal.cost.saved(selection, groups, goal.measure).items()
+        if saving > 0
+    ]
+
+
+def next_blocks(goal: Goal, evidence: Evidence, selection: Selection) -> list[Block]:
+    """What could go next: whole blocks, or parts of them where no axis has a whole one left."""
+    every = (blocks_of(goal, evidence, selection, step) for step in goal.constraints.steps())
+    return next((blocks for blocks in every if blocks), [])
+
+
+def lowest(goal: Goal, evidence: Evidence, selection: Selection, blocks: Sequence[Block]) -> Block | None:
+    """The block with the lowest score from which the goal can still be reached: limits may stand in the way."""
+    for block in sorted(blocks, key=lambda block: block.score):
+        if not goal.constraints.limits or goal.least(without(selection, [block]), evidence) <= goal.limit:
+            return block
+    return None
+
+
+def usual(goal: Goal, blocks: Sequence[Block]) -> float:
+    """What a block saves, at the middle; many large branches beside fine groups do not make it large."""
+    fine = [block.saving for block in blocks if not is_whole(goal.constraints.axes[block.axis])]
+    return float(min(np.median([block.saving for block in blocks]), 2 * np.median(fine))) if fine else 0.0

@@ -1,0 +1,74 @@
+"""What training writes: whole files, of tensors and plain values alone."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from sslprune.files import write_atomic
+
+
+@dataclass(frozen=True)
+class TrainingFiles:
+    """The files of one training, in ``folder``."""
+
+    folder: Path
+    end: str = "masked.safetensors"  # what the weights at the end are called
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / "checkpoint.pt"
+
+    @property
+    def initial(self) -> Path:
+        """The weights that a model without a checkpoint began with."""
+        return self.folder / "initial.safetensors"
+
+    @property
+    def dense(self) -> Path:
+        """The model before any sparsity."""
+        return self.folder / "dense.safetensors"
+
+    @property
+    def masked(self) -> Path:
+        """The model at the end, at its full size."""
+        return self.folder / self.end
+
+    @property
+    def selection(self) -> Path:
+        """Which of its groups go."""
+        return self.folder / "selection.json"
+
+    @property
+    def history(self) -> Path:
+        """A record an epoch."""
+        return self.folder / "history.json"
+
+    @property
+    def all(self) -> tuple[Path, ...]:
+        """In the order in which they may be removed: what says that training is finished goes first."""
+        return self.masked, self.selection, self.history, self.dense, self.initial, self.checkpoint
+
+
+def weights_of(model: nn.Module) -> dict[str, Tensor]:
+    """A copy of every parameter and buffer of ``model`` by its name, on the CPU."""
+    return {name: value.detach().cpu().contiguous().clone() for name, value in model.state_dict().items()}
+
+
+def write_weights(path: Path, weights: nn.Module | dict[str, Tensor]) -> None:
+    """The weights of a model, as safetensors."""
+    packed = save(weights_of(weights) if isinstance(weights, nn.Module) else weights)
+    write_atomic(path, lambda temporary: temporary.write_bytes(packed))
+
+
+def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """``torch.save``, but through memory: writing to a full disk is then an OSError like any other."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    write_atomic(path, lambda temporary: temporary.write_bytes(buffer.getbuffer()))
