@@ -47,9 +47,10 @@ def build_teacher(section: TeacherSection, student: nn.Module, data: Data) -> nn
 
 def _of_run(path: str) -> nn.Module:
     recipe, files = Path(path) / "recipe.toml", TrainingFiles(Path(path) / "train")
-    for file, mend in ((recipe, "`sslprune run RECIPE --run` makes one"), (files.masked, f"`sslprune train {recipe}`")):
-        if not file.is_file():
-            raise RunError(f"{path}: not a trained run, {file.relative_to(path)} is missing; {mend}")
+    if not recipe.is_file():
+        raise RunError(f"{path}: not a run directory (no recipe.toml); `sslprune run RECIPE --run {path}` makes one")
+    if not files.masked.is_file():
+        raise RunError(f"{path}: {files.masked} is missing; first `sslprune train {recipe} --run {path} --resume`")
     return load_trained(load_recipe(recipe).model, files.dense)
 
 
