@@ -48,8 +48,12 @@ def write_run(
     masked: nn.Module,
     axes: Sequence[Axis],
     args: tuple[Any, ...],
+    data: Mapping[str, Any] | None = None,
 ) -> RunDirectory:
-    """The run directory at ``path`` as training leaves it, with every kind of ``axes`` in its recipe."""
+    """The run directory at ``path`` as training leaves it, with every kind of ``axes`` in its recipe.
+
+    ``data`` are more fields of [data].
+    """
     run = RunDirectory(path)
     train, test = samples(masked, args, 1), samples(masked, args, 2)
     steps = train[0][1].dim() == 2 and logits_of(_called(masked, args)).dim() == 3
@@ -64,6 +68,7 @@ def write_run(
                 "batch_size": 1,  # of the timings; the loaders have their own
                 "task": "tagging" if steps else "classification",
                 "metrics": ["accuracy"],
+                **(data or {}),
             },
             "prune": [{"kind": kind} for kind in dict.fromkeys(axis.kind for axis in axes)],
             "budget": {"parameters": 0.5},
