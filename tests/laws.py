@@ -161,6 +161,12 @@ for path in sorted(pathlib.Path(".").glob("*.pt2")):
 def save_for_reload(name: str, model: nn.Module, small: nn.Module, args: tuple[Any, ...], folder: Path) -> None:
     """Write ``small`` as ``name.pt2`` into ``folder``, and beside it what ``model`` gives at another batch size."""
     save_program(small, args, folder / f"{name}.pt2")
+    save_expected(name, model, args, folder)
+
+
+@torch.no_grad()
+def save_expected(name: str, model: nn.Module, args: tuple[Any, ...], folder: Path) -> None:
+    """Write what ``model`` gives at another batch size into ``folder``, beside ``name.pt2``."""
     args = random_like(args, 3)
     torch.save((args, tensors_in(model(*args))), folder / f"{name}.pt")
 

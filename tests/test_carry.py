@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 import sslprune
 from sslprune.errors import TraceError
-from sslprune.removal.plan import make_plan
+from sslprune.removal.plan import Plan, make_plan
 from sslprune.train.checkpoint import write_weights
 from sslprune.values.carry import carries, carrying, with_state
 from sslprune.zoo import lstm_lm, rhn_lm
@@ -96,6 +96,34 @@ def test_a_state_that_leaves_zero_is_not_exact() -> None:
     model = Gated(given=True)
     axes = sslprune.find_axes(sslprune.trace(model, with_state(model, (TOKENS,))))
     assert next(axis for axis in axes if axis.name == "gru").frozen
+
+
+@pytest.mark.parametrize("made", ["zeros", "new_zeros", "zeros_like"])
+def test_a_first_state_of_zeros_is_as_large_as_the_batch(made: str) -> None:
+    """The layers of a stack get widths of their own, and each its own zeros; the batch is read from the input."""
+
+    class Started(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm = nn.LSTM(6, 8, num_layers=2, batch_first=True, bidirectional=True)
+            self.head = nn.Linear(16, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = torch.zeros(4, x.size(0), 8) if made == "zeros" else x.new_zeros(4, x.size(0), 8, dtype=x.dtype)
+            return self.head(self.lstm(x, (h, torch.zeros_like(h) if made == "zeros_like" else h))[0])
+
+    model, args = lively_(Started()).eval(), (torch.randn(2, 5, 6),)
+    program = sslprune.trace(model, args)
+    axes = [axis for axis in sslprune.find_axes(program) if axis.exact]
+    assert [axis.kind for axis in axes] == ["hidden", "hidden"]
+    for axis, gone in zip(axes, ([0, 3, 4], [1]), strict=True):
+        sslprune.zero_groups(model, axis, gone)
+    small = sslprune.repack(model, program, axes)
+    assert small.get_parameter("lstm.weight_hh_l0").shape[1] < small.get_parameter("lstm.weight_hh_l1").shape[1] < 8
+    for x in (args[0], torch.randn(3, 5, 6)):
+        torch.testing.assert_close(small(x), model(x))
+    plan = make_plan(model, program, axes)
+    assert Plan.model_validate_json(plan.model_dump_json()) == plan
 
 
 def test_states_that_do_not_fit_are_refused() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from typer.testing import CliRunner, Result
 import sslprune
 from sslprune.cli import app
 from sslprune.data import digits
+from sslprune.errors import RepackError
 from sslprune.export.session import open_session
 from sslprune.recipe import load_recipe
 from sslprune.removal.remove import repack
@@ -277,6 +279,28 @@ def test_an_unexpected_error_is_one_line_unless_debug(recipe: Path, monkeypatch:
     monkeypatch.setattr("sslprune.run.inspect.build_data", broken)
     assert mistake("inspect", recipe) == "error: unexpected RuntimeError: first second; --debug shows where"
     assert isinstance(invoke("inspect", recipe, "--debug").exception, RuntimeError)
+
+
+def test_an_error_after_training_says_how_to_go_on(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Be it a mistake or a surprise: the line ends with commands that work, and training is not done again."""
+    errors = {"repack": RepackError("differs"), "export": RuntimeError("first\nsecond")}
+    for name in errors:
+
+        def broken(*_: object, name: str = name, **__: object) -> None:
+            raise errors[name]
+
+        with monkeypatch.context() as patch:
+            patch.setattr(f"sslprune.pipeline.{name}", broken)
+            line = mistake("run", recipe, "--run", "a run", *(["--resume"] if name == "export" else []))
+        said, told = line.split("; training is kept; go on with: ")
+        commands = [shlex.split(command)[1:] for command in told.split(" && ")]
+        if name == "repack":
+            assert said == "error: differs" and commands == [["repack", "a run"], ["export", "a run"]]
+        else:
+            assert said == "error: unexpected RuntimeError: first second; --debug shows where"
+            assert commands == [["export", "a run"]]
+            assert invoke(*commands[0]).exit_code == 0
+        assert RunDirectory("a run").finished("train")
 
 
 def test_a_repack_that_changes_the_function_writes_nothing(

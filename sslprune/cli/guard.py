@@ -35,20 +35,20 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
         except SslpruneError as error:
             if debug:
                 raise
-            fail(f"error: {error}")
+            fail(_line(str(error), error))
         except OSError as error:
             if debug:
                 raise
-            fail(f"error: {error.filename or 'the system'}: {error.strerror or error}")
-        except MemoryError:
+            fail(_line(f"{error.filename or 'the system'}: {error.strerror or error}", error))
+        except MemoryError as error:
             if debug:
                 raise
-            fail("error: out of memory; try a smaller data.batch_size and data.eval_batch_size")
+            fail(_line("out of memory; try a smaller data.batch_size and data.eval_batch_size", error))
         except Exception as error:
             if debug:
                 raise
             said = " ".join(str(error).split())
-            fail(f"error: unexpected {type(error).__name__}: {said[:300]}; --debug shows where")
+            fail(_line(f"unexpected {type(error).__name__}: {said[:300]}; --debug shows where", error))
 
     return wrapper
 
@@ -57,6 +57,11 @@ def fail(line: str, status: int = 1) -> NoReturn:
     """End with ``status`` and one line on stderr."""
     print(line, file=sys.stderr, flush=True)
     raise typer.Exit(status)
+
+
+def _line(said: str, error: BaseException) -> str:
+    """What is said of ``error`` and, behind it, the note that the pipeline left on how to go on."""
+    return "; ".join(["error: " + said, *(" ".join(note.split()) for note in getattr(error, "__notes__", ())[-1:])])
 
 
 def _interrupted() -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from sslprune.recipe import Recipe
 from sslprune.report import Report
 from sslprune.run.build import check
-from sslprune.run.directory import RunDirectory
+from sslprune.run.directory import RunDirectory, Stage
 from sslprune.run.export import export
 from sslprune.run.learn import train
 from sslprune.run.repack import repack
@@ -17,7 +20,10 @@ from sslprune.show.terminal import Show
 def run(
     recipe: Recipe, directory: RunDirectory, show: Show, *, resume: bool = False, baseline: Path | None = None
 ) -> Report:
-    """Train, repack and export; with ``resume``, stages that are finished already are left as they are."""
+    """Train, repack and export; with ``resume``, stages that are finished already are left as they are.
+
+    An error after training carries a note of how to go on without training again.
+    """
     check(recipe)
     if baseline is not None:
         Report.load(baseline)  # one that cannot be read is said now, not after training
@@ -25,5 +31,18 @@ def run(
     if resume and directory.finished("repack"):
         show.stage("repack", f"finished already: {directory.program}")
     else:
-        repack(directory, show)
-    return export(directory, show, baseline=baseline)
+        with _training_kept(directory, "repack", "export"):
+            repack(directory, show)
+    with _training_kept(directory, "export"):
+        return export(directory, show, baseline=baseline)
+
+
+@contextmanager
+def _training_kept(directory: RunDirectory, *rest: Stage) -> Iterator[None]:
+    """An error inside the block is noted with the commands that go on from there: of the stages ``rest``."""
+    try:
+        yield
+    except Exception as error:
+        commands = " && ".join(f"sslprune {stage} {shlex.quote(str(directory))}" for stage in rest)
+        error.add_note(f"training is kept; go on with: {commands}")
+        raise

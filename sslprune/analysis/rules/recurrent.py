@@ -143,9 +143,7 @@ def _unstack(
                         )
                     )
                 else:
-                    old = new(state)
-                    sizes = [directions, *old.args[0][1:-1], r.size(width)]
-                    begin.append(graph.call_function(aten.zeros.default, (sizes,), dict(old.kwargs)))
+                    begin.append(_zeros(new(state), directions, r.size(width)))
             params = [new(tensor) for own in layer.weights for tensor in own]
             rest = (a.has_biases, 1, 0.0, a.train, a.bidirectional, a.batch_first)
             hx = begin if isinstance(a.hx, Sequence) else begin[0]
@@ -162,6 +160,20 @@ def _unstack(
                 parts = [graph.call_function(operator.getitem, (made, which)) for made in results]
                 replacement = graph.call_function(aten.cat.default, (parts, 0)) if len(parts) > 1 else parts[0]
             r.replace(user, replacement)
+
+
+def _zeros(state: fx.Node, first: int, last: int) -> fx.Node:
+    """Zeros like those that ``state`` makes (``zeros``, ``new_zeros``, ``zeros_like``), of another first and last size.
+
+    What stands between them is the batch, which may be a number or a size of the input.
+    """
+    aten, graph = torch.ops.aten, state.graph
+    kwargs = {key: value for key, value in state.kwargs.items() if key not in ("size", "memory_format")}
+    if operator_name(state) == "zeros_like":
+        between = [graph.call_function(aten.sym_size.int, (state.args[0], 1))] if state.meta["val"].dim() > 2 else []
+        return graph.call_function(aten.new_zeros.default, (state.args[0], [first, *between, last]), kwargs)
+    given: list[Any] = [*state.args, *([state.kwargs["size"]] if "size" in state.kwargs else [])]
+    return graph.call_function(state.target, (*given[:-1], [first, *given[-1][1:-1], last]), kwargs)  # type: ignore[arg-type]
 
 
 def cell(gates: int) -> Rule:
