@@ -258,7 +258,7 @@ SIZED: dict[str, Callable[[], Case]] = {
     "frames": _case(Frames, lambda: torch.randn(2, 5, 3, 6, 6)),
     "two_inputs": _case(TwoInputs, _ids, lambda: torch.randn(2, 7, 6)),
     "tiled": _case(Tiled, _image, lambda: torch.randn(2, 5)),
-    **{name: ARCHITECTURES[name] for name in ("views", "split", "option_a", "temporal")},
+    **{name: ARCHITECTURES[name] for name in ("views", "split")},
 }
 
 

@@ -18,24 +18,17 @@ from sslprune.rundir import RunDirectory
 from tests.sized import FixedView, Patches, Shuffle
 
 DIGITS = {"factory": "sslprune.data:digits", "batch_size": 32}
-WORDS = {"factory": "tests.test_whole_road:words", "task": "language-modelling", "batch_size": 8}
-SPOKEN = {"factory": "tests.test_whole_road:spoken", "task": "language-modelling", "batch_size": 8}
+WORDS = {"factory": "tests.test_whole_road:words", "task": "language-modelling", "max_length": 16}
+SPOKEN = {"factory": "tests.test_whole_road:spoken", "task": "language-modelling"}
 ROADS: dict[str, tuple[str, dict[str, Any], dict[str, Any], tuple[str, ...]]] = {  # factory, arguments, data, kinds
     "a view of fixed width": ("tests.test_whole_road:fixed_view", {}, DIGITS, ("filters", "neurons")),
     "heads split by sizes": ("tests.test_whole_road:patches", {}, DIGITS, ("heads", "neurons", "width")),
     "a channel shuffle": ("tests.test_whole_road:shuffle", {}, DIGITS, ("filters",)),
     "ShuffleNet": ("tests.test_whole_road:shufflenet", {}, DIGITS, ("filters",)),
     "Llama": ("scripts.coverage_run:model", {"name": "llama"}, WORDS, ("heads", "neurons", "width")),
-    "Llama, any length": (
-        "scripts.coverage_run:model",
-        {"name": "llama"},
-        WORDS | {"max_length": 16},
-        ("heads", "neurons"),
-    ),
     "Whisper": ("scripts.coverage_run:model", {"name": "whisper"}, SPOKEN, ("heads", "neurons", "layers")),
 }
-NEEDS = {"ShuffleNet": "torchvision", "Llama": "transformers", "Llama, any length": "transformers",
-         "Whisper": "transformers"}  # fmt: skip
+NEEDS = {"ShuffleNet": "torchvision", "Llama": "transformers", "Whisper": "transformers"}
 Batches = list[tuple[Any, Tensor]]
 
 
