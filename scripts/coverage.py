@@ -11,7 +11,7 @@ status 0, and what they wrote says so: something was removed; plan.json, read ba
 process without sslprune by 1e-4, model.onnx in ONNX Runtime by 1e-3, and model.pt2 with one wrong slice by more than
 the first of these. Each runs in a process of its own under a time limit.
 
-Columns: seconds of repack and of export, from the command to its exit; share of the weights on exact axes other than
+Columns: seconds of processors that repack and export took; share of the weights on exact axes other than
 layers and kernels; share of the parameters that is left, first with axes of kind width whole, then with them halved
 too; whether plan.json is the plan; differences.
 """
@@ -64,7 +64,7 @@ class Result:
     name: str
     passed: bool = False
     failure: str = ""
-    seconds: float | None = None  # of `sslprune repack` ...
+    seconds: float | None = None  # of processors, for `sslprune repack` ...
     export_seconds: float | None = None  # ... and `sslprune export`
     kinds: dict[str, int] = field(default_factory=dict)  # number of exact axes of each kind
     share: float | None = None  # of the weights, on exact axes other than layers and kernels

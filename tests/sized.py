@@ -131,7 +131,8 @@ class Shuffle(nn.Module):
 
     def __init__(self, channels: int = 3, classes: int = 5) -> None:
         super().__init__()
-        self.stem, self.one, self.two = conv_bn(channels, 12), conv_bn(12, 12, 1, 1, 3), conv_bn(12, 12, 3, 1, 12)
+        self.stem, self.one, self.deep = conv_bn(channels, 12), conv_bn(12, 12, 1, 1, 3), conv_bn(12, 12, 3, 1, 12)
+        self.two = conv_bn(12, 12, 1)
         self.beside, self.head = conv_bn(6, 6), nn.Linear(12, classes)
 
     @staticmethod
@@ -142,7 +143,7 @@ class Shuffle(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.stem(x))
-        x = x + self.two(self.shuffled(F.relu(self.one(x)), 3))
+        x = F.relu(self.two(self.deep(self.shuffled(F.relu(self.one(x)), 3))))
         kept, worked = x.chunk(2, 1)
         x = self.shuffled(torch.cat([kept, F.relu(self.beside(worked))], 1), 2)
         return self.head(x.mean((2, 3)))
@@ -257,7 +258,7 @@ SIZED: dict[str, Callable[[], Case]] = {
     "frames": _case(Frames, lambda: torch.randn(2, 5, 3, 6, 6)),
     "two_inputs": _case(TwoInputs, _ids, lambda: torch.randn(2, 7, 6)),
     "tiled": _case(Tiled, _image, lambda: torch.randn(2, 5)),
-    **{name: ARCHITECTURES[name] for name in ("views", "split", "option_a", "temporal")},
+    **{name: ARCHITECTURES[name] for name in ("views", "split")},
 }
 
 

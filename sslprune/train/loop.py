@@ -28,11 +28,12 @@ from sslprune.models.build import build_model, count_parameters, device_of, load
 from sslprune.recipe import Recipe, parse_recipe
 from sslprune.train.checkpoint import TrainingFiles, weights_of, write_checkpoint, write_weights
 from sslprune.train.evaluate import evaluate
+from sslprune.train.layout import lay_out_
 from sslprune.train.optimizer import build_optimizer
 from sslprune.train.recalibrate import recalibrate
 from sslprune.train.schedule import Epoch, Schedule
 from sslprune.train.sparsity import Sparsity
-from sslprune.train.step import Step, channels_last
+from sslprune.train.step import Step
 from sslprune.train.teacher import build_teacher
 from sslprune.values.carry import carrying, with_state
 from sslprune.values.inputs import arguments, each
@@ -60,17 +61,17 @@ class Trainer:
         self.recipe, self.files, self.data, self.show, self.previous = recipe, files, data, show, previous
         self.device = device_of(recipe.run)
         self.model = model.to(self.device)
-        for parameter in self.model.parameters():
-            parameter.data = channels_last(parameter.data)
+        self.other: nn.Module | None = None  # that the recipe names to teach, in place of the dense model
+        if recipe.distill is not None and recipe.distill.teacher is not None:
+            self.other = build_teacher(recipe.distill.teacher, self.model, data).to(self.device)
+        example = each(data.example, lambda value: value.to(self.device))
+        laid_out = lay_out_([self.model, *([self.other] if self.other is not None else [])], example)
         self.schedule = Schedule.of(recipe, len(data.train), dense=previous is None)
         self.sparsity = self._sparsity() if self.schedule.steps["sparse"] else None
         self.shrinks = self._shrinks()
         self.optimizer = build_optimizer(self.model, recipe.train)
-        self.other: nn.Module | None = None  # that the recipe names to teach, in place of the dense model
-        if recipe.distill is not None and recipe.distill.teacher is not None:
-            self.other = build_teacher(recipe.distill.teacher, self.model, data).to(self.device)
         self.teacher: nn.Module | None = None  # from the end of the dense epochs on
-        self.step = Step(recipe, data.task, self.device)
+        self.step = Step(recipe, data.task, self.device, laid_out)
         self.judge = "valid" if data.valid is not None else "test"  # the data that each epoch is judged by
         self.history: list[dict[str, Any]] = []
 
