@@ -32,7 +32,7 @@ from sslprune.recipe import load_recipe
 from sslprune.show.terminal import Show
 from sslprune.train.budget import NUM_WARM_UP
 from sslprune.train.optimizer import build_optimizer
-from sslprune.train.sparsity import Sparsity
+from sslprune.train.sparsity import Sparsity, build_controller
 from sslprune.values.carry import carrying, with_state
 from sslprune.values.inputs import arguments, call, each
 from sslprune.values.selection import Selection
@@ -54,9 +54,8 @@ class Training:
         axes = [axis for axis, _ in chosen]
         section = recipe.lasso.model_copy(update={"decay": max(1, round(recipe.lasso.decay * options.scale))})
         self.cost = Cost(program, axes)
-        self.sparsity = Sparsity.over(
-            model, program, chosen, recipe.model_copy(update={"lasso": section}), num_steps, cost=self.cost
-        )
+        settings = recipe.model_copy(update={"lasso": section})
+        self.sparsity = Sparsity.over(model, program, build_controller(model, chosen, self.cost, settings, num_steps))
         self.controller: Any = self.sparsity.controller
         self.optimizer = build_optimizer(model, recipe.train)
         self.shrinker = self.sparsity.shrinkable()

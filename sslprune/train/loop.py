@@ -32,7 +32,7 @@ from sslprune.train.layout import lay_out_
 from sslprune.train.optimizer import build_optimizer
 from sslprune.train.recalibrate import recalibrate
 from sslprune.train.schedule import Epoch, Schedule
-from sslprune.train.sparsity import Sparsity
+from sslprune.train.sparsity import Sparsity, build_controller
 from sslprune.train.step import Step
 from sslprune.train.teacher import build_teacher
 from sslprune.values.carry import carrying, with_state
@@ -132,9 +132,9 @@ class Trainer:
             chosen = select_with_sections(find_axes(program), self.recipe.prune)
         pruned = [axis for axis, _ in chosen]
         begin = Selection.zeros(self.model, pruned) if self.previous is not None else None
-        cost = self._latency() if self.recipe.budget.measure == "latency" else None
+        cost = self._latency() if self.recipe.budget.measure == "latency" else Cost(program, pruned)
         steps = self.schedule.steps["sparse"]
-        return Sparsity.over(self.model, program, chosen, self.recipe, steps, cost=cost, begin=begin)
+        return Sparsity.over(self.model, program, build_controller(self.model, chosen, cost, self.recipe, steps, begin))
 
     def _latency(self) -> Cost:
         """The cost in microseconds of this machine's CPU, wherever the model trains."""

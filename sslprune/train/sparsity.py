@@ -118,44 +118,19 @@ class Sparsity:
         found = settings_of(prune, **settings)
         program = trace(model, args, dict(kwargs or {}), sequence=sequence)
         chosen = select_with_sections(find_axes(program), found.prune)
-        self._steer(model, program, chosen, found, steps)
+        cost = Cost(program, [axis for axis, _ in chosen])
+        self._steer(model, program, build_controller(model, chosen, cost, found, steps))
 
     @classmethod
-    def over(
-        cls,
-        model: nn.Module,
-        program: Program,
-        chosen: Sequence[tuple[Axis, PruneSection]],
-        settings: Sparsifying | Recipe,
-        steps: int,
-        *,
-        cost: Cost | None = None,
-        begin: Selection | None = None,
-        team: Team | None = None,
-    ) -> Sparsity:
-        """The same over axes of a traced ``program`` that are ``chosen`` already, each with its [[prune]] section.
-
-        ``cost`` is another than that of the graph, as one that was measured is. ``begin``: what is at zero already.
-        """
+    def over(cls, model: nn.Module, program: Program, controller: Controller) -> Sparsity:
+        """The same for a model that is traced already, by what `build_controller` made."""
         made = cls.__new__(cls)
-        made._steer(model, program, chosen, settings, steps, cost, begin, team)
+        made._steer(model, program, controller)
         return made
 
-    def _steer(
-        self,
-        model: nn.Module,
-        program: Program,
-        chosen: Sequence[tuple[Axis, PruneSection]],
-        settings: Sparsifying | Recipe,
-        steps: int,
-        cost: Cost | None = None,
-        begin: Selection | None = None,
-        team: Team | None = None,
-    ) -> None:
-        self.model, self.program = model, program
-        self.axes = [axis for axis, _ in chosen]
-        cost = cost if cost is not None else Cost(program, self.axes)
-        self.controller = build_controller(model, chosen, cost, settings, steps, begin, team)
+    def _steer(self, model: nn.Module, program: Program, controller: Controller) -> None:
+        self.model, self.program, self.controller = model, program, controller
+        self.axes = list(controller.lasso.axes)
         self._shrinker: Shrinker | None = None  # from the first call on
 
     @property
