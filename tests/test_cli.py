@@ -290,7 +290,7 @@ def test_an_error_after_training_says_how_to_go_on(recipe: Path, monkeypatch: py
             raise errors[name]
 
         with monkeypatch.context() as patch:
-            patch.setattr(f"sslprune.pipeline.{name}", broken)
+            patch.setattr(f"sslprune.run.pipeline.{name}", broken)
             line = mistake("run", recipe, "--run", "a run", *(["--resume"] if name == "export" else []))
         said, told = line.split("; training is kept; go on with: ")
         commands = [shlex.split(command)[1:] for command in told.split(" && ")]
