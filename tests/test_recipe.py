@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from scripts.recipe_reference import PAGE, reference
 from sslprune.errors import RecipeError
 from sslprune.recipe import Recipe, Span, load_recipe, parse_recipe
+from sslprune.recipe.fields import Section, sections_in
 
 MINIMAL = """
 [model]
@@ -161,3 +163,27 @@ def test_unreadable_files(tmp_path):
 @pytest.mark.parametrize("path", sorted(Path(__file__).parents[1].glob("recipes/*.toml")), ids=lambda path: path.stem)
 def test_shipped_recipes_are_valid(path):
     assert isinstance(load_recipe(path), Recipe)
+
+
+def sections(section: type[Section]) -> list[type[Section]]:
+    inner = [one for field in section.model_fields.values() for one in sections_in(field.annotation)]
+    return [section, *(deeper for one in inner for deeper in sections(one))]
+
+
+def test_every_field_says_what_it_means():
+    found = sections(Recipe)
+    assert len(found) > 14
+    missing = [
+        f"{section.__name__}.{name}"
+        for section in found
+        for name, field in section.model_fields.items()
+        if not field.description and not any(sections_in(field.annotation))
+    ]
+    assert not missing
+
+
+def test_the_reference_is_the_schema_s():
+    page = reference()
+    assert '| `heal` | length: "5ep" or "200it" | *needed* | The rest trains on, zeros held; of each' in page
+    assert "| `std` | list of numbers above 0 | `[1.0]` |" in page and "\n## `[[gate]]`\n" in page
+    assert PAGE.read_text(encoding="utf-8") == page, "run: python scripts/recipe_reference.py"

@@ -1,24 +1,19 @@
 """Values: a recipe, read from TOML and checked against a schema."""
 
+from sslprune.recipe.data import DataSection
 from sslprune.recipe.fields import Span
-from sslprune.recipe.reading import load_recipe, parse_recipe, parse_sparsifying
-from sslprune.recipe.schema import (
+from sslprune.recipe.method import (
     BudgetSection,
-    ControlSection,
-    DataSection,
     DistillSection,
-    ExportSection,
-    GateSection,
-    GatesSection,
     LassoSection,
-    ModelSection,
     PruneSection,
-    Recipe,
-    RunSection,
-    Sparsifying,
     TeacherSection,
     TrainSection,
 )
+from sslprune.recipe.model import ModelSection, RunSection
+from sslprune.recipe.output import ControlSection, ExportSection, GateSection, GatesSection
+from sslprune.recipe.reading import load_recipe, parse_recipe, parse_sparsifying
+from sslprune.recipe.recipe import Recipe, Sparsifying
 
 __all__ = [
     "BudgetSection",
