@@ -29,27 +29,25 @@ from sslprune.train.recalibrate import recalibrate
 from sslprune.train.schedule import Schedule
 from sslprune.train.teacher import build_teacher
 from sslprune.values.axes import Axis, zero_mask
+from sslprune.values.voice import Silent, SilentBar
 from sslprune.zoo.digits_cnn import DigitsCNN
 
 
-class Silent:
+class Kept(Silent, SilentBar):
     """What a person would see, kept."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
 
-    def say(self, line: str = "") -> None:
+    def say(self, line: str = "", style: str = "") -> None:
         self.lines.append(line)
 
     @contextmanager
     def progress(self, description, total=None):
         yield self
 
-    def advance(self, n=1, **fields) -> None:
-        pass
 
-
-class StopsAfter(Silent):
+class StopsAfter(Kept):
     """Somebody presses Ctrl-C in the middle of an epoch."""
 
     def __init__(self, epochs: int) -> None:
@@ -103,7 +101,7 @@ def files(folder: Path) -> SimpleNamespace:
 
 def trained(folder: Path, show=None, **changes) -> SimpleNamespace:
     run = files(folder)
-    train(recipe(**changes), run, show or Silent())
+    train(recipe(**changes), run, show or Kept())
     return run
 
 
@@ -197,7 +195,7 @@ def second(whole, tmp_path_factory):
 def point(folder: Path, previous, show=None, goal=None) -> SimpleNamespace:
     run = files(folder)
     made = recipe(budget={"macs": [0.5, 0.3]}, distill={"weight": 0.3})
-    train(made, run, show or Silent(), previous=previous, goal=goal)
+    train(made, run, show or Kept(), previous=previous, goal=goal)
     return run
 
 

@@ -20,6 +20,7 @@ from sslprune.recipe import DataSection, Recipe
 from sslprune.values.carry import example_for, with_state
 from sslprune.values.inputs import Inputs, arguments, each, length_of, num_rows
 from sslprune.values.tasks import Task, logits_of, task_of
+from sslprune.values.voice import SILENT, Voice
 
 CLASSIFICATION = Task()
 Batch = tuple[Inputs, Tensor]  # the model's arguments (a tuple, or a dict by name), the targets
@@ -208,7 +209,7 @@ class Data:
         return each(inputs, lambda value: value[:2].clone() if value.dim() and len(value) == rows else value.clone())
 
 
-def build_data(recipe: Recipe, show: Any = None) -> Data:
+def build_data(recipe: Recipe, show: Voice = SILENT) -> Data:
     """The recipe's data. A factory returns a pair (train, test) of ``Images`` or of loaders, or a ``Data``.
 
     ``show`` is told of the reading of large files. Raises DataError for what is missing, empty or of another shape.
@@ -222,7 +223,7 @@ def build_data(recipe: Recipe, show: Any = None) -> Data:
     return data
 
 
-def _build(recipe: Recipe, show: Any) -> Data:
+def _build(recipe: Recipe, show: Voice) -> Data:
     section, device = recipe.data, device_of(recipe.run)
     task = task_of(section.task, section.metrics, lambda name: find_callable(name, "data.metrics"))
     if section.factory is None and section.task == "language-modelling":
@@ -296,14 +297,12 @@ def _holds_sentences(recipe: Recipe) -> bool:
     return bool(asked) or Path(section.train or "").suffix in TEXT_FILES
 
 
-def _reader(path: str, show: Any) -> Callable[[], Images]:
+def _reader(path: str, show: Voice) -> Callable[[], Images]:
     count = count_images(path)  # a wrong file is an error now, not when training begins
     if not count:
         raise DataError(f"{path}: empty; expected at least one image")
 
     def read() -> Images:
-        if show is None:
-            return read_images(path)
         with show.progress(f"reading {Path(path).name}", count) as bar:
             return read_images(path, bar.advance)
 

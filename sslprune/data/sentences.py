@@ -25,6 +25,7 @@ from sslprune.files import write_text
 from sslprune.models.huggingface import load_tokenizer, max_positions
 from sslprune.recipe import DataSection, Recipe
 from sslprune.values.tasks import IGNORED, Task
+from sslprune.values.voice import SILENT, Voice
 
 POOL = 50  # batches that are sorted by length together
 LONGEST = 512  # tokens, where neither recipe nor tokenizer say
@@ -150,7 +151,7 @@ class SentenceData(Data):
         write_text(folder / "labels.json", json.dumps(list(self.classes), ensure_ascii=False) + "\n")
 
 
-def sentence_data(recipe: Recipe, task: Task, device: torch.device, show: Any = None) -> SentenceData:
+def sentence_data(recipe: Recipe, task: Task, device: torch.device, show: Voice = SILENT) -> SentenceData:
     """The texts of a recipe, tokenised. Raises DataError, in one line, for files or labels that do not fit."""
     section, arguments = recipe.data, recipe.model.arguments
     assert section.train is not None and section.test is not None
@@ -175,7 +176,7 @@ def sentence_data(recipe: Recipe, task: Task, device: torch.device, show: Any = 
     batches = {}
     for part, rows in tables.items():
         data, cut = _encode(names[part], rows, tokenizer, longest, classes, tagging)
-        if cut and show is not None:
+        if cut:
             show.say(f"{Path(names[part]).name}: {cut:,} of {len(data):,} texts are cut to {longest} tokens")
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
         size, seed = (section.batch_size, recipe.run.seed) if part == "train" else (section.eval_batch_size, None)

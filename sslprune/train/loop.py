@@ -39,6 +39,7 @@ from sslprune.train.teacher import build_teacher, mixed_loss
 from sslprune.values.axes import tensors_of, zero_mask
 from sslprune.values.carry import carrying, with_state
 from sslprune.values.inputs import Inputs, arguments, call, each
+from sslprune.values.voice import SILENT, Voice
 
 CHECK_EVERY = 20  # steps between looks at the loss: on a GPU each look waits for the device
 
@@ -67,7 +68,7 @@ class Trainer:
         run: TrainFiles,
         data: Data,
         model: nn.Module,
-        show: Any,
+        show: Voice,
         previous: TrainFiles | None = None,
     ) -> None:
         self.recipe, self.run, self.data, self.show, self.previous = recipe, run, data, show, previous
@@ -317,7 +318,7 @@ class Trainer:
 def train(
     recipe: Recipe,
     run: TrainFiles,
-    show: Any,
+    show: Voice = SILENT,
     start: nn.Module | None = None,
     *,
     previous: TrainFiles | None = None,
