@@ -11,7 +11,7 @@ from typing import Any
 from pydantic.fields import FieldInfo
 
 from sslprune.files import write_text
-from sslprune.recipe import Recipe
+from sslprune.recipe import DataSection, Recipe
 from sslprune.recipe.fields import Section, sections_in
 
 PAGE = Path(__file__).parents[1] / "docs" / "recipe.md"
@@ -24,6 +24,7 @@ A recipe is a TOML file. A key that it does not know is an error that names the 
 `--set key.path=value` sets any field from the command line; `--set prune.0.strength=2` is one of the first `[[prune]]`.
 A relative path is looked for in the current directory, then in the recipe's folder.
 A length of training is written with its unit: `"5ep"` are epochs, `"200it"` are optimizer steps.
+`[data]` is needed, and is read as one of four kinds of data; a field that only another kind reads is an error.
 A field without a default here may be left out, unless it is *needed*.
 
 ## Above all sections
@@ -35,15 +36,18 @@ def reference() -> str:
     loose = {name: field for name, field in Recipe.model_fields.items() if not any(sections_in(field.annotation))}
     parts = [TOP, _table(Recipe, loose)]
     for name, field in Recipe.model_fields.items():
-        for section in sections_in(field.annotation):
-            parts += _section(name, section, many="list[" in str(field.annotation), needed=field.is_required())
+        found = list(sections_in(field.annotation))
+        for section in found:
+            needed = field.is_required() and len(found) == 1
+            parts += _section(name, section, many="list[" in str(field.annotation), needed=needed)
     return "\n".join(parts) + "\n"
 
 
 def _section(name: str, section: type[Section], *, many: bool, needed: bool) -> Iterator[str]:
     """A section's heading, text and table, then those of the sections inside it."""
     inner = {key: next(sections_in(field.annotation), None) for key, field in section.model_fields.items()}
-    yield f"\n## `{f'[[{name}]]' if many else f'[{name}]'}`\n"
+    kind = f", {section.KIND}" if issubclass(section, DataSection) else ""
+    yield f"\n## `{f'[[{name}]]' if many else f'[{name}]'}`{kind}\n"
     yield _line(section.__doc__) + (" Needed." if needed else "") + "\n"
     yield _table(section, section.model_fields)
     for key, nested in inner.items():

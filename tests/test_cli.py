@@ -20,7 +20,7 @@ import sslprune
 from sslprune.cli import app
 from sslprune.data import digits
 from sslprune.export.session import open_session
-from sslprune.recipe import load_recipe
+from sslprune.recipe import OwnDataSection, load_recipe
 from sslprune.removal.remove import repack
 from sslprune.report import Report, Speedup
 from sslprune.run.directory import RunDirectory
@@ -338,6 +338,7 @@ def test_predict_reads_a_picture(finished: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     [answer] = json.loads(result.stdout)
     section = load_recipe(finished / "tiny.toml").data
+    assert isinstance(section, OwnDataSection)
     pixels = (images.pixels[:1].float() / 255 - section.mean[0]) / section.std[0]
     with torch.no_grad():
         shares = sslprune.load(finished / "run")(pixels).softmax(1)[0]

@@ -7,7 +7,16 @@ import pytest
 
 from scripts.recipe_reference import PAGE, reference
 from sslprune.errors import RecipeError
-from sslprune.recipe import Recipe, Span, load_recipe, parse_recipe
+from sslprune.recipe import (
+    LabelledTextSection,
+    OwnDataSection,
+    PicturesSection,
+    Recipe,
+    RunningTextSection,
+    Span,
+    load_recipe,
+    parse_recipe,
+)
 from sslprune.recipe.fields import Section, sections_in
 
 MINIMAL = """
@@ -97,7 +106,7 @@ def test_paths_follow_the_recipe(tmp_path):
     assert of_run and of_run.teacher and of_run.teacher.run == str(tmp_path / "runs")
     assert recipe.model.checkpoint == str(tmp_path / "weights.pt")
     assert recipe.model.factory == f"{tmp_path / 'nets.py'}:build"
-    assert recipe.data.factory == "own:loaders"
+    assert isinstance(recipe.data, OwnDataSection) and recipe.data.factory == "own:loaders"
 
 
 @pytest.mark.parametrize(
@@ -163,6 +172,86 @@ def test_unreadable_files(tmp_path):
 @pytest.mark.parametrize("path", sorted(Path(__file__).parents[1].glob("recipes/*.toml")), ids=lambda path: path.stem)
 def test_shipped_recipes_are_valid(path):
     assert isinstance(load_recipe(path), Recipe)
+
+
+FILES = {"train": "a.parquet", "test": "b.parquet"}
+TEXTS = {"train": "a.tsv", "test": "b.tsv"}
+WORDS = {"train": "a.txt", "test": "b.txt", "task": "language-modelling"}
+OWN = {"factory": "own:loaders"}
+
+
+def of_data(data, factory="sslprune.zoo:digits_cnn") -> Recipe:
+    values = tomllib.loads(MINIMAL)
+    return parse_recipe({**values, "data": data, "model": {"factory": factory}})
+
+
+@pytest.mark.parametrize(
+    ("data", "factory", "kind"),
+    [
+        (FILES, "nets:net", PicturesSection),
+        (FILES, "hf:sequence-classification", LabelledTextSection),
+        ({**FILES, "tokenizer": "minilm"}, "nets:net", LabelledTextSection),
+        ({**FILES, "text": "sentence"}, "nets:net", LabelledTextSection),
+        ({**FILES, "dataset": "glue", "subset": "sst2"}, "nets:net", LabelledTextSection),
+        (TEXTS, "nets:net", LabelledTextSection),
+        (WORDS, "nets:net", RunningTextSection),
+        (WORDS, "hf:causal-lm", RunningTextSection),
+        (OWN, "hf:sequence-classification", OwnDataSection),
+        ({**OWN, "task": "language-modelling"}, "nets:net", OwnDataSection),
+    ],
+)
+def test_data_are_of_one_kind(data, factory, kind):
+    recipe = of_data(data, factory)
+    assert type(recipe.data) is kind
+    again = parse_recipe(tomllib.loads(recipe.to_toml()))
+    assert again == recipe and type(again.data) is kind
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({**FILES, "vocabulary": "words.txt"}, "data.vocabulary: pictures do not read it; leave it out"),
+        ({**FILES, "max_length": 9}, "data.max_length: pictures do not read it; leave it out"),
+        ({**FILES, "subset": "sst2"}, "data.subset: pictures do not read it; leave it out, or name its dataset as"),
+        ({**TEXTS, "mean": [0.5]}, "data.mean: labelled text does not read it; leave it out"),
+        ({**TEXTS, "steps": 9}, "data.steps: labelled text does not read it; leave it out"),
+        ({**WORDS, "tokenizer": "minilm"}, "data.tokenizer: running text does not read it; leave it out"),
+        ({**WORDS, "dataset": "glue"}, "data.dataset: running text does not read it; leave it out"),
+        (
+            {**WORDS, "hold_out": 9},
+            "data.hold_out: running text does not read it; give a text of its own as data.valid",
+        ),
+        ({**OWN, "vocabulary": "words.txt"}, "data.vocabulary: a data factory does not read it; leave it out"),
+        ({**OWN, "labels": ["a"], "pad_to": 3}, "data.labels: a data factory does not read it; leave it out (and 1 mo"),
+        ({**OWN, "valid": "v.parquet"}, "data.valid: a data factory does not read it; return a Data with valid in it"),
+        ({**FILES, "valid": "v.parquet", "hold_out": 9}, "data: hold_out is what the epochs are judged by in place"),
+        ({**FILES, "vocabluary": "a"}, "data.vocabluary: unknown key; did you mean vocabulary?"),
+        ({**FILES, "batch_size": 0}, "data.batch_size: input should be greater than or equal to 1; got 0"),
+        ({**TEXTS, "pad_to": "x"}, 'data.pad_to: input should be a valid integer; got "x"'),
+        ({"train": "a.parquet"}, "data: give either train and test (Parquet files) or a factory"),
+        (3, "data: expected a section; got 3"),
+    ],
+)
+def test_a_field_that_the_kind_does_not_read(data, message):
+    with pytest.raises(RecipeError) as error:
+        of_data(data)
+    assert str(error.value).startswith(f"recipe: {message}")
+
+
+def test_a_field_of_another_kind_at_its_default_says_nothing():
+    """Run directories of earlier versions list the fields of all kinds."""
+    old = {**FILES, "steps": 35, "fixed_length": False, "pad_to": 16, "labels": [], "arguments": {}}
+    assert of_data(old) == of_data(FILES)
+    assert "steps" not in of_data(old).values()["data"]
+
+
+def test_the_splits_of_a_dataset_are_no_files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("train", "test", "glue"):
+        (tmp_path / name).mkdir()
+    data = of_data({"dataset": "glue", "train": "train", "test": "test"}).data
+    assert isinstance(data, LabelledTextSection)
+    assert (data.dataset, data.train, data.test) == (str(tmp_path / "glue"), "train", "test")
 
 
 def sections(section: type[Section]) -> list[type[Section]]:

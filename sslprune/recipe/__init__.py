@@ -1,6 +1,13 @@
 """Values: a recipe, read from TOML and checked against a schema."""
 
-from sslprune.recipe.data import DataSection
+from sslprune.recipe.data import (
+    DataSection,
+    LabelledTextSection,
+    OwnDataSection,
+    PicturesSection,
+    PixelsSection,
+    RunningTextSection,
+)
 from sslprune.recipe.fields import Span
 from sslprune.recipe.method import (
     BudgetSection,
@@ -23,11 +30,16 @@ __all__ = [
     "ExportSection",
     "GateSection",
     "GatesSection",
+    "LabelledTextSection",
     "LassoSection",
     "ModelSection",
+    "OwnDataSection",
+    "PicturesSection",
+    "PixelsSection",
     "PruneSection",
     "Recipe",
     "RunSection",
+    "RunningTextSection",
     "Span",
     "Sparsifying",
     "TeacherSection",

@@ -94,6 +94,8 @@ def _explain(error: Any) -> str:
         return f"{field}: unknown key; " + (f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}")
     if error["type"] == "missing":
         return f"{field}: missing"
+    if error["type"] == "not_read":
+        return f"{field}: {error['msg']}"
     message = error["msg"].removeprefix("Value error, ")
     came = error["input"]
     shown = "" if isinstance(came, dict) else f"; got {json.dumps(came, default=str)}"
@@ -101,8 +103,9 @@ def _explain(error: Any) -> str:
 
 
 def _known_keys(location: Sequence[str | int]) -> list[str]:
-    section: Any = Recipe
+    sections: list[type[Section]] = [Recipe]
     for part in location:
         if isinstance(part, str):
-            section = next(sections_in(section.model_fields[part].annotation), section)
-    return list(section.model_fields)
+            fields = [section.model_fields[part] for section in sections if part in section.model_fields]
+            sections = [inner for field in fields for inner in sections_in(field.annotation)] or sections
+    return list(dict.fromkeys(name for section in sections for name in section.model_fields))

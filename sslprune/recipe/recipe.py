@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from sslprune.recipe.data import DataSection
+from sslprune.recipe.data import AnyData
 from sslprune.recipe.fields import Section
 from sslprune.recipe.method import (
     BudgetSection,
@@ -52,7 +52,7 @@ class Recipe(Section):
     """What the run is called; left out: the stem of the recipe's file."""
     run: RunSection = RunSection()
     model: ModelSection
-    data: DataSection
+    data: AnyData
     prune: list[PruneSection] = Field(min_length=1)
     budget: Annotated[BudgetSection, BeforeValidator(_as_table)] = BudgetSection()
     schedule: ScheduleSection
