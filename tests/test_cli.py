@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+import typer
 from torch import nn
 from typer.testing import CliRunner, Result
 
@@ -327,6 +328,44 @@ def test_help_and_version_answer_at_once() -> None:
     assert re.match(r"sslprune( \d|, not installed)", invoke("--version").stdout)
     for command in ("init", "inspect", "train", "repack", "export", "run", "bench"):
         assert invoke(command, "--help").exit_code == 0
+
+
+OPTIONS = [
+    (name, option)
+    for name, command in typer.main.get_command(app).commands.items()  # type: ignore[attr-defined]
+    for option in command.params
+]
+
+
+@pytest.mark.parametrize(("name", "option"), OPTIONS, ids=lambda part: part if isinstance(part, str) else part.name)
+def test_help_texts_are_no_markup(name: str, option: Any) -> None:
+    """rich reads "[default: 1]" in a help text as markup, and shows nothing."""
+    assert "[" not in (getattr(option, "help", None) or "")
+    assert ("--run" in option.opts) == ("--run-dir" in option.opts)
+
+
+@pytest.mark.parametrize(
+    ("command", "default"),
+    [
+        ("run", "runs/<recipe's name>"),
+        ("train", "runs/<recipe's name>"),
+        ("init", "<callable>.toml"),
+        ("bench", "(1, 0)"),
+        ("bench", "cpu, and cuda where present"),
+        ("bench", "what the files are for"),
+        ("bench", "[default: 30]"),
+    ],
+)
+def test_help_shows_the_defaults(command: str, default: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    words = " ".join(re.sub(r"[^\x20-\x7e]", " ", invoke(command, "--help").stdout).split())
+    assert default in words
+
+
+def test_run_dir_is_the_run(recipe: Path, tmp_path: Path) -> None:
+    done = invoke("train", recipe, "--run-dir", tmp_path / "here", "--set", "schedule.sparse=12it")
+    assert done.exit_code == 0, done.output
+    assert done.stdout.strip() == str(tmp_path / "here/train/masked.safetensors")
 
 
 def test_predict_reads_a_picture(finished: Path, tmp_path: Path) -> None:

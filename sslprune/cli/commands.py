@@ -42,7 +42,8 @@ def init(
         typer.Argument(metavar="MODEL", help='What builds the model: "module:callable" or "file.py:callable".'),
     ],
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", metavar="FILE", help="The recipe [default: <callable>.toml].")
+        Path | None,
+        typer.Option("--out", "-o", metavar="FILE", help="The recipe.", show_default="<callable>.toml"),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
     as_json: Json = False,
@@ -201,21 +202,23 @@ def bench(
         list[Path], typer.Argument(metavar="A.onnx B.onnx ...", help="The model to compare with, then those to judge.")
     ],
     batch: Annotated[
-        list[int] | None, typer.Option("--batch", min=1, help="A batch size; may be repeated [default: 1].")
+        list[int] | None, typer.Option("--batch", min=1, help="A batch size; may be repeated.", show_default="1")
     ] = None,
     threads: Annotated[
         list[int] | None,
-        typer.Option("--threads", min=0, help="A number of threads, 0 for all; may be repeated [default: 1, 0]."),
+        typer.Option("--threads", min=0, help="A number of threads, 0 for all; may be repeated.", show_default="1, 0"),
     ] = None,
     repetitions: Annotated[int, typer.Option("--repetitions", min=30, help="The least number of rounds.")] = 30,
     dim: Annotated[
         list[str] | None, typer.Option("--dim", metavar="NAME=SIZE", help="The size of a symbolic dimension.")
     ] = None,
     device: Annotated[
-        list[Device] | None, typer.Option("--device", help="May be repeated [default: cpu, and cuda where present].")
+        list[Device] | None,
+        typer.Option("--device", help="May be repeated.", show_default="cpu, and cuda where present"),
     ] = None,
     runtime: Annotated[
-        list[Runtime] | None, typer.Option("--runtime", help="May be repeated [default: what the files are for].")
+        list[Runtime] | None,
+        typer.Option("--runtime", help="May be repeated.", show_default="what the files are for"),
     ] = None,
     profile: Annotated[bool, typer.Option("--profile", help="Show where the time goes, operator by operator.")] = False,
     as_json: Json = False,

@@ -11,7 +11,8 @@ import typer
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, a TOML file.", show_default=False)]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The run directory.", show_default=False)]
 RunOption = Annotated[
-    Path | None, typer.Option("--run", metavar="DIR", help="The run directory [default: runs/<recipe's name>].")
+    Path | None,
+    typer.Option("--run", "--run-dir", metavar="DIR", help="The run directory.", show_default="runs/<recipe's name>"),
 ]
 Sets = Annotated[
     list[str] | None,
