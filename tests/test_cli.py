@@ -254,6 +254,9 @@ def test_bench(finished: Path) -> None:
     assert "no such file" in mistake("bench", files[0], finished / "gone.onnx")
     assert invoke("bench", *files, "--dim", "x").exit_code == 2
     assert invoke("bench", files[0]).exit_code == 2
+    for option, most in (("--batch", 65536), ("--threads", 1024), ("--repetitions", 100000)):
+        too_many = invoke("bench", *files, option, most + 1)
+        assert too_many.exit_code == 2 and str(most) in too_many.stderr
 
 
 def test_mistakes_are_one_line(recipe: Path, tmp_path: Path, finished: Path) -> None:

@@ -27,6 +27,7 @@ from sslprune.cli.options import (
     Runtime,
     Sets,
 )
+from sslprune.values.bounds import MOST_REPETITIONS, MOST_SAMPLES, MOST_THREADS
 
 if TYPE_CHECKING:
     from sslprune.recipe import Recipe
@@ -202,13 +203,22 @@ def bench(
         list[Path], typer.Argument(metavar="A.onnx B.onnx ...", help="The model to compare with, then those to judge.")
     ],
     batch: Annotated[
-        list[int] | None, typer.Option("--batch", min=1, help="A batch size; may be repeated.", show_default="1")
+        list[int] | None,
+        typer.Option("--batch", min=1, max=MOST_SAMPLES, help="A batch size; may be repeated.", show_default="1"),
     ] = None,
     threads: Annotated[
         list[int] | None,
-        typer.Option("--threads", min=0, help="A number of threads, 0 for all; may be repeated.", show_default="1, 0"),
+        typer.Option(
+            "--threads",
+            min=0,
+            max=MOST_THREADS,
+            help="A number of threads, 0 for all; may be repeated.",
+            show_default="1, 0",
+        ),
     ] = None,
-    repetitions: Annotated[int, typer.Option("--repetitions", min=30, help="The least number of rounds.")] = 30,
+    repetitions: Annotated[
+        int, typer.Option("--repetitions", min=30, max=MOST_REPETITIONS, help="The least number of rounds.")
+    ] = 30,
     dim: Annotated[
         list[str] | None, typer.Option("--dim", metavar="NAME=SIZE", help="The size of a symbolic dimension.")
     ] = None,

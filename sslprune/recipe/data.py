@@ -13,7 +13,8 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from sslprune.recipe.fields import FACTORY, FILE, Arguments, BatchSize, Count, Length, Positive, Section
+from sslprune.recipe.fields import FACTORY, FILE, Arguments, BatchSize, Length, Positive, Section, Steps
+from sslprune.values.bounds import MOST
 
 TEXT_FILES = (".tsv", ".csv", ".jsonl", ".json")  # of labelled text; a Parquet file may hold pictures as well
 
@@ -63,7 +64,7 @@ class SamplesSection(DataSection):
 
     eval_batch_size: BatchSize = 500
     """Samples a batch of evaluation."""
-    hold_out: int = Field(default=0, ge=0)
+    hold_out: int = Field(default=0, ge=0, le=MOST)
     """What the epochs are judged by in place of valid: so many training samples, drawn alike for every seed."""
 
     @model_validator(mode="after")
@@ -86,8 +87,12 @@ class PixelsSection(SamplesSection):
     @model_validator(mode="after")
     def _known_steps(self) -> Self:
         for step in self.augment:
-            if not re.fullmatch(r"flip|pad-crop:[1-9]\d*", step):
+            if not re.fullmatch(r"flip|pad-crop:[1-9][0-9]{0,3}", step):
                 raise ValueError(f'augment knows "flip" and "pad-crop:<pixels>"; got "{step}"')
+        kinds = [step.partition(":")[0] for step in self.augment]
+        twice = next((kind for kind in kinds if kinds.count(kind) > 1), None)
+        if twice is not None:
+            raise ValueError(f'augment has "{twice}" twice; give it once')
         return self
 
 
@@ -120,7 +125,7 @@ class LabelledTextSection(SamplesSection, FilesSection):
     """A Hugging Face model directory; left out: the model's own."""
     max_length: Length | None = None
     """Tokens that a text is cut to; left out: what the tokenizer says, 512 at most."""
-    pad_to: Count = 16
+    pad_to: Steps = 16
     """Batches are padded to a multiple of so many tokens."""
     text: str | None = None
     """The column of the text; left out: the first of the usual names."""
@@ -159,7 +164,7 @@ class RunningTextSection(DataSection, FilesSection):
     """What is learned."""
     vocabulary: Annotated[str | None, FILE] = None
     """A file of words, one a line; left out: the words of the training text."""
-    steps: Count = 35
+    steps: Steps = 35
     """Words a batch, and of truncated backpropagation."""
     fixed_length: bool = False
     """The model's graph has one length, as one unrolled in time does."""

@@ -10,18 +10,31 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
+
+from sslprune.recipe.writing import unwritable
+from sslprune.values.bounds import (
+    MOST,
+    MOST_EPOCHS,
+    MOST_LENGTH,
+    MOST_REPETITIONS,
+    MOST_SAMPLES,
+    MOST_SEED,
+    MOST_STEPS,
+    MOST_THREADS,
+)
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
-Seed = Annotated[int, Field(ge=0)]
-Threads = Annotated[int, Field(ge=0)]
-Repetitions = Annotated[int, Field(ge=30)]
-BatchSize = Annotated[int, Field(ge=1)]
-Length = Annotated[int, Field(ge=2)]  # of sequences
+Count = Annotated[int, Field(ge=1, le=MOST)]
+Seed = Annotated[int, Field(ge=0, le=MOST_SEED)]
+Threads = Annotated[int, Field(ge=0, le=MOST_THREADS)]
+Repetitions = Annotated[int, Field(ge=30, le=MOST_REPETITIONS)]
+BatchSize = Annotated[int, Field(ge=1, le=MOST_SAMPLES)]
+Steps = Annotated[int, Field(ge=1, le=MOST_LENGTH)]  # of sequences
+Length = Annotated[int, Field(ge=2, le=MOST_LENGTH)]  # likewise, where two are needed to see that they may differ
 Measure = Literal["macs", "parameters", "latency"]  # what a budget may be in
 MEASURES: tuple[Measure, ...] = ("macs", "parameters", "latency")
 
@@ -37,10 +50,13 @@ class Span:
     def parse(cls, value: object) -> Span:
         if isinstance(value, Span):
             return value
-        match = re.fullmatch(r"(\d+)\s*(ep|it)", value) if isinstance(value, str) else None
+        match = re.fullmatch(r"([0-9]+)\s*(ep|it)", value) if isinstance(value, str) else None
         if match is None:
             raise ValueError('write epochs as "5ep" or steps as "200it"')
-        return cls(int(match[1]), match[2])
+        digits, most = match[1].lstrip("0") or "0", {"ep": MOST_EPOCHS, "it": MOST_STEPS}
+        if len(digits) > 9 or int(digits) > most[match[2]]:
+            raise ValueError(f'at most "{MOST_EPOCHS}ep" or "{MOST_STEPS}it"')
+        return cls(int(digits), match[2])
 
     def steps(self, epoch_steps: int) -> int:
         """The number of optimizer steps when one epoch takes ``epoch_steps`` of them."""
@@ -97,9 +113,27 @@ Interval = Annotated[
     _words('length, or "never"'),
 ]
 
+
+def _grain(value: object) -> object:
+    if value != "auto" and (type(value) is not int or not 1 <= value <= MOST_SAMPLES):
+        raise ValueError(f'expected "auto", or a whole number from 1 to {MOST_SAMPLES}')
+    return value
+
+
+Grain = Annotated[
+    Literal["auto"] | int, BeforeValidator(_grain), _words(f'`"auto"`, or whole number from 1 to {MOST_SAMPLES:,}')
+]
+
+
+def _plain_table(table: dict[str, Any]) -> dict[str, Any]:
+    for place, why in unwritable(table):
+        raise ValueError(f"{place}: {why}")
+    return table
+
+
 FILE = "file"  # marks a field that holds a path ...
 FACTORY = "factory"  # ... or a factory, which may stand in a file
-Arguments = Annotated[dict[str, Any], "arguments"]  # of the factory beside them
+Arguments = Annotated[dict[str, Any], AfterValidator(_plain_table), "arguments"]  # of the factory beside them
 
 
 class Section(BaseModel):

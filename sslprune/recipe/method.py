@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from sslprune.recipe.fields import (
     FACTORY,
@@ -15,6 +16,7 @@ from sslprune.recipe.fields import (
     Duration,
     Falling,
     Fraction,
+    Grain,
     Interval,
     Measure,
     NotNegative,
@@ -53,7 +55,7 @@ class BudgetSection(Section):
     """Of parameters."""
     latency: Falling | None = None
     """Of milliseconds in ONNX Runtime on this machine, at the first of bench.batch_sizes (or 1), one thread."""
-    round_to: Literal["auto"] | Count = "auto"
+    round_to: Grain = "auto"
     """Widths stay multiples of this; "auto": of what is fast on this machine."""
 
     @model_validator(mode="after")
@@ -132,6 +134,13 @@ class TrainSection(Section):
     """The loss is multiplied by this before its gradient; 35 where a paper sums over 35 steps."""
     amp: Literal["auto", "bf16", "off"] = "auto"
     """bfloat16 in products; "auto": on a CUDA device that has it."""
+
+    @field_validator("milestones")
+    @classmethod
+    def _rising(cls, milestones: list[float]) -> list[float]:
+        if any(later <= sooner for sooner, later in pairwise(milestones)):
+            raise ValueError("milestones have to rise, as in [0.5, 0.75]")
+        return milestones
 
     @model_validator(mode="after")
     def _sparse_lr(self) -> TrainSection:

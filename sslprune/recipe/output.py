@@ -18,6 +18,7 @@ from sslprune.recipe.fields import (
     Section,
     Threads,
 )
+from sslprune.values.bounds import MOST
 
 Quantized = Literal["int8-dynamic", "int8-static", "fp16", "bf16"]
 
@@ -67,9 +68,9 @@ class GatesSection(Section):
     """Over the dense model, in ONNX Runtime on the CPU at data.batch_size."""
     max_macs: Positive | None = None
     """The fraction of the dense model's."""
-    max_parameters: Count | None = None
+    max_parameters: Annotated[int, Field(ge=1, le=MOST**2)] | None = None
     """The number of them."""
-    max_file_bytes: Count | None = None
+    max_file_bytes: Annotated[int, Field(ge=1, le=MOST**2)] | None = None
     """Bytes of the ONNX file."""
     max_output_difference: Positive | None = 1e-4
     """How far its output is from the masked model's, relative to the largest output."""

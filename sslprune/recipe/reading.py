@@ -11,9 +11,10 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from sslprune.errors import RecipeError
+from sslprune.errors import RecipeError, first_line
 from sslprune.recipe.fields import Section, sections_in
 from sslprune.recipe.recipe import Recipe, Sparsifying
+from sslprune.recipe.writing import unwritable
 
 Checked = TypeVar("Checked", bound=Section)
 
@@ -29,8 +30,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RecipeError(f"{path}: no such recipe; `sslprune init` writes one") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise RecipeError(f"{path}: not a readable TOML file: {error}") from error
+    except (OSError, ValueError, RecursionError) as error:  # TOMLDecodeError is a ValueError
+        raise RecipeError(f"{path}: not a readable TOML file: {first_line(error)}") from error
     for override in overrides:
         _set(values, override)
     values.setdefault("name", path.stem)
@@ -64,8 +65,10 @@ def _set(values: dict[str, Any], override: str) -> None:
         raise RecipeError(f'--set {override}: expected key.path=value, e.g. --set schedule.sparse="5ep"')
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         value = text.strip()
+    if next(unwritable(value), None) is not None:
+        raise RecipeError(f"--set {override!r}: holds bytes that are no text")
     table: Any = values
     for key in keys[:-1]:
         table = table.setdefault(key, {}) if isinstance(table, dict) else _element(table, key, override)

@@ -20,7 +20,7 @@ from sslprune.recipe.method import (
 )
 from sslprune.recipe.model import ModelSection, RunSection
 from sslprune.recipe.output import BenchSection, ControlSection, ExportSection, GateSection, GatesSection
-from sslprune.recipe.writing import is_section, write_toml
+from sslprune.recipe.writing import write_toml
 
 NOT_READ_BY_TRAINING = ("name", "bench", "gates", "gate", "control", "export")
 
@@ -102,22 +102,32 @@ class Recipe(Section):
         return [self.model_copy(update={"name": f"{self.name}-{b.fraction}", "budget": b}) for b in earlier] + [self]
 
     def values(self) -> dict[str, Any]:
-        """Plain values of every field that has one, defaults included."""
+        """Values for JSON of every field that has one, defaults included."""
         return self.model_dump(mode="json", exclude_none=True)
 
     def differences(self, other: Recipe, ignore: Sequence[str] = NOT_READ_BY_TRAINING) -> list[str]:
         """The dotted keys in which two recipes differ, leaving out what training does not read."""
-        mine, theirs = dict(_flat(self.values())), dict(_flat(other.values()))
-        keys = [key for key in {**mine, **theirs} if mine.get(key) != theirs.get(key)]
+        mine, theirs = (dict(_flat(recipe.model_dump(exclude_none=True))) for recipe in (self, other))
+        keys = [key for key in {**mine, **theirs} if not _same(mine.get(key), theirs.get(key))]
         return [key for key in keys if key.partition(".")[0] not in ignore]
 
     def to_toml(self) -> str:
         """The recipe as TOML text that ``load_recipe`` reads back to an equal recipe."""
-        return write_toml(self.values())
+        return write_toml(self.model_dump(exclude_none=True))
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Equality in which a NaN is equal to itself."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return one == other or (one != one and other != other)
 
 
 def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    items = value.items() if isinstance(value, dict) else enumerate(value) if is_section(value) else None
+    tables = isinstance(value, list) and value and all(isinstance(inner, dict) for inner in value)
+    items = value.items() if isinstance(value, dict) else enumerate(value) if tables else None
     if items is None:
         yield prefix, value
     else:
