@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+import typer
 from torch import nn
 from typer.testing import CliRunner, Result
 
@@ -22,7 +23,7 @@ from sslprune.cli import app
 from sslprune.data import digits
 from sslprune.errors import RepackError
 from sslprune.export.session import open_session
-from sslprune.recipe import load_recipe
+from sslprune.recipe import OwnDataSection, load_recipe
 from sslprune.removal.remove import remove
 from sslprune.report import Report, Speedup
 from sslprune.run.directory import RunDirectory
@@ -255,6 +256,9 @@ def test_bench(finished: Path) -> None:
     assert "no such file" in mistake("bench", files[0], finished / "gone.onnx")
     assert invoke("bench", *files, "--dim", "x").exit_code == 2
     assert invoke("bench", files[0]).exit_code == 2
+    for option, most in (("--batch", 65536), ("--threads", 1024), ("--repetitions", 100000)):
+        too_many = invoke("bench", *files, option, most + 1)
+        assert too_many.exit_code == 2 and str(most) in too_many.stderr
 
 
 def test_mistakes_are_one_line(recipe: Path, tmp_path: Path, finished: Path) -> None:
@@ -353,6 +357,44 @@ def test_help_and_version_answer_at_once() -> None:
         assert invoke(command, "--help").exit_code == 0
 
 
+OPTIONS = [
+    (name, option)
+    for name, command in typer.main.get_command(app).commands.items()  # type: ignore[attr-defined]
+    for option in command.params
+]
+
+
+@pytest.mark.parametrize(("name", "option"), OPTIONS, ids=lambda part: part if isinstance(part, str) else part.name)
+def test_help_texts_are_no_markup(name: str, option: Any) -> None:
+    """rich reads "[default: 1]" in a help text as markup, and shows nothing."""
+    assert "[" not in (getattr(option, "help", None) or "")
+    assert ("--run" in option.opts) == ("--run-dir" in option.opts)
+
+
+@pytest.mark.parametrize(
+    ("command", "default"),
+    [
+        ("run", "runs/<recipe's name>"),
+        ("train", "runs/<recipe's name>"),
+        ("init", "<callable>.toml"),
+        ("bench", "(1, 0)"),
+        ("bench", "cpu, and cuda where present"),
+        ("bench", "what the files are for"),
+        ("bench", "[default: 30]"),
+    ],
+)
+def test_help_shows_the_defaults(command: str, default: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    words = " ".join(re.sub(r"[^\x20-\x7e]", " ", invoke(command, "--help").stdout).split())
+    assert default in words
+
+
+def test_run_dir_is_the_run(recipe: Path, tmp_path: Path) -> None:
+    done = invoke("train", recipe, "--run-dir", tmp_path / "here", "--set", "schedule.sparse=12it")
+    assert done.exit_code == 0, done.output
+    assert done.stdout.strip() == str(tmp_path / "here/train/masked.safetensors")
+
+
 def test_predict_reads_a_picture(finished: Path, tmp_path: Path) -> None:
     image = pytest.importorskip("PIL.Image")
     images = digits()[1]
@@ -362,6 +404,7 @@ def test_predict_reads_a_picture(finished: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     [answer] = json.loads(result.stdout)
     section = load_recipe(finished / "tiny.toml").data
+    assert isinstance(section, OwnDataSection)
     pixels = (images.pixels[:1].float() / 255 - section.mean[0]) / section.std[0]
     with torch.no_grad():
         shares = sslprune.load(finished / "run")(pixels).softmax(1)[0]

@@ -3,10 +3,11 @@
 import io
 import json
 
+import numpy
 import pytest
 import torch
 
-from sslprune.data import Batches, Data, Images, build_data, digits, read_images
+from sslprune.data import Batches, Data, Encoder, Images, build_data, digits, read_images, reopen
 from sslprune.data.batches import Source
 from sslprune.errors import DataError
 from sslprune.recipe import Recipe, parse_recipe
@@ -157,3 +158,88 @@ def test_loaders_of_a_person(tmp_path):
     assert [targets.tolist() for _, targets in data.train.epoch(2)] != first
     (inputs, targets) = next(iter(data.test))
     assert isinstance(inputs, tuple) and inputs[0].shape == (5, 4) and targets.tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_picture_is_encoded_as_its_batches_are(tmp_path):
+    path = write(tmp_path / "a.parquet", [png(value=51)] * 3, [0, 1, 1])
+    made = recipe(train=path, test=path, mean=[0.2, 0.5, 0.5], std=[0.1, 1.0, 0.25])
+    (tmp_path / "one.png").write_bytes(png(value=51))
+    (tmp_path / "large.png").write_bytes(png(width=12, height=8, value=51))
+    data = build_data(made)
+    whole = tensors_in(data.example)[0][:1]
+    for encoder in (data, reopen(made, tmp_path, ("batch", 3, 4, 6))):
+        for name in ("one", "large"):
+            [pixels] = tensors_in(encoder.encode(str(tmp_path / f"{name}.png")))
+            torch.testing.assert_close(pixels, whole)
+    [free] = tensors_in(reopen(made, tmp_path, ("batch", 3, "h", "w")).encode(str(tmp_path / "large.png")))
+    assert free.shape == (1, 3, 8, 12)
+    with pytest.raises(DataError, match=r"none.png: no such picture"):
+        data.encode(str(tmp_path / "none.png"))
+    assert data.encoder.told("x", numpy.log([[0.2, 0.5, 0.3]])) == {"1": pytest.approx(0.5)}
+
+
+class Reads(Encoder):
+    classes = ("even", "odd")
+
+    def encode(self, sample):
+        return (torch.tensor([[float(word) for word in sample.split()]]),)
+
+
+def whole_data() -> Data:
+    made = build_data(recipe(factory=f"{__file__}:loaders"))
+    return Data(made.train, made.test, encoder=Reads())
+
+
+def test_a_factory_may_say_how_a_sample_is_read(tmp_path):
+    with pytest.raises(DataError, match=r"data\.factory returns loaders, and they read no single sample"):
+        build_data(recipe(factory=f"{__file__}:loaders")).encode("1 2 3 4")
+    made = recipe(factory=f"{__file__}:whole_data")
+    for encoder in (build_data(made), reopen(made, tmp_path, ("batch", 4))):
+        assert tensors_in(encoder.encode("1 2 3 4"))[0].tolist() == [[1.0, 2.0, 3.0, 4.0]]
+    told = reopen(made, tmp_path, ("batch", 4)).told("1 2 3 4", numpy.log([[0.25, 0.75]]))
+    assert told == {"odd": pytest.approx(0.75)}
+
+
+@pytest.mark.parametrize(
+    ("factory", "data", "message"),
+    [
+        ("loaders", {"mean": [0.5]}, r"data\.mean: .*:loaders returns loaders, which have their own; leave it out"),
+        ("loaders", {"eval_batch_size": 9}, r"data\.eval_batch_size: .* returns loaders, which have their own"),
+        ("whole_data", {"max_length": 9}, r"data\.max_length: .* returns a Data, which has its own; leave it out"),
+        ("whole_data", {"metrics": ["f1"]}, r"data\.metrics: .* returns a Data"),
+        ("digits", {"max_length": 9}, r"data\.max_length: .* returns Images, which have one size; leave it out"),
+    ],
+)
+def test_fields_that_a_factory_does_not_read(factory, data, message):
+    with pytest.raises(DataError, match=message):
+        build_data(recipe(factory=f"{__file__}:{factory}", **data))
+
+
+def test_two_samples_whatever_the_batch(tmp_path):
+    path = write(tmp_path / "a.parquet", [png(value=i) for i in range(3)], [0, 1, 1])
+    small, large = (build_data(recipe(train=path, test=path, eval_batch_size=size)) for size in (1, 2))
+    assert torch.equal(tensors_in(small.example)[0], tensors_in(large.example)[0])
+    rows = torch.arange(12.0).view(3, 4)
+    lone = Data(Rows(rows, 1), Rows(rows, 1))
+    assert torch.equal(tensors_in(lone.example)[0], rows[:2])
+    with pytest.raises(DataError, match="the test data hold one sample; expected at least two"):
+        _ = Data(Rows(rows, 1), Rows(rows[:1], 1)).example
+    with pytest.raises(DataError, match=r"one sample a batch, of shapes that differ \(\(1, 4\) and \(1, 3\)\)"):
+        _ = Data(Rows(rows, 1), Rows(rows, 1, shrinking=True)).example
+
+
+class Rows:
+    """Batches of the rows of a tensor."""
+
+    def __init__(self, rows, size, shrinking=False):
+        self.rows, self.size, self.shrinking = rows, size, shrinking
+
+    def __len__(self):
+        return -(-len(self.rows) // self.size)
+
+    def __iter__(self):
+        return self.epoch(0)
+
+    def epoch(self, epoch):
+        for i, batch in enumerate(self.rows.split(self.size)):
+            yield (batch[:, : batch.shape[1] - i * self.shrinking],), torch.zeros(len(batch), dtype=torch.int64)

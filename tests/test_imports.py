@@ -17,7 +17,6 @@ ROOMS = [  # from low to high: a file imports from its own room or a lower one
 ]
 # fmt: on
 RANK = {name: rank for rank, name in enumerate(ROOMS)}
-TO_MEND = {("show/terminal.py", "run")}
 MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
 
 
@@ -42,16 +41,17 @@ def test_imports_go_one_way(path: str) -> None:
         if top == "sslprune":
             other = rest.split(".")[0]
             assert other in RANK, f"{path} imports {imported}: import from the module that defines it"
-            lower = RANK[other] <= RANK[name] or (path, other) in TO_MEND
+            lower = RANK[other] <= RANK[name]
             assert lower, f"{path} imports {imported}, which stands above it"
 
 
 @pytest.mark.parametrize(
-    ("library", "owners"), [("typer", {"cli/app.py", "cli/guard.py"}), ("rich", {"show/terminal.py", "show/speed.py"})]
+    ("library", "room"),
+    [("typer", "cli"), ("rich", "show")],
 )
-def test_terminal_libraries_stay_in_their_place(library: str, owners: set[str]) -> None:
+def test_terminal_libraries_stay_in_their_room(library: str, room: str) -> None:
     users = {path for path in MODULES if any(name.split(".")[0] == library for name in imports(path))}
-    assert users == owners
+    assert {path.split("/")[0] for path in users} == {room}
 
 
 def test_public_names() -> None:
@@ -68,5 +68,10 @@ def test_no_vague_names() -> None:
     assert not [path for path in MODULES if vague & set(path.removesuffix(".py").split("/"))]
 
 
+LONG = {"analysis/rules/shape.py", "capture/trace.py", "removal/remove.py", "train/budget.py", "train/loop.py"}
+
+
 def test_files_stay_readable() -> None:
-    assert not {path: n for path in MODULES if (n := len((PACKAGE / path).read_text().splitlines())) > 400}
+    lines = {path: len((PACKAGE / path).read_text().splitlines()) for path in MODULES}
+    assert {path for path, count in lines.items() if count > 350} <= LONG, "split it by idea"
+    assert max(lines.values()) <= 400

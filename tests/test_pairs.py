@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 import sslprune
 from sslprune.cli import app
-from sslprune.data import build_data
+from sslprune.data import build_data, reopen
 from sslprune.errors import DataError, SslpruneError
 from sslprune.export.session import open_session
 from sslprune.models.build import build_model
@@ -63,6 +63,11 @@ def test_segments(folder):
     assert inputs["input_ids"][1].tolist() == [2, 5, 5, 3, 6, 7, 8, 3]  # [CLS] a a [SEP] b c d [SEP]
     assert inputs["token_type_ids"][1].tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
     assert labels[:2].tolist() == [1, 0]
+    data = build_data(recipe(folder))
+    data.save(folder / "saved")
+    for encoder in (data, reopen(recipe(folder), folder / "saved", ("batch", "sequence"))):
+        one = encoder.encode("a a ||| b c d")
+        assert isinstance(one, dict) and all(torch.equal(one[name], inputs[name][1:2]) for name in inputs)
 
 
 def test_bad_input_is_one_line(folder):

@@ -1,12 +1,26 @@
 """A recipe says what is wrong with it in one line, and survives being written and read."""
 
 import tomllib
+from datetime import UTC, date, datetime, time
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from scripts.recipe_reference import PAGE, reference
 from sslprune.errors import RecipeError
-from sslprune.recipe import Recipe, Span, load_recipe, parse_recipe
+from sslprune.recipe import (
+    LabelledTextSection,
+    OwnDataSection,
+    PicturesSection,
+    Recipe,
+    RunningTextSection,
+    Span,
+    load_recipe,
+    parse_recipe,
+)
+from sslprune.recipe.fields import Section, sections_in
 
 MINIMAL = """
 [model]
@@ -53,6 +67,63 @@ def test_toml_round_trip(tmp_path):
     assert again == recipe and again.differences(recipe) == []
 
 
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+NOON = time(12, 0, 0, 250)
+LEAF = st.one_of(
+    TEXT,
+    st.sampled_from(["\x7f", "\x00\x1b[0m", "\r\n", '"""', "\\", "ä \u2028"]),
+    st.booleans(),
+    st.integers(),
+    st.floats(),  # infinities and NaN among them
+    st.sampled_from([date(1979, 5, 27), NOON, datetime(1979, 5, 27, 7, 32), datetime(1979, 5, 27, 0, 32, tzinfo=UTC)]),
+)
+ARGUMENTS = st.dictionaries(
+    TEXT, st.recursive(LEAF, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3))
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(ARGUMENTS, TEXT)
+def test_what_is_written_is_read_back(arguments, name):
+    values = tomllib.loads(MINIMAL)
+    values["model"]["arguments"] = arguments
+    recipe = parse_recipe({**values, "name": name})
+    again = parse_recipe(tomllib.loads(recipe.to_toml()))
+    assert alike(again.model_dump(), recipe.model_dump()) and again.differences(recipe) == []
+
+
+def alike(one, other) -> bool:
+    """Of one type and equal, the order of keys aside; a NaN is like a NaN."""
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(alike(one[key], other[key]) for key in one)
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(alike, one, other))
+    return type(one) is type(other) and (one == other or (one != one and other != other))
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (None, "model.arguments: x: of type NoneType, which TOML does not have"),
+        ([{"y": object()}], "model.arguments: x.0.y: of type object, which TOML does not have"),
+        ({3: 4}, "model.arguments: x: a key is of type int; expected text"),
+        ("\udcff", "model.arguments: x: holds bytes that are no text"),
+        (time(1, 2, tzinfo=UTC), "model.arguments: x: a time with a zone"),
+    ],
+)
+def test_what_cannot_be_written_is_refused(value, message):
+    values = tomllib.loads(MINIMAL)
+    values["model"]["arguments"] = {"x": value}
+    with pytest.raises(RecipeError) as error:
+        parse_recipe(values)
+    assert str(error.value).startswith(f"recipe: {message}")
+
+
+def test_nested_beyond_reason_is_one_line(tmp_path):
+    with pytest.raises(RecipeError, match="not a readable TOML file"):
+        load_recipe(write(tmp_path, "x = " + "[" * 5000))
+
+
 def test_a_sweep_is_a_falling_list(tmp_path):
     path = write(
         tmp_path, MINIMAL.replace("[budget]\nmacs = 0.4", "").replace("[model]", "budget = [0.5, 0.3, 0.2]\n[model]")
@@ -95,7 +166,7 @@ def test_paths_follow_the_recipe(tmp_path):
     assert of_run and of_run.teacher and of_run.teacher.run == str(tmp_path / "runs")
     assert recipe.model.checkpoint == str(tmp_path / "weights.pt")
     assert recipe.model.factory == f"{tmp_path / 'nets.py'}:build"
-    assert recipe.data.factory == "own:loaders"
+    assert isinstance(recipe.data, OwnDataSection) and recipe.data.factory == "own:loaders"
 
 
 @pytest.mark.parametrize(
@@ -131,6 +202,31 @@ def test_paths_follow_the_recipe(tmp_path):
         ("prune=[]", "prune: list should have at least 1 item after validation, not 0; got []"),
         ("data.train=a.parquet", "data: give either train and test (Parquet files) or a factory, not both"),
         ('data.augment=["rotate"]', 'data: augment knows "flip" and "pad-crop:<pixels>"; got "rotate"'),
+        ('data.augment=["pad-crop:4", "pad-crop:2"]', 'data: augment has "pad-crop" twice; give it once'),
+        ('data.augment=["flip", "flip"]', 'data: augment has "flip" twice; give it once'),
+        ("train.milestones=[0.7, 0.5]", "train.milestones: milestones have to rise, as in [0.5, 0.75]; got [0.7, 0.5]"),
+        ("train.milestones=[0.5, 0.5]", "train.milestones: milestones have to rise, as in [0.5, 0.75]; got [0.5, 0.5]"),
+        ("run.seed=4294967296", "run.seed: input should be less than or equal to 4294967295; got 4294967296"),
+        ("run.threads=100000", "run.threads: input should be less than or equal to 1024; got 100000"),
+        ("bench.threads=[1025]", "bench.threads.0: input should be less than or equal to 1024; got 1025"),
+        ("bench.repetitions=1000000000", "bench.repetitions: input should be less than or equal to 100000; got"),
+        ("bench.batch_sizes=[70000]", "bench.batch_sizes.0: input should be less than or equal to 65536; got 70000"),
+        ("data.batch_size=99999999999", "data.batch_size: input should be less than or equal to 65536; got"),
+        ("data.eval_batch_size=70000", "data.eval_batch_size: input should be less than or equal to 65536; got 70000"),
+        ("data.max_length=2000000", "data.max_length: input should be less than or equal to 1000000; got 2000000"),
+        ("lasso.decay=10000000000", "lasso.decay: input should be less than or equal to 1000000000; got"),
+        (
+            "schedule.dense=99999999999999999999ep",
+            'schedule.dense: at most "100000ep" or "1000000it"; got "99999999999999999999ep"',
+        ),
+        ("schedule.heal=100001ep", 'schedule.heal: at most "100000ep" or "1000000it"; got "100001ep"'),
+        ("train.warmup=1000001it", 'train.warmup: at most "100000ep" or "1000000it"; got "1000001it"'),
+        ("schedule.sparse=" + "9" * 5000 + "it", 'schedule.sparse: at most "100000ep" or "1000000it"; got "999'),
+        ("schedule.sparse=\u0663ep", 'schedule.sparse: write epochs as "5ep" or steps as "200it"; got'),
+        ("budget.round_to=0", 'budget.round_to: expected "auto", or a whole number from 1 to 65536; got 0'),
+        ("budget.round_to=widest", 'budget.round_to: expected "auto", or a whole number from 1 to 65536; got "widest"'),
+        ("budget.round_to=true", 'budget.round_to: expected "auto", or a whole number from 1 to 65536; got true'),
+        ("model.arguments.width=\udcff", "--set"),
         ("name.deep=3", "name: input should be a valid string"),
         ("train.lr=nan", "train.lr: input should be a finite number"),
         ("train.optimizer=adam", "train.optimizer: input should be 'sgd' or 'adamw'; got \"adam\""),
@@ -139,7 +235,7 @@ def test_paths_follow_the_recipe(tmp_path):
 def test_mistakes_are_named(tmp_path, override, message):
     with pytest.raises(RecipeError) as error:
         load_recipe(write(tmp_path), [override])
-    assert str(error.value).startswith(f"mine.toml: {message}")
+    assert str(error.value).startswith(f"mine.toml: {message}" if message != "--set" else message)
     assert "\n" not in str(error.value)
 
 
@@ -161,3 +257,107 @@ def test_unreadable_files(tmp_path):
 @pytest.mark.parametrize("path", sorted(Path(__file__).parents[1].glob("recipes/*.toml")), ids=lambda path: path.stem)
 def test_shipped_recipes_are_valid(path):
     assert isinstance(load_recipe(path), Recipe)
+
+
+FILES = {"train": "a.parquet", "test": "b.parquet"}
+TEXTS = {"train": "a.tsv", "test": "b.tsv"}
+WORDS = {"train": "a.txt", "test": "b.txt", "task": "language-modelling"}
+OWN = {"factory": "own:loaders"}
+
+
+def of_data(data, factory="sslprune.zoo:digits_cnn") -> Recipe:
+    values = tomllib.loads(MINIMAL)
+    return parse_recipe({**values, "data": data, "model": {"factory": factory}})
+
+
+@pytest.mark.parametrize(
+    ("data", "factory", "kind"),
+    [
+        (FILES, "nets:net", PicturesSection),
+        (FILES, "hf:sequence-classification", LabelledTextSection),
+        ({**FILES, "tokenizer": "minilm"}, "nets:net", LabelledTextSection),
+        ({**FILES, "text": "sentence"}, "nets:net", LabelledTextSection),
+        ({**FILES, "dataset": "glue", "subset": "sst2"}, "nets:net", LabelledTextSection),
+        (TEXTS, "nets:net", LabelledTextSection),
+        (WORDS, "nets:net", RunningTextSection),
+        (WORDS, "hf:causal-lm", RunningTextSection),
+        (OWN, "hf:sequence-classification", OwnDataSection),
+        ({**OWN, "task": "language-modelling"}, "nets:net", OwnDataSection),
+    ],
+)
+def test_data_are_of_one_kind(data, factory, kind):
+    recipe = of_data(data, factory)
+    assert type(recipe.data) is kind
+    again = parse_recipe(tomllib.loads(recipe.to_toml()))
+    assert again == recipe and type(again.data) is kind
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({**FILES, "vocabulary": "words.txt"}, "data.vocabulary: pictures do not read it; leave it out"),
+        ({**FILES, "max_length": 9}, "data.max_length: pictures do not read it; leave it out"),
+        ({**FILES, "subset": "sst2"}, "data.subset: pictures do not read it; leave it out, or name its dataset as"),
+        ({**TEXTS, "mean": [0.5]}, "data.mean: labelled text does not read it; leave it out"),
+        ({**TEXTS, "steps": 9}, "data.steps: labelled text does not read it; leave it out"),
+        ({**WORDS, "tokenizer": "minilm"}, "data.tokenizer: running text does not read it; leave it out"),
+        ({**WORDS, "dataset": "glue"}, "data.dataset: running text does not read it; leave it out"),
+        (
+            {**WORDS, "hold_out": 9},
+            "data.hold_out: running text does not read it; give a text of its own as data.valid",
+        ),
+        ({**OWN, "vocabulary": "words.txt"}, "data.vocabulary: a data factory does not read it; leave it out"),
+        ({**OWN, "labels": ["a"], "pad_to": 3}, "data.labels: a data factory does not read it; leave it out (and 1 mo"),
+        ({**OWN, "valid": "v.parquet"}, "data.valid: a data factory does not read it; return a Data with valid in it"),
+        ({**FILES, "valid": "v.parquet", "hold_out": 9}, "data: hold_out is what the epochs are judged by in place"),
+        ({**FILES, "vocabluary": "a"}, "data.vocabluary: unknown key; did you mean vocabulary?"),
+        ({**FILES, "batch_size": 0}, "data.batch_size: input should be greater than or equal to 1; got 0"),
+        ({**TEXTS, "pad_to": "x"}, 'data.pad_to: input should be a valid integer; got "x"'),
+        ({"train": "a.parquet"}, "data: give either train and test (Parquet files) or a factory"),
+        (3, "data: expected a section; got 3"),
+    ],
+)
+def test_a_field_that_the_kind_does_not_read(data, message):
+    with pytest.raises(RecipeError) as error:
+        of_data(data)
+    assert str(error.value).startswith(f"recipe: {message}")
+
+
+def test_a_field_of_another_kind_at_its_default_says_nothing():
+    """Run directories of earlier versions list the fields of all kinds."""
+    old = {**FILES, "steps": 35, "fixed_length": False, "pad_to": 16, "labels": [], "arguments": {}}
+    assert of_data(old) == of_data(FILES)
+    assert "steps" not in of_data(old).values()["data"]
+
+
+def test_the_splits_of_a_dataset_are_no_files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("train", "test", "glue"):
+        (tmp_path / name).mkdir()
+    data = of_data({"dataset": "glue", "train": "train", "test": "test"}).data
+    assert isinstance(data, LabelledTextSection)
+    assert (data.dataset, data.train, data.test) == (str(tmp_path / "glue"), "train", "test")
+
+
+def sections(section: type[Section]) -> list[type[Section]]:
+    inner = [one for field in section.model_fields.values() for one in sections_in(field.annotation)]
+    return [section, *(deeper for one in inner for deeper in sections(one))]
+
+
+def test_every_field_says_what_it_means():
+    found = sections(Recipe)
+    assert len(found) > 14
+    missing = [
+        f"{section.__name__}.{name}"
+        for section in found
+        for name, field in section.model_fields.items()
+        if not field.description and not any(sections_in(field.annotation))
+    ]
+    assert not missing
+
+
+def test_the_reference_is_the_schema_s():
+    page = reference()
+    assert '| `heal` | length: "5ep" or "200it" | *needed* | The rest trains on, zeros held; of each' in page
+    assert "| `std` | list of numbers above 0 | `[1.0]` |" in page and "\n## `[[gate]]`\n" in page
+    assert PAGE.read_text(encoding="utf-8") == page, "run: python scripts/recipe_reference.py"

@@ -34,8 +34,8 @@ from sslprune.report import (
     report_schema,
 )
 from sslprune.report.ci import write_ci
-from sslprune.run.directory import RunDirectory
-from sslprune.show.terminal import Show, grouped, summary
+from sslprune.show.summary import Written, grouped, summary
+from sslprune.show.terminal import Show
 
 PROOF = Equivalence(max_abs=1e-6, max_relative=2e-7, samples=360, metrics={"accuracy": 97.5})
 
@@ -75,9 +75,20 @@ def report(**changes: Any) -> Report:
     return Report(**{**values, **changes})
 
 
+RUN = Path("runs/digits")
+WRITTEN = Written(
+    RUN,
+    onnx=RUN / "export/model.onnx",
+    program=RUN / "repacked/model.pt2",
+    weights=RUN / "repacked/weights.safetensors",
+    page=RUN / "report.html",
+    report=RUN / "report.json",
+)
+
+
 def shown(value: Report, width: int = 80) -> str:
     out = Console(file=io.StringIO(), width=width)
-    Show(out=out).result(summary(value, RunDirectory("runs/digits")))
+    Show(out=out).result(summary(value, WRITTEN))
     return out.file.getvalue()  # type: ignore[attr-defined]
 
 

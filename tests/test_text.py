@@ -11,9 +11,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sslprune.data import build_data
+from sslprune.data import build_data, reopen
 from sslprune.data.text import TextBatches, Vocabulary
-from sslprune.errors import DataError
+from sslprune.errors import DataError, RunError
 from sslprune.models.build import build_model
 from sslprune.recipe import parse_recipe
 from sslprune.train.evaluate import evaluate
@@ -135,3 +135,21 @@ def test_a_model_of_fewer_words_is_refused(tmp_path: Path, test: str) -> None:
     data.check(build_model(made.model)[0])
     with pytest.raises(DataError, match=r"4 words, and the model \w+; set model.arguments.vocabulary = 4"):
         data.check(lstm_lm(vocabulary=3, hidden=6))
+
+
+def test_a_beginning_is_encoded_with_eos_before_it(tmp_path: Path) -> None:
+    made = recipe(tmp_path, fixed_length=True, steps=5)
+    data = build_data(made)
+    data.save(tmp_path / "saved")
+    for encoder in (data.encoder, reopen(made, tmp_path / "saved", (1, 5))):
+        assert words_of(encoder.encode("b a")).tolist() == [[1, 2, 0, 0, 0]]  # padded to the one length
+        logits = torch.zeros(1, 5, 4)
+        logits[0, 2] = torch.tensor([0.1, 0.2, 0.3, 0.4]).log()  # of the last word, not of the padding
+        told = encoder.told("b a", logits.numpy())
+        assert encoder.continues and list(told) == ["<unk>", "b", "<eos>", "a"] and told["<unk>"] == pytest.approx(0.4)
+    with pytest.raises(DataError, match='"a a a a a": 5 words, this model reads 4 at once; give fewer'):
+        data.encode("a a a a a")
+    free = build_data(recipe(tmp_path))
+    assert words_of(free.encode("b a")).tolist() == [[1, 2, 0]]
+    with pytest.raises(RunError, match=r"vocabulary.json: no vocabulary there; repack this run again"):
+        reopen(made, tmp_path / "nowhere", (1, 5))

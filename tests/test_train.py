@@ -30,27 +30,25 @@ from sslprune.train.schedule import Schedule
 from sslprune.train.teacher import build_teacher
 from sslprune.values.axes import Axis
 from sslprune.values.selection import Selection
+from sslprune.values.voice import Silent, SilentBar
 from sslprune.zoo.digits_cnn import DigitsCNN
 
 
-class Silent:
+class Kept(Silent, SilentBar):
     """What a person would see, kept."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
 
-    def say(self, line: str = "") -> None:
+    def say(self, line: str = "", style: str = "") -> None:
         self.lines.append(line)
 
     @contextmanager
     def progress(self, description, total=None):
         yield self
 
-    def advance(self, n=1, **fields) -> None:
-        pass
 
-
-class StopsAfter(Silent):
+class StopsAfter(Kept):
     """Somebody presses Ctrl-C in the middle of an epoch."""
 
     def __init__(self, epochs: int) -> None:
@@ -93,7 +91,7 @@ def net(width: int = 8, poison: bool = False) -> nn.Module:
 
 def trained(folder: Path, show=None, **changes) -> TrainingFiles:
     run = TrainingFiles(folder)
-    train(recipe(**changes), run, show or Silent())
+    train(recipe(**changes), run, show or Kept())
     return run
 
 
@@ -188,7 +186,7 @@ def second(whole, tmp_path_factory):
 def point(folder: Path, previous, show=None, goal=None) -> TrainingFiles:
     run = TrainingFiles(folder)
     made = recipe(budget={"macs": [0.5, 0.3]}, distill={"weight": 0.3})
-    train(made, run, show or Silent(), previous=previous, goal=goal)
+    train(made, run, show or Kept(), previous=previous, goal=goal)
     return run
 
 

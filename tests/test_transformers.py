@@ -11,7 +11,7 @@ import torch
 from typer.testing import CliRunner
 
 from sslprune.cli import app
-from sslprune.data import build_data
+from sslprune.data import build_data, reopen
 from sslprune.data.tables import read_table
 from sslprune.errors import CheckpointError, DataError, RecipeError, RepackError
 from sslprune.export.session import open_session
@@ -253,6 +253,13 @@ def test_tagging(folder, tmp_path):
     assert labels[0].tolist() == [-100, 2, 1, 2, 0, -100, -100, -100]  # A, N, O; [CLS], [SEP] and padding left out
     model, _ = build_model(made.model)
     assert set(evaluate(model, data.test, data.task)) == {"accuracy", "f1"}
+    data.save(tmp_path / "saved")
+    for encoder in (data.encoder, reopen(made, tmp_path / "saved", ("batch", "sequence"))):
+        inputs = encoder.encode("the film")
+        assert isinstance(inputs, dict) and list(inputs) == ["input_ids", "attention_mask"]
+        assert inputs["input_ids"].shape == (1, 4)  # [CLS] the film [SEP]
+        logits = np.log([[[0.8, 0.1, 0.1], [0.1, 0.3, 0.6], [0.2, 0.7, 0.1], [0.1, 0.1, 0.8]]])
+        assert encoder.told("the film", logits) == {"O N": pytest.approx(0.6)}  # one tag a word
 
 
 def test_layouts_of_files(tmp_path):

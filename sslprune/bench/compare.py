@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -16,12 +16,7 @@ from sslprune.bench.contenders import PROVIDERS, Contender, check_same_inputs, f
 from sslprune.bench.timing import in_blocks, num_cores, pinned, summarize
 from sslprune.errors import ExportError, first_line
 from sslprune.values.measure import Absent, Latency, Speedup
-
-
-class Progress(Protocol):
-    """What ``show.progress`` yields."""
-
-    def advance(self, n: int = 1, **fields: Any) -> None: ...
+from sslprune.values.voice import SILENT_BAR, Bar
 
 
 @dataclass(frozen=True)
@@ -104,7 +99,7 @@ def compare(
     lengths: Sequence[int] = (),
     also_against: str | None = None,
     mixed: bool = False,
-    progress: Progress | None = None,
+    progress: Bar = SILENT_BAR,
 ) -> Comparison:
     """Time ``models`` in turns: in every place, with every batch size and number of threads (0: all cores).
 
@@ -138,8 +133,7 @@ def compare(
                 if length is not None:
                     feeds = [of_length(model, given, length) for model, given in zip(entered, feeds, strict=True)]
                 _add(found, entered, runtimes, place.device, num_threads, feeds, batch_size, repetitions, also_against)
-                if progress is not None:
-                    progress.advance(batch=batch_size, threads=num_threads)
+                progress.advance(batch=batch_size, threads=num_threads)
     return found
 
 

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sslprune.bench.compare import Comparison, Progress, compare, once_absent, places_for
+from sslprune.bench.compare import Comparison, compare, once_absent, places_for
 from sslprune.bench.contenders import feeds_for, from_file
 from sslprune.bench.footprint import Footprint, footprint
 from sslprune.bench.operators import operator_times
 from sslprune.errors import ExportError
 from sslprune.values.measure import Profile
+from sslprune.values.voice import SILENT_BAR, Bar
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def bench_files(
     repetitions: int = 30,
     dims: Mapping[str, int] | None = None,
     profile: bool = False,
-    progress: Progress | None = None,
+    progress: Bar = SILENT_BAR,
 ) -> Bench:
     """Compare model files, the first with each of the others; see ``compare``.
 

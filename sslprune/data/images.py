@@ -116,14 +116,32 @@ def _num_classes(schema: Any, label: str) -> int:
         return 0
 
 
+def open_picture(path: str, *, grey: bool, size: tuple[int, int] | None) -> np.ndarray:
+    """A picture's file as (height, width, channels) uint8, of one channel or three; resized to ``size``, if any."""
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise DataError(f"{path}: reading pictures needs pillow; pip install 'sslprune[images]'") from error
+    if not Path(path).is_file():
+        raise DataError(f"{path}: no such picture")
+    try:
+        picture: Any = Image.open(path).convert("L" if grey else "RGB")
+        if size is not None and picture.size != size[::-1]:
+            picture = picture.resize(size[::-1], Image.Resampling.BILINEAR)
+        array = np.asarray(picture)
+    except Exception as error:  # of whichever codec
+        raise DataError(f"{path}: not an image that can be decoded") from error
+    return array if array.ndim == 3 else array[:, :, None]
+
+
 def _decode(encoded: bytes | None, path: str | Path, row: int) -> np.ndarray:
     """One picture as (height, width, channels) uint8."""
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     try:
         picture: Image.Image = Image.open(io.BytesIO(encoded or b""))
         picture = picture if picture.mode in ("L", "RGB") else picture.convert("RGB")
         array = np.asarray(picture)
-    except (UnidentifiedImageError, OSError, ValueError) as error:
+    except Exception as error:  # of whichever codec: OSError, SyntaxError, struct.error, ...
         raise DataError(f"{path}: row {row} is not an image that can be decoded") from error
     return array if array.ndim == 3 else array[:, :, None]

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from sslprune.errors import DataError
+from sslprune.recipe.data import TEXT_FILES
 
 DELIMITERS = {".tsv": "\t", ".csv": ","}
-TEXT_FILES = (*DELIMITERS, ".jsonl", ".json")  # a Parquet file may hold pictures as well
 TEXT_COLUMNS = ("text", "sentence", "tokens", "words", "content", "review")
 LABEL_COLUMNS = ("label", "labels", "tags", "ner_tags", "pos_tags", "class", "category")
 

@@ -12,19 +12,24 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from sslprune.data.batches import Batch, Data
-from sslprune.errors import DataError
+from sslprune.data.samples import Encoder, lines_in, probabilities, read_lines
+from sslprune.errors import DataError, RunError
 from sslprune.files import write_text
-from sslprune.recipe import DataSection
+from sslprune.recipe import Recipe, RunningTextSection
+from sslprune.values.inputs import Inputs
 from sslprune.values.tasks import IGNORED, Task
+from sslprune.values.voice import Voice
 
 END, UNKNOWN = "<eos>", "<unk>"
 VOCABULARY = "vocabulary.json"
 LONGEST = 1_000_000  # steps: a recurrent model reads any number
+NEXT_WORDS = 5  # of an answer
 
 
 class Vocabulary:
@@ -77,19 +82,6 @@ class Vocabulary:
         return torch.tensor(ids)
 
 
-def read_lines(path: str | Path) -> list[str]:
-    """The lines of a UTF-8 file; raises DataError for one that is missing, empty, or not text."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: no such file") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 text (byte {error.start})") from error
-    if not text.strip():
-        raise DataError(f"{path}: empty; expected text, one sentence a line")
-    return text.splitlines()
-
-
 class TextBatches:
     """Batches of a text, as ``((words,), next words)``, both (streams, steps) int64, in order, all of one shape.
 
@@ -132,21 +124,50 @@ class TextBatches:
 
 
 @dataclass(frozen=True)
-class TextData(Data):
-    """A text for a language model, with the words that it is read by."""
+class TextEncoder(Encoder):
+    """A beginning as word ids, with <eos> before it as in training; the answer is how it goes on.
 
-    vocabulary: Vocabulary | None = None
+    ``steps``: how many words the model reads at once, where its graph has one length.
+    """
+
+    continues = True
+    vocabulary: Vocabulary
+    steps: int | None = None
+
+    def samples(self, given: str) -> list[str]:
+        return lines_in(given)
+
+    def encode(self, sample: str) -> Inputs:
+        ids = self._ids(sample)
+        if self.steps is not None:
+            if len(ids) > self.steps:
+                raise DataError(
+                    f'"{sample[:60]}": {len(ids) - 1} words, this model reads {self.steps - 1} at once; give fewer'
+                )
+            ids = F.pad(ids, (0, self.steps - len(ids)))
+        return (ids[None],)
+
+    def told(self, sample: str, logits: np.ndarray) -> dict[str, float]:
+        """The likeliest next words, with their probabilities."""
+        shares = probabilities(logits[0, len(self._ids(sample)) - 1])
+        best = [int(i) for i in np.argsort(-shares, kind="stable")[:NEXT_WORDS] if i < len(self.vocabulary)]
+        return {self.vocabulary.words[i]: float(shares[i]) for i in best}
 
     def save(self, folder: Path) -> None:
         """Write the words, in the order of their ids, as ``vocabulary.json`` into ``folder``."""
-        assert self.vocabulary is not None
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / VOCABULARY, json.dumps(self.vocabulary.words, ensure_ascii=False) + "\n")
 
+    def _ids(self, sample: str) -> Tensor:
+        """<eos> and the words, shape (words + 1,); no <eos> after them."""
+        words = self.vocabulary.encode([sample], "predict")[:-1]
+        return torch.cat([torch.tensor([self.vocabulary.ids[END]]), words])
 
-def text_data(section: DataSection, task: Task, device: torch.device) -> TextData:
+
+def read(recipe: Recipe, task: Task, device: torch.device, show: Voice) -> Data:
     """The training, validation and test text of a recipe, with the vocabulary that it names or the training text's."""
-    assert section.train is not None and section.test is not None
+    section = recipe.data
+    assert isinstance(section, RunningTextSection)
     lines = read_lines(section.train)
     vocabulary = Vocabulary.read(section.vocabulary) if section.vocabulary else Vocabulary.of(lines, section.train)
     ids = vocabulary.encode(lines, section.train)
@@ -163,4 +184,17 @@ def text_data(section: DataSection, task: Task, device: torch.device) -> TextDat
     train = TextBatches(ids, section.steps, section.batch_size, device)
     valid = judged(section.valid) if section.valid else None
     sequence = None if section.fixed_length else LONGEST
-    return TextData(train, judged(section.test), task, sequence, valid, len(vocabulary), vocabulary)
+    return Data(train, judged(section.test), task, sequence, valid, len(vocabulary), _encoder(section, vocabulary))
+
+
+def reopen(recipe: Recipe, folder: Path, shape: tuple[int | str | None, ...]) -> Encoder:
+    """What reads one more text: the vocabulary that ``save`` wrote into ``folder``."""
+    section, file = recipe.data, folder / VOCABULARY
+    assert isinstance(section, RunningTextSection)
+    if not file.is_file():
+        raise RunError(f"{file}: no vocabulary there; repack this run again")
+    return _encoder(section, Vocabulary.read(file))
+
+
+def _encoder(section: RunningTextSection, vocabulary: Vocabulary) -> TextEncoder:
+    return TextEncoder(vocabulary, section.steps if section.fixed_length else None)

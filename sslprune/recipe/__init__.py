@@ -1,24 +1,26 @@
 """Values: a recipe, read from TOML and checked against a schema."""
 
-from sslprune.recipe.fields import Span
-from sslprune.recipe.reading import load_recipe, parse_recipe, parse_sparsifying
-from sslprune.recipe.schema import (
-    BudgetSection,
-    ControlSection,
+from sslprune.recipe.data import (
     DataSection,
+    LabelledTextSection,
+    OwnDataSection,
+    PicturesSection,
+    PixelsSection,
+    RunningTextSection,
+)
+from sslprune.recipe.fields import Span
+from sslprune.recipe.method import (
+    BudgetSection,
     DistillSection,
-    ExportSection,
-    GateSection,
-    GatesSection,
     LassoSection,
-    ModelSection,
     PruneSection,
-    Recipe,
-    RunSection,
-    Sparsifying,
     TeacherSection,
     TrainSection,
 )
+from sslprune.recipe.model import ModelSection, RunSection
+from sslprune.recipe.output import ControlSection, ExportSection, GateSection, GatesSection
+from sslprune.recipe.reading import load_recipe, parse_recipe, parse_sparsifying
+from sslprune.recipe.recipe import Recipe, Sparsifying
 
 __all__ = [
     "BudgetSection",
@@ -28,11 +30,16 @@ __all__ = [
     "ExportSection",
     "GateSection",
     "GatesSection",
+    "LabelledTextSection",
     "LassoSection",
     "ModelSection",
+    "OwnDataSection",
+    "PicturesSection",
+    "PixelsSection",
     "PruneSection",
     "Recipe",
     "RunSection",
+    "RunningTextSection",
     "Span",
     "Sparsifying",
     "TeacherSection",

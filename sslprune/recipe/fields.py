@@ -1,19 +1,40 @@
-"""What the fields of a recipe hold: fractions, counts, lengths of training, the points of a sweep."""
+"""What the fields of a recipe hold: fractions, counts, lengths of training, the points of a sweep, files."""
 
 from __future__ import annotations
 
 import re
+import types
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
+
+from sslprune.recipe.writing import unwritable
+from sslprune.values.bounds import (
+    MOST,
+    MOST_EPOCHS,
+    MOST_LENGTH,
+    MOST_REPETITIONS,
+    MOST_SAMPLES,
+    MOST_SEED,
+    MOST_STEPS,
+    MOST_THREADS,
+)
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=MOST)]
+Seed = Annotated[int, Field(ge=0, le=MOST_SEED)]
+Threads = Annotated[int, Field(ge=0, le=MOST_THREADS)]
+Repetitions = Annotated[int, Field(ge=30, le=MOST_REPETITIONS)]
+BatchSize = Annotated[int, Field(ge=1, le=MOST_SAMPLES)]
+Steps = Annotated[int, Field(ge=1, le=MOST_LENGTH)]  # of sequences
+Length = Annotated[int, Field(ge=2, le=MOST_LENGTH)]  # likewise, where two are needed to see that they may differ
 Measure = Literal["macs", "parameters", "latency"]  # what a budget may be in
 MEASURES: tuple[Measure, ...] = ("macs", "parameters", "latency")
 
@@ -29,10 +50,13 @@ class Span:
     def parse(cls, value: object) -> Span:
         if isinstance(value, Span):
             return value
-        match = re.fullmatch(r"(\d+)\s*(ep|it)", value) if isinstance(value, str) else None
+        match = re.fullmatch(r"([0-9]+)\s*(ep|it)", value) if isinstance(value, str) else None
         if match is None:
             raise ValueError('write epochs as "5ep" or steps as "200it"')
-        return cls(int(match[1]), match[2])
+        digits, most = match[1].lstrip("0") or "0", {"ep": MOST_EPOCHS, "it": MOST_STEPS}
+        if len(digits) > 9 or int(digits) > most[match[2]]:
+            raise ValueError(f'at most "{MOST_EPOCHS}ep" or "{MOST_STEPS}it"')
+        return cls(int(digits), match[2])
 
     def steps(self, epoch_steps: int) -> int:
         """The number of optimizer steps when one epoch takes ``epoch_steps`` of them."""
@@ -42,7 +66,12 @@ class Span:
         return f"{self.count}{self.unit}"
 
 
-Duration = Annotated[Span, BeforeValidator(Span.parse), PlainSerializer(str)]
+def _words(words: str) -> WithJsonSchema:
+    """What a field of a syntax of its own is called where the schema is shown."""
+    return WithJsonSchema({"words": words})
+
+
+Duration = Annotated[Span, BeforeValidator(Span.parse), PlainSerializer(str), _words('length: "5ep" or "200it"')]
 
 
 def _falling(value: object) -> tuple[float, ...]:
@@ -60,7 +89,12 @@ def _plain(points: tuple[float, ...]) -> float | list[float]:
     return points[0] if len(points) == 1 else list(points)
 
 
-Falling = Annotated[tuple[float, ...], BeforeValidator(_falling), PlainSerializer(_plain)]
+Falling = Annotated[
+    tuple[float, ...],
+    BeforeValidator(_falling),
+    PlainSerializer(_plain),
+    _words("number above 0 and below 1, or a falling list of them"),
+]
 
 
 def _interval(value: object) -> Span | None:
@@ -72,10 +106,94 @@ def _interval(value: object) -> Span | None:
     return span
 
 
-Interval = Annotated[Span | None, BeforeValidator(_interval), PlainSerializer(str, when_used="unless-none")]
+Interval = Annotated[
+    Span | None,
+    BeforeValidator(_interval),
+    PlainSerializer(str, when_used="unless-none"),
+    _words('length, or "never"'),
+]
+
+
+def _grain(value: object) -> object:
+    if value != "auto" and (type(value) is not int or not 1 <= value <= MOST_SAMPLES):
+        raise ValueError(f'expected "auto", or a whole number from 1 to {MOST_SAMPLES}')
+    return value
+
+
+Grain = Annotated[
+    Literal["auto"] | int, BeforeValidator(_grain), _words(f'`"auto"`, or whole number from 1 to {MOST_SAMPLES:,}')
+]
+
+
+def _plain_table(table: dict[str, Any]) -> dict[str, Any]:
+    for place, why in unwritable(table):
+        raise ValueError(f"{place}: {why}")
+    return table
+
+
+FILE = "file"  # marks a field that holds a path ...
+FACTORY = "factory"  # ... or a factory, which may stand in a file
+Arguments = Annotated[dict[str, Any], AfterValidator(_plain_table), "arguments"]  # of the factory beside them
 
 
 class Section(BaseModel):
+    """A table of a recipe: frozen, and without unknown keys. The text below a field says what it means."""
+
     model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, arbitrary_types_allowed=True, allow_inf_nan=False
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        arbitrary_types_allowed=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
     )
+
+    def located(self, folder: Path) -> Self:
+        """The section with its paths made absolute where a file is found, in the current directory or in ``folder``."""
+        found: dict[str, Any] = {}
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            if isinstance(value, Section):
+                found[name] = value.located(folder)
+            elif isinstance(value, list):
+                found[name] = [inner.located(folder) if isinstance(inner, Section) else inner for inner in value]
+            elif FILE in field.metadata:
+                found[name] = _located(value, folder)
+            elif FACTORY in field.metadata:
+                found[name] = _located_factory(value, folder)
+            elif "arguments" in field.metadata:
+                found[name] = _located_path(getattr(self, "factory", None), value, folder)
+        return self.model_copy(update={name: value for name, value in found.items() if value != getattr(self, name)})
+
+
+def sections_in(annotation: Any) -> Iterator[type[Section]]:
+    """The sections that a field of that annotation may hold, one or many of each."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        yield annotation
+    elif get_origin(annotation) in (list, Union, types.UnionType):
+        for inner in get_args(annotation):
+            yield from sections_in(inner)
+
+
+def _located_path(factory: str | None, arguments: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The arguments of a factory; the directory of a Hugging Face model is found as other paths are."""
+    path = arguments.get("path") if (factory or "").startswith("hf:") else None
+    return arguments | {"path": _located(path, folder)} if isinstance(path, str) else arguments
+
+
+def _located(path: str | None, folder: Path) -> str | None:
+    if path is not None and not Path(path).is_absolute():
+        for place in (Path(), folder):
+            if (place / path).exists():
+                return str((place / path).resolve())
+    return path
+
+
+def _located_factory(factory: str | None, folder: Path) -> str | None:
+    """A factory in a file, "nets.py:build" or "net.pt2", follows the recipe; a module's, "nets:build", does not."""
+    if factory is None:
+        return None
+    if factory.endswith(".pt2"):
+        return _located(factory, folder)
+    place, colon, name = factory.rpartition(":")
+    return f"{_located(place, folder)}:{name}" if colon and place.endswith(".py") else factory

@@ -5,19 +5,18 @@ from __future__ import annotations
 import difflib
 import json
 import tomllib
-import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar, Union, get_args, get_origin
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from sslprune.errors import RecipeError
-from sslprune.recipe.fields import Section
-from sslprune.recipe.schema import Recipe, Sparsifying
+from sslprune.errors import RecipeError, first_line
+from sslprune.recipe.fields import Section, sections_in
+from sslprune.recipe.recipe import Recipe, Sparsifying
+from sslprune.recipe.writing import unwritable
 
 Checked = TypeVar("Checked", bound=Section)
-LOCATED = ("train", "valid", "test", "vocabulary", "tokenizer")  # the paths of [data]
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -31,8 +30,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RecipeError(f"{path}: no such recipe; `sslprune init` writes one") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise RecipeError(f"{path}: not a readable TOML file: {error}") from error
+    except (OSError, ValueError, RecursionError) as error:  # TOMLDecodeError is a ValueError
+        raise RecipeError(f"{path}: not a readable TOML file: {first_line(error)}") from error
     for override in overrides:
         _set(values, override)
     values.setdefault("name", path.stem)
@@ -41,43 +40,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 def parse_recipe(values: dict[str, Any], source: str = "recipe", folder: Path | None = None) -> Recipe:
     """Check plain ``values`` against the schema; ``source`` begins the message of a RecipeError."""
-    recipe = _checked(Recipe, values, source)
-    folder = folder or Path()
-    model = recipe.model.model_copy(
-        update={
-            "factory": _located_factory(recipe.model.factory, folder),
-            "checkpoint": _located(recipe.model.checkpoint, folder),
-            "arguments": _located_path(recipe.model.factory, recipe.model.arguments, folder),
-        }
-    )
-    data = recipe.data.model_copy(
-        update={
-            "factory": _located_factory(recipe.data.factory, folder),
-            **{key: _located(getattr(recipe.data, key), folder) for key in LOCATED},
-        }
-    )
-    controls = [
-        control.model_copy(
-            update={
-                "factory": _located_factory(control.factory, folder),
-                "checkpoint": _located(control.checkpoint, folder),
-                "onnx": _located(control.onnx, folder),
-            }
-        )
-        for control in recipe.control
-    ]
-    distill = recipe.distill
-    if distill is not None and distill.teacher is not None:
-        teacher = distill.teacher.model_copy(
-            update={
-                "run": _located(distill.teacher.run, folder),
-                "factory": _located_factory(distill.teacher.factory, folder),
-                "checkpoint": _located(distill.teacher.checkpoint, folder),
-                "arguments": _located_path(distill.teacher.factory or "", distill.teacher.arguments, folder),
-            }
-        )
-        distill = distill.model_copy(update={"teacher": teacher})
-    return recipe.model_copy(update={"model": model, "data": data, "distill": distill, "control": controls})
+    return _checked(Recipe, values, source).located(folder or Path())
 
 
 def parse_sparsifying(values: dict[str, Any], source: str = "sparsity") -> Sparsifying:
@@ -94,30 +57,6 @@ def _checked(section: type[Checked], values: dict[str, Any], source: str) -> Che
         raise RecipeError(f"{source}: {_explain(first)}{more}") from error
 
 
-def _located(path: str | None, folder: Path) -> str | None:
-    if path is not None and not Path(path).is_absolute():
-        for place in (Path(), folder):
-            if (place / path).exists():
-                return str((place / path).resolve())
-    return path
-
-
-def _located_path(factory: str, arguments: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The directory of a Hugging Face model is found as other paths are."""
-    path = arguments.get("path") if factory.startswith("hf:") else None
-    return arguments | {"path": _located(path, folder)} if isinstance(path, str) else arguments
-
-
-def _located_factory(factory: str | None, folder: Path) -> str | None:
-    """A factory in a file, "nets.py:build" or "net.pt2", follows the recipe; a module's, "nets:build", does not."""
-    if factory is None:
-        return None
-    if factory.endswith(".pt2"):
-        return _located(factory, folder)
-    place, colon, name = factory.rpartition(":")
-    return f"{_located(place, folder)}:{name}" if colon and place.endswith(".py") else factory
-
-
 def _set(values: dict[str, Any], override: str) -> None:
     """Set one "key.path=value" in nested tables; an integer in the path is an index of a list of tables."""
     dotted, equals, text = override.partition("=")
@@ -126,8 +65,10 @@ def _set(values: dict[str, Any], override: str) -> None:
         raise RecipeError(f'--set {override}: expected key.path=value, e.g. --set schedule.sparse="5ep"')
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         value = text.strip()
+    if next(unwritable(value), None) is not None:
+        raise RecipeError(f"--set {override!r}: holds bytes that are no text")
     table: Any = values
     for key in keys[:-1]:
         table = table.setdefault(key, {}) if isinstance(table, dict) else _element(table, key, override)
@@ -156,6 +97,8 @@ def _explain(error: Any) -> str:
         return f"{field}: unknown key; " + (f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}")
     if error["type"] == "missing":
         return f"{field}: missing"
+    if error["type"] == "not_read":
+        return f"{field}: {error['msg']}"
     message = error["msg"].removeprefix("Value error, ")
     came = error["input"]
     shown = "" if isinstance(came, dict) else f"; got {json.dumps(came, default=str)}"
@@ -163,16 +106,9 @@ def _explain(error: Any) -> str:
 
 
 def _known_keys(location: Sequence[str | int]) -> list[str]:
-    section: Any = Recipe
+    sections: list[type[Section]] = [Recipe]
     for part in location:
         if isinstance(part, str):
-            section = next(iter(_sections(section.model_fields[part].annotation)), section)
-    return list(section.model_fields)
-
-
-def _sections(annotation: Any) -> Iterator[type[Section]]:
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        yield annotation
-    elif get_origin(annotation) in (list, Union, types.UnionType):
-        for inner in get_args(annotation):
-            yield from _sections(inner)
+            fields = [section.model_fields[part] for section in sections if part in section.model_fields]
+            sections = [inner for field in fields for inner in sections_in(field.annotation)] or sections
+    return list(dict.fromkeys(name for section in sections for name in section.model_fields))

@@ -1,30 +1,38 @@
-"""Plain values as TOML text."""
+"""Plain values as TOML text, from which ``tomllib`` reads the same values."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator
+from datetime import date, datetime, time
 from typing import Any
+
+import tomli_w
 
 
 def write_toml(values: dict[str, Any]) -> str:
-    """Tables of plain values (no None) as TOML: what stands alone first, then a section for each table."""
-    lines = [f"{key} = {_toml(value)}" for key, value in values.items() if not is_section(value)]
-    for key, section in values.items():
-        if is_section(section):
-            for table in section if isinstance(section, list) else [section]:
-                lines += ["", f"[[{key}]]" if isinstance(section, list) else f"[{key}]"]
-                lines += [f"{name} = {_toml(value)}" for name, value in table.items()]
-    return "\n".join(lines) + "\n"
+    """Tables of plain values as TOML text. Raises ValueError for what ``unwritable`` finds."""
+    wrong = next(unwritable(values), None)
+    if wrong is not None:
+        raise ValueError(": ".join(wrong))
+    return tomli_w.dumps(values)
 
 
-def is_section(value: Any) -> bool:
-    """Whether a value stands under a header of its own: a table, or an array of tables."""
-    return isinstance(value, dict) or (isinstance(value, list) and bool(value) and isinstance(value[0], dict))
-
-
-def _toml(value: Any) -> str:
+def unwritable(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
+    """What in ``value`` TOML cannot hold: where, and why not."""
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{json.dumps(key)} = {_toml(inner)}" for key, inner in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ", ".join(_toml(inner) for inner in value) + "]"
-    return json.dumps(value, ensure_ascii=False)  # the strings, numbers and booleans of JSON are TOML's
+        for key, inner in value.items():
+            if not isinstance(key, str):
+                yield place, f"a key is of type {type(key).__name__}; expected text"
+            else:
+                yield from unwritable(inner, f"{place}.{key}" if place else key)
+    elif isinstance(value, list | tuple):
+        for index, inner in enumerate(value):
+            yield from unwritable(inner, f"{place}.{index}")
+    elif isinstance(value, str):
+        if any("\ud800" <= letter <= "\udfff" for letter in value):
+            yield place, "holds bytes that are no text"
+    elif isinstance(value, datetime | time):
+        if isinstance(value, time) and value.tzinfo is not None:
+            yield place, "a time with a zone; TOML has one of a date alone"
+    elif not isinstance(value, bool | int | float | date):
+        yield place, f"of type {type(value).__name__}, which TOML does not have"

@@ -1,27 +1,19 @@
 """Values: the verdict on a run, the gates that judge it, and the forms in which it is told."""
 
 from sslprune.report.curve import curve_rows
+from sslprune.report.figures import Control, Figures, OnnxCheck, Size, Variant, read_controls
 from sslprune.report.gates import compare_reports, judge
+from sslprune.report.inspection import AxisFacts, Inspection
+from sslprune.report.judgement import Baseline, Change, Gate
 from sslprune.report.values import (
     SCHEMA_FILE,
     AxisChange,
-    AxisFacts,
-    Baseline,
     Budget,
-    Change,
-    Control,
     CurvePoint,
     Equivalence,
-    Figures,
-    Gate,
-    Inspection,
-    OnnxCheck,
     RepackResult,
     Report,
-    Size,
     Staircase,
-    Variant,
-    read_controls,
     report_schema,
 )
 from sslprune.report.words import (

@@ -10,7 +10,8 @@ from xml.etree import ElementTree as XML
 from sslprune.errors import SslpruneError
 from sslprune.files import write_text
 from sslprune.report.curve import curve_rows
-from sslprune.report.values import Figures, Report, Variant
+from sslprune.report.figures import Figures, Variant
+from sslprune.report.values import Report
 from sslprune.report.words import realised, setting_text, verdict_text, why_not_faster
 from sslprune.values.measure import Absent, Speedup
 

@@ -8,7 +8,8 @@ from typing import Any
 from markupsafe import Markup
 
 from sslprune.report.charts import Series, chart
-from sslprune.report.values import CurvePoint, Report, Size
+from sslprune.report.figures import Size
+from sslprune.report.values import CurvePoint, Report
 from sslprune.report.words import CONTROL_WORDS, MEASURE_WORDS, setting_text, verdict_text
 from sslprune.values.measure import Absent, Speedup
 

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Literal
 
 from sslprune.recipe import GateSection, GatesSection, Recipe
-from sslprune.report.values import Baseline, Change, Equivalence, Figures, Gate, Report, Variant
+from sslprune.report.figures import Figures, Variant
+from sslprune.report.judgement import Baseline, Change, Gate
+from sslprune.report.values import Equivalence, Report
 from sslprune.report.words import setting_text
 from sslprune.values.measure import Absent, Speedup
 from sslprune.values.tasks import LOWER_IS_BETTER

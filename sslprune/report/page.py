@@ -20,7 +20,8 @@ from safetensors import SafetensorError, safe_open
 from sslprune.files import write_text
 from sslprune.report.charts import Series, chart, matrix_png
 from sslprune.report.curve import curve
-from sslprune.report.values import Figures, Report, Variant
+from sslprune.report.figures import Figures, Variant
+from sslprune.report.values import Report
 from sslprune.report.words import (
     CONTROL_WORDS,
     budget_text,

@@ -6,67 +6,16 @@ milliseconds, ``_bytes`` bytes; ``macs`` are multiply-accumulates for one sample
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from sslprune.values.measure import SCHEMA, Absent, Latency, Profile, Record, Speedup
+from sslprune.report.figures import Control, Figures, Size, Variant
+from sslprune.report.judgement import Baseline, Gate
+from sslprune.values.measure import SCHEMA, Absent, Profile, Record, Speedup
 
 SCHEMA_FILE = Path(__file__).parent / "report.schema.json"
-
-
-class OnnxCheck(Record):
-    """The ONNX file in ONNX Runtime on the test data: its metrics, and its largest relative difference from torch."""
-
-    metrics: dict[str, float]
-    max_relative: float
-    samples: int
-
-
-class Size(Record):
-    """One model. ``macs`` are for one sample; ``metrics`` are on the test data after the last epoch."""
-
-    parameters: int
-    macs: int
-    metrics: dict[str, float]
-
-
-class Figures(Size):
-    """One model with its ONNX file (of ``file_bytes``) and how fast it runs.
-
-    ``load_ms`` and ``peak_bytes`` are of a fresh process with one thread, one sample, and nothing but the runtime.
-    """
-
-    file_bytes: int
-    latency: list[Latency | Absent]
-    onnx: OnnxCheck | None = None
-    load_ms: float | None = None
-    peak_bytes: int | None = None
-
-
-class Variant(Record):
-    """A model beside dense and repacked: a quantized one, or a control. ``metrics`` are measured in ONNX Runtime.
-
-    ``max_relative``: how far a quantized model's output is from the repacked model's on the test data. ``speedup`` is
-    over the dense model, ``over_repacked`` over the repacked one.
-    """
-
-    name: str
-    kind: Literal["quantized", "control"]
-    file: str
-    parameters: int | None
-    macs: int | None
-    metrics: dict[str, float]
-    file_bytes: int
-    latency: list[Latency | Absent]
-    speedup: list[Speedup | Absent]
-    over_repacked: list[Speedup | Absent]
-    max_relative: float | None = None
-    load_ms: float | None = None
-    peak_bytes: int | None = None
-    notes: list[str] = []
 
 
 class Staircase(Record):
@@ -141,72 +90,6 @@ class RepackResult(Record):
     axes: list[AxisChange]
 
 
-class Control(Size):
-    """A model trained without sparsity beside the run: ``name`` says from where, ``epochs`` for how long."""
-
-    name: str
-    epochs: str
-
-
-def read_controls(files: Sequence[Path]) -> list[Control]:
-    """The figures of finished controls."""
-    return [Control.load(file) for file in files]
-
-
-class AxisFacts(Record):
-    """An axis as ``inspect`` tells it; what one group saves is the mean over the axis's groups.
-
-    ``pruned``: the recipe names it. ``reason``: the operator that froze the axis or makes its removal inexact.
-    """
-
-    name: str
-    kind: str
-    size: int
-    parameters_per_group: float
-    macs_per_group: float
-    exact: bool
-    frozen: bool
-    pruned: bool
-    reason: str
-
-
-class Inspection(Record):
-    """A model with what may be removed from it; ``notes`` are what its loader and its tracing had to say."""
-
-    model: str
-    parameters: int
-    macs: int
-    axes: list[AxisFacts]
-    notes: list[str]
-
-
-class Gate(Record):
-    """One promise of the recipe: ``value`` was measured (None: could not be) against ``limit``.
-
-    ``variant`` is the model that it is about, ``where`` the timing, if it is about one: "cpu, batch 1, 1 thread".
-    """
-
-    name: str
-    limit: float
-    value: float | None
-    passed: bool
-    variant: str = "repacked"
-    where: str = ""
-
-    def __str__(self) -> str:
-        return self.told()
-
-    def told(self, title: str = "") -> str:
-        """In one line, under another ``title`` if one is given."""
-        value = "not measured" if self.value is None else f"{self.value:.4g}"
-        return f"{title or self.title} is {value}, limit {self.limit:g}"
-
-    @property
-    def title(self) -> str:
-        name = self.name if self.variant == "repacked" else f"{self.variant}: {self.name}"
-        return f"{name} ({self.where})" if self.where else name
-
-
 class CurvePoint(Size):
     """One point of a sweep: what may remain and does, what it scores, and how fast it is beside the dense model.
 
@@ -218,25 +101,6 @@ class CurvePoint(Size):
     speedup: list[Speedup | Absent]
     gates: list[Gate]
     controls: list[Control] = []
-
-
-class Change(Record):
-    """One figure in an earlier report and in this one. ``verdict``: better, worse, or same (no measurable change)."""
-
-    variant: str
-    name: str
-    before: float
-    after: float
-    verdict: Literal["better", "worse", "same"]
-
-
-class Baseline(Record):
-    """An earlier report held beside this one."""
-
-    file: str
-    recipe: str
-    same_machine: bool
-    changes: list[Change]
 
 
 class Report(Record):

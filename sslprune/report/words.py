@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from sslprune.report.values import Budget, Report, Variant
+from sslprune.report.figures import Variant
+from sslprune.report.values import Budget, Report
 from sslprune.values.measure import Speedup
 
 INTEGER = ("QLinear", "QGemm", "MatMulInteger", "ConvInteger", "DynamicQuantize", "QAttention", "QuantizeLinear")

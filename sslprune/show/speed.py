@@ -20,12 +20,12 @@ from sslprune.report import (
     setting_text,
     why_not_faster,
 )
+from sslprune.show.figures import faster, ms, score, size_text
 
 if TYPE_CHECKING:  # torch is heavy, and nothing here needs it
     from sslprune.bench import Comparison, Footprint
 
 MOST_OPERATORS = 8  # rows of the table; the rest is one row
-PERCENT = frozenset({"accuracy", "f1"})  # metrics in percent
 
 
 def comparison(measured: Comparison, files: Mapping[str, tuple[int, Footprint | None]]) -> RenderableType:
@@ -119,28 +119,6 @@ def changes(baseline: Baseline) -> RenderableType:
         numbers = (f"{change.before:,.6g}", f"{change.after:,.6g}")
         table.add_row(change.variant, change.name, *numbers, Text(change.verdict, style))
     return Group(heading, table)
-
-
-def faster(speedup: Speedup) -> Text:
-    """A ratio with its interval; no measurable difference where that holds 1."""
-    interval = (f" ({speedup.low:.2f}\u2013{speedup.high:.2f})", "dim")
-    if not speedup.clear:
-        return Text.assemble(("no measurable difference", "yellow"), interval)
-    style = "bold green" if speedup.ratio > 1 else "bold red"
-    word = "faster" if speedup.ratio > 1 else "as fast: slower"
-    return Text.assemble((f"{speedup.ratio:.2f}x {word}", style), interval)
-
-
-def ms(value: float) -> str:
-    return f"{value:.{3 if value < 1 else 2 if value < 10 else 1 if value < 100 else 0}f} ms"
-
-
-def size_text(value: int) -> str:
-    return f"{value / 1e3:.1f} kB" if value < 1e6 else f"{value / 1e6:.2f} MB"
-
-
-def score(name: str, value: float) -> str:
-    return f"{value:.2f} %" if name in PERCENT else f"{value:.4g}"
 
 
 def _place(latency: Latency) -> str:

@@ -38,6 +38,7 @@ from sslprune.train.teacher import build_teacher
 from sslprune.values.carry import carrying, with_state
 from sslprune.values.inputs import arguments, each
 from sslprune.values.selection import Selection
+from sslprune.values.voice import SILENT, Voice
 
 CHECK_EVERY = 20  # steps between looks at the loss: on a GPU each look waits for the device
 
@@ -55,7 +56,7 @@ class Trainer:
         files: TrainingFiles,
         data: Data,
         model: nn.Module,
-        show: Any,
+        show: Voice,
         previous: TrainingFiles | None = None,
     ) -> None:
         self.recipe, self.files, self.data, self.show, self.previous = recipe, files, data, show, previous
@@ -274,7 +275,7 @@ class Trainer:
 def train(
     recipe: Recipe,
     files: TrainingFiles,
-    show: Any,
+    show: Voice = SILENT,
     start: nn.Module | None = None,
     *,
     previous: TrainingFiles | None = None,

@@ -1,0 +1,330 @@
+"""The commands: each is a thin shell over one function of the Python API.
+
+Everything heavy is imported inside them, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sslprune.cli.guard import fail, guarded
+from sslprune.cli.options import (
+    BaselineOption,
+    Beginning,
+    Debug,
+    Device,
+    Json,
+    RecipeFile,
+    Resume,
+    RunFolder,
+    RunOption,
+    Runtime,
+    Sets,
+)
+from sslprune.values.bounds import MOST_REPETITIONS, MOST_SAMPLES, MOST_THREADS
+
+if TYPE_CHECKING:
+    from sslprune.recipe import Recipe
+    from sslprune.report import Report
+    from sslprune.run.directory import RunDirectory
+    from sslprune.show.terminal import Show
+
+
+@guarded
+def init(
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", help='What builds the model: "module:callable" or "file.py:callable".'),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", metavar="FILE", help="The recipe.", show_default="<callable>.toml"),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Write a commented starter recipe for a model.
+
+    Example: sslprune init sslprune.zoo:resnet_cifar
+    """
+    from sslprune.run.starter import write_starter
+
+    path = write_starter(model, out, force=force)
+    if as_json:
+        _print_json({"recipe": str(path)})
+    else:
+        print(f"wrote {path}; fill in [data], then: sslprune inspect {path}")
+
+
+@guarded
+def inspect(recipe: RecipeFile, sets: Sets = None, as_json: Json = False, debug: Debug = False) -> None:
+    """Show the axes of a model: what can be removed, what one group of it costs, and what stands in the way."""
+    show = _show(as_json)
+    loaded = _load(recipe, sets)
+    from sslprune.run.inspect import inspect as inspect_model
+
+    inspection = inspect_model(loaded, show)
+    if as_json:
+        _print_json(inspection.model_dump())
+    else:
+        from sslprune.show.inspection import inspection as table
+
+        show.result(table(inspection))
+
+
+@guarded
+def train(
+    recipe: RecipeFile,
+    run: RunOption = None,
+    sets: Sets = None,
+    resume: Resume = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Train to sparsity, land on the budget, heal: RUN/train/."""
+    show = _show(as_json)
+    loaded = _load(recipe, sets)
+    directory = _directory(loaded, run)
+    from sslprune.run.learn import train as train_model
+
+    train_model(loaded, directory, show, resume=resume)
+    if as_json:
+        _print_json({"run": str(directory), "masked": str(directory.masked), "history": str(directory.history)})
+    else:
+        print(directory.masked)
+        show.say(f"next: sslprune repack {shlex.quote(str(directory))}")
+
+
+@guarded
+def repack(run: RunFolder, as_json: Json = False, debug: Debug = False) -> None:
+    """Remove the zeros physically, and prove that nothing changed: RUN/repacked/."""
+    show = _show(as_json)
+    from sslprune.run.directory import RunDirectory
+    from sslprune.run.repack import repack as repack_model
+
+    directory = RunDirectory(run)
+    result = repack_model(directory, show)
+    if as_json:
+        _print_json(result.model_dump())
+    else:
+        print(directory.program)
+        show.say(f"next: sslprune export {shlex.quote(str(directory))}")
+
+
+@guarded
+def export(
+    run: RunFolder,
+    baseline: BaselineOption = None,
+    sets: Sets = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Write ONNX, verified, time it, and judge the gates: RUN/export/, RUN/report.json and report.html.
+
+    Example: sslprune export runs/digits --set export.quantize=int8-static --baseline old/report.json
+    """
+    show = _show(as_json)
+    from sslprune.run.directory import RunDirectory
+    from sslprune.run.export import export as export_model
+
+    directory = RunDirectory(run)
+    with directory.changed(_load(directory.recipe_file, sets)) if sets else nullcontext():
+        report = export_model(directory, show, baseline=baseline)
+    _verdict(report, directory, show, as_json)
+
+
+@guarded
+def run_all(
+    recipe: RecipeFile,
+    run: RunOption = None,
+    sets: Sets = None,
+    resume: Resume = False,
+    baseline: BaselineOption = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Train, repack and export in one go; exit status 3 when a gate of the recipe is missed.
+
+    Example: sslprune run recipes/digits.toml --set budget.macs=0.3
+    """
+    show = _show(as_json)
+    loaded = _load(recipe, sets)
+    directory = _directory(loaded, run)
+    from sslprune.run.pipeline import run as run_pipeline
+
+    report = run_pipeline(loaded, directory, show, resume=resume, baseline=baseline)
+    _verdict(report, directory, show, as_json)
+
+
+@guarded
+def control(
+    run: RunFolder,
+    name: Annotated[
+        Beginning,
+        typer.Option(
+            "--from", help="Where it starts: the dense model, weights drawn anew, or the run's first weights."
+        ),
+    ],
+    sets: Sets = None,
+    resume: Resume = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Train a control without sparsity beside a repacked run: RUN/controls/, and in RUN/report.json.
+
+    dense: the dense model, for as long as the run was sparse and healed. scratch, ticket: the run's small architecture,
+    for as long as the whole run, from weights drawn anew or from those that the run began with.
+
+    Example: sslprune control runs/digits --from scratch
+    """
+    show = _show(as_json)
+    from sslprune.run.control import control as train_control
+    from sslprune.run.directory import RunDirectory
+
+    result = train_control(RunDirectory(run), name.value, show, overrides=sets or [], resume=resume)
+    if as_json:
+        _print_json(result.model_dump())
+    else:
+        from sslprune.show.figures import scores
+
+        print(f"{result.name}: {result.parameters:,} parameters, {scores(result.metrics)} after {result.epochs}")
+
+
+@guarded
+def bench(
+    files: Annotated[
+        list[Path], typer.Argument(metavar="A.onnx B.onnx ...", help="The model to compare with, then those to judge.")
+    ],
+    batch: Annotated[
+        list[int] | None,
+        typer.Option("--batch", min=1, max=MOST_SAMPLES, help="A batch size; may be repeated.", show_default="1"),
+    ] = None,
+    threads: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--threads",
+            min=0,
+            max=MOST_THREADS,
+            help="A number of threads, 0 for all; may be repeated.",
+            show_default="1, 0",
+        ),
+    ] = None,
+    repetitions: Annotated[
+        int, typer.Option("--repetitions", min=30, max=MOST_REPETITIONS, help="The least number of rounds.")
+    ] = 30,
+    dim: Annotated[
+        list[str] | None, typer.Option("--dim", metavar="NAME=SIZE", help="The size of a symbolic dimension.")
+    ] = None,
+    device: Annotated[
+        list[Device] | None,
+        typer.Option("--device", help="May be repeated.", show_default="cpu, and cuda where present"),
+    ] = None,
+    runtime: Annotated[
+        list[Runtime] | None,
+        typer.Option("--runtime", help="May be repeated.", show_default="what the files are for"),
+    ] = None,
+    profile: Annotated[bool, typer.Option("--profile", help="Show where the time goes, operator by operator.")] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Compare the speed of models, .onnx or .pt2: in turns, in one process, with the interval of each ratio.
+
+    Example: sslprune bench dense.onnx model.onnx int8-static.onnx --batch 1 --batch 64 --profile
+    """
+    dims = _dims(dim or [])
+    if len(files) < 2:
+        raise typer.BadParameter("expected two files or more: the one to compare with, and those to judge")
+    show = _show(as_json)
+    from sslprune.bench import bench_files
+    from sslprune.show.speed import comparison as table
+    from sslprune.show.speed import operators
+
+    with show.progress("timing") as bar:
+        found = bench_files(
+            files,
+            devices=[str(name) for name in device or []],
+            runtimes=[str(name) for name in runtime or []],
+            batch_sizes=batch or [1],
+            threads=threads or [1, 0],
+            repetitions=repetitions,
+            dims=dims,
+            profile=profile,
+            progress=bar,
+        )
+    if as_json:
+        _print_json(found.plain())
+    else:
+        show.result(table(found.comparison, found.sizes))
+        if found.profiles:
+            show.result("")
+            show.result(operators(found.profiles))
+
+
+@guarded
+def predict(
+    run: RunFolder,
+    samples: Annotated[list[str], typer.Argument(metavar="SAMPLE...", help="A sentence, a picture, or a .txt file.")],
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Ask the dense and the repacked model of a run the same thing: both answers, with their times.
+
+    Example: sslprune predict runs/minilm-sst2 "a charming and often affecting journey"
+    """
+    from sslprune.run.predict import predict_run, side_by_side
+
+    answers = predict_run(run, samples)
+    _print_json([answer.values() for answer in answers]) if as_json else print(side_by_side(answers))
+
+
+def _load(path: Path, sets: list[str] | None) -> Recipe:
+    from sslprune.recipe import load_recipe
+
+    return load_recipe(path, sets or [])
+
+
+def _directory(recipe: Recipe, run: Path | None) -> RunDirectory:
+    from sslprune.run.directory import RunDirectory
+
+    return RunDirectory(run or Path("runs") / recipe.name)
+
+
+def _show(as_json: bool) -> Show:
+    from sslprune.show.terminal import Show
+
+    return Show(quiet=as_json)
+
+
+def _verdict(report: Report, directory: RunDirectory, show: Show, as_json: bool) -> None:
+    from sslprune.show.summary import Written, summary
+
+    if as_json:
+        _print_json(report.model_dump())
+    else:
+        names = ("onnx", "program", "weights", "page", "report")
+        written = Written(directory.path, **{name: getattr(directory, name) for name in names})
+        show.result(summary(report, written))
+    if not report.passed:
+        missed = [gate.told(title) for title, gate in report.every_gate if not gate.passed]
+        fail(f"gate missed: {'; '.join(missed)}", 3)
+
+
+def _dims(dims: list[str]) -> dict[str, int]:
+    sizes = {}
+    for dim in dims:
+        name, _, size = dim.partition("=")
+        if not name or not size.isdecimal() or int(size) < 1:
+            raise typer.BadParameter(f"expected NAME=SIZE, e.g. sequence=128; got {dim!r}", param_hint="--dim")
+        sizes[name] = int(size)
+    return sizes
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2))

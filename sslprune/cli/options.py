@@ -1,0 +1,47 @@
+"""What several commands take: their arguments and options, by one name and one help text each."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, a TOML file.", show_default=False)]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The run directory.", show_default=False)]
+RunOption = Annotated[
+    Path | None,
+    typer.Option("--run", "--run-dir", metavar="DIR", help="The run directory.", show_default="runs/<recipe's name>"),
+]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY.PATH=VALUE", help="Override a field of the recipe; may be repeated."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run stopped; skip finished stages.")]
+
+BaselineOption = Annotated[
+    Path | None, typer.Option("--baseline", metavar="REPORT.json", help="An earlier report to compare with.")
+]
+
+
+class Beginning(StrEnum):
+    """Where a control starts from."""
+
+    dense = "dense"
+    scratch = "scratch"
+    ticket = "ticket"
+
+
+class Device(StrEnum):
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class Runtime(StrEnum):
+    onnxruntime = "onnxruntime"
+    tensorrt = "tensorrt"
+    torch = "torch"
+    compiled = "torch.compile"

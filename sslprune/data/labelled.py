@@ -1,0 +1,219 @@
+"""Labelled text for transformers, tokenised once.
+
+Classification has one label a text. Tagging has one a word: the text is a list of words (or words between spaces), the
+label a list as long; the first piece of a word carries its label, and the others -100. A pair of texts is one sequence
+of two segments, which ``token_type_ids`` tell apart where the tokenizer has them (Devlin et al. 2019, figure 2).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from sslprune.data.batches import Data, hold_out
+from sslprune.data.hub import read_dataset
+from sslprune.data.samples import Encoder, likeliest, lines_in
+from sslprune.data.sentences import Encoded, SentenceBatches
+from sslprune.data.tables import Row, chosen, rows_of
+from sslprune.errors import DataError, RunError
+from sslprune.files import write_text
+from sslprune.models.huggingface import load_tokenizer, max_positions
+from sslprune.recipe import LabelledTextSection, Recipe
+from sslprune.values.inputs import Inputs
+from sslprune.values.tasks import IGNORED, Task
+from sslprune.values.voice import Voice
+
+LONGEST = 512  # tokens, where neither recipe nor tokenizer say
+LABELS = "labels.json"
+PAIR = "|||"  # between the two texts of a sample, as parallel corpora have it
+
+
+@dataclass(frozen=True)
+class SentenceEncoder(Encoder):
+    """Texts as token ids, at most ``longest``; ``tagging``: of words with a label each; ``paired``: of two texts."""
+
+    tokenizer: Any
+    longest: int
+    tagging: bool = False
+    paired: bool = False
+    classes: tuple[str, ...] = ()
+
+    def tokens(self, columns: Sequence[Sequence[Any]]) -> Any:
+        """What the tokenizer makes of texts, a column or two of them; of lists of words for tagging."""
+        options = dict(is_split_into_words=self.tagging, truncation=True, max_length=self.longest)
+        return self.tokenizer(*columns, return_attention_mask=False, **options)
+
+    def samples(self, given: str) -> list[str]:
+        return lines_in(given)
+
+    def encode(self, sample: str) -> Inputs:
+        parts: list[Any] = [part.strip() for part in sample.split(PAIR)] if self.paired else [sample]
+        if self.paired and (len(parts) != 2 or not all(parts)):
+            raise DataError(f'"{sample}": the model reads pairs of texts; write "first {PAIR} second"')
+        made = self.tokens([[words_of(part) if self.tagging else part] for part in parts])
+        ids = torch.tensor(made["input_ids"], dtype=torch.int64).reshape(1, -1)
+        if not ids.numel():
+            raise DataError(f'"{sample}": holds no token')
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        if self.paired and "token_type_ids" in made:
+            inputs["token_type_ids"] = torch.tensor(made["token_type_ids"], dtype=torch.int64)
+        return inputs
+
+    def told(self, sample: str, logits: np.ndarray) -> dict[str, float]:
+        if not self.tagging:
+            return super().told(sample, logits)
+        places = self.tokens([[words_of(sample)]]).word_ids(0)
+        first = [at for at, word in enumerate(places) if word is not None and (not at or places[at - 1] != word)]
+        found, shares = likeliest(logits[0, first])
+        return {" ".join(self.named(i) for i in found): float(shares.min())}
+
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer's own files, and ``labels.json`` with the names of the classes, into ``folder``."""
+        self.tokenizer.save_pretrained(folder)
+        write_text(folder / LABELS, json.dumps(list(self.classes), ensure_ascii=False) + "\n")
+
+
+@dataclass(frozen=True)
+class SentenceData(Data):
+    """Labelled text, which a model has to suit."""
+
+    def check(self, model: nn.Module) -> None:
+        """Raise DataError unless ``model`` knows the tokenizer's tokens, the length of the texts, and the classes."""
+        assert isinstance(self.encoder, SentenceEncoder)
+        config, tokenizer, classes = getattr(model, "config", None), self.encoder.tokenizer, self.encoder.classes
+        embedded: Any = getattr(model, "get_input_embeddings", lambda: None)
+        known = getattr(embedded(), "num_embeddings", None)
+        if known is not None and len(tokenizer) > known:
+            raise DataError(
+                f"data.tokenizer: {tokenizer.name_or_path} has {len(tokenizer):,} tokens, the model's "
+                f"embedding {known:,}; name the tokenizer that the model was trained with"
+            )
+        positions = max_positions(config)
+        if positions is not None and self.sequence is not None and self.sequence > positions:
+            raise DataError(f"data.max_length: {self.sequence} tokens, the model takes {positions}; lower it")
+        num_labels = getattr(config, "num_labels", None)
+        if num_labels is not None and num_labels < len(classes):
+            names = ", ".join(classes[:6]) + (", ..." if len(classes) > 6 else "")
+            raise DataError(
+                f"the data have {len(classes)} labels ({names}), and the model {num_labels}; set "
+                f"model.arguments.num_labels = {len(classes)}"
+            )
+
+
+def read(recipe: Recipe, task: Task, device: torch.device, show: Voice) -> Data:
+    """The texts of a recipe, tokenised. Raises DataError, in one line, for files or labels that do not fit."""
+    section, arguments = recipe.data, recipe.model.arguments
+    assert isinstance(section, LabelledTextSection)
+    source = section.tokenizer or (arguments.get("path") if recipe.model.factory.startswith("hf:") else None)
+    if source is None:
+        raise DataError("data.tokenizer: missing; name a local Hugging Face model directory for its tokenizer")
+    names = {"train": section.train, "test": section.test} | ({"valid": section.valid} if section.valid else {})
+    tables = {
+        part: chosen(name, _rows(section, name), section.text, section.label, section.text_pair)
+        for part, name in names.items()
+    }
+    if section.hold_out:
+        kept, held = hold_out(len(tables["train"]), section.hold_out, section.train)
+        whole, names["valid"] = tables["train"], section.train
+        tables["train"], tables["valid"] = [whole[i] for i in kept], [whole[i] for i in held]
+    tagging = task.name == "tagging"
+    if tagging and section.text_pair is not None:
+        raise DataError('data.text_pair: a pair has one label; expected task = "classification", got "tagging"')
+    classes = tuple(section.labels) or _classes(tables["train"], tagging)
+    encoder = _encoder(section, load_tokenizer(source), classes)
+    tokenizer, longest = encoder.tokenizer, encoder.longest
+    batches = {}
+    for part, rows in tables.items():
+        data, cut = _encode(names[part], rows, encoder)
+        if cut:
+            show.say(f"{Path(names[part]).name}: {cut:,} of {len(data):,} texts are cut to {longest} tokens")
+        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
+        size, seed = (section.batch_size, recipe.run.seed) if part == "train" else (section.eval_batch_size, None)
+        batches[part] = SentenceBatches(data, pad, section.pad_to, longest, size, device, seed)
+    return SentenceData(batches["train"], batches["test"], task, longest, batches.get("valid"), encoder=encoder)
+
+
+def reopen(recipe: Recipe, folder: Path, shape: tuple[int | str | None, ...]) -> Encoder:
+    """What reads one more text: the tokenizer and the classes that ``save`` wrote into ``folder``."""
+    section = recipe.data
+    assert isinstance(section, LabelledTextSection)
+    if not folder.is_dir():
+        raise RunError(f"{folder}: no tokenizer there; repack this run again")
+    try:
+        classes = tuple(json.loads((folder / LABELS).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise RunError(f"{folder / LABELS}: missing or damaged; repack this run again") from error
+    return _encoder(section, load_tokenizer(str(folder)), classes)
+
+
+def _encoder(section: LabelledTextSection, tokenizer: Any, classes: tuple[str, ...]) -> SentenceEncoder:
+    longest = section.max_length or min(int(tokenizer.model_max_length), LONGEST)
+    return SentenceEncoder(tokenizer, longest, section.task == "tagging", section.text_pair is not None, classes)
+
+
+def _rows(section: LabelledTextSection, name: str) -> list[tuple[int, dict[str, Any]]]:
+    """The rows of a file, or of a split of ``data.dataset``."""
+    return rows_of(name) if section.dataset is None else read_dataset(section.dataset, section.subset, name)
+
+
+def _classes(rows: Sequence[Row], tagging: bool) -> tuple[str, ...]:
+    """The names of the labels of the training data: numbers count from 0, words stand in alphabetical order."""
+    seen = {str(part) for _, _, label in rows for part in (words_of(label) if tagging else [label])}
+    if all(name.isdecimal() for name in seen):
+        return tuple(str(i) for i in range(max(int(name) for name in seen) + 1))
+    return tuple(sorted(seen))
+
+
+def parts_of(text: Any) -> tuple[Any, ...]:
+    """A pair's texts; one text alone otherwise."""
+    return text if isinstance(text, tuple) else (text,)
+
+
+def words_of(value: Any) -> list[Any]:
+    return value.split() if isinstance(value, str) else list(value)
+
+
+def _encode(path: str, rows: Sequence[Row], encoder: SentenceEncoder) -> tuple[Encoded, int]:
+    """The rows of a file as ids, and how many had to be cut."""
+    classes, tagging = encoder.classes, encoder.tagging
+    numbers = {name: i for i, name in enumerate(classes)}
+
+    def number(label: Any, row: int) -> int:
+        found = numbers.get(str(label))
+        if found is None:
+            known = ", ".join(classes[:8]) + (", ..." if len(classes) > 8 else "")
+            raise DataError(f'{path}: row {row}: label "{label}" is not one of {known}; see data.labels')
+        return found
+
+    texts: list[Any] = [words_of(text) if tagging else text for _, text, _ in rows]
+    columns: list[Any] = [texts]
+    if not tagging:  # one column, or those of pairs
+        columns = [[str(part) for part in column] for column in zip(*map(parts_of, texts), strict=True)]
+    made = encoder.tokens(columns)
+    ids, types = made["input_ids"], None
+    lengths = np.array([len(part) for part in ids], np.int64)
+    labels: list[int] = []
+    if not tagging:
+        labels = [number(label, row) for row, _, label in rows]
+    for i, (row, _, label) in enumerate(rows if tagging else ()):
+        tags = [number(part, row) for part in words_of(label)]
+        if len(tags) != len(texts[i]):
+            raise DataError(f"{path}: row {row} has {len(texts[i])} words and {len(tags)} labels; expected one a word")
+        places = made.word_ids(i)
+        labels += [
+            IGNORED if word is None or (at and places[at - 1] == word) else tags[word] for at, word in enumerate(places)
+        ]
+    if not lengths.all():
+        raise DataError(f"{path}: row {rows[int(np.argmin(lengths))][0]} holds no token")
+    flat = np.fromiter((token for part in ids for token in part), np.int32, int(lengths.sum()))
+    if len(columns) > 1 and "token_type_ids" in made:
+        types = np.fromiter((kind for part in made["token_type_ids"] for kind in part), np.int8, len(flat))
+    encoded = Encoded(flat, np.concatenate([[0], lengths.cumsum()]), np.array(labels, np.int64), types)
+    return encoded, int((lengths >= encoder.longest).sum())

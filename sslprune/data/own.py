@@ -1,0 +1,119 @@
+"""A person's own data: a factory that returns loaders, pictures in memory, or a whole Data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sslprune.data.batches import Batch, Data, task_for
+from sslprune.data.images import Images
+from sslprune.data.pictures import picture_data
+from sslprune.data.samples import Encoder
+from sslprune.errors import DataError
+from sslprune.models.build import find_callable
+from sslprune.recipe import OwnDataSection, Recipe
+from sslprune.values.inputs import Inputs, each
+from sslprune.values.tasks import Task
+from sslprune.values.voice import SILENT, Voice
+
+OF_PIXELS = ("mean", "std", "augment", "eval_batch_size", "hold_out")
+
+
+class LoaderBatches:
+    """A person's own loader, seen as batches of (inputs, targets): inputs a tensor, a tuple or a dict of tensors."""
+
+    def __init__(self, loader: Iterable[Any], device: torch.device, train_seed: int | None):
+        if not isinstance(loader, Sized):
+            raise DataError(f"data.factory: {type(loader).__name__} has no length; return loaders with __len__")
+        self.loader, self.device, self.seed = loader, device, train_seed
+
+    def __len__(self) -> int:
+        return len(cast(Sized, self.loader))
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.epoch(0)
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """One pass, with torch's generator seeded by (seed, epoch), which is what a shuffling loader draws from."""
+        with torch.random.fork_rng(devices=[]):
+            if self.seed is not None:
+                torch.manual_seed(self.seed * 1_000_003 + epoch)
+            batches = iter(self.loader)
+            drawn = torch.get_rng_state()
+        while True:
+            # the loader's draws do not disturb the model's own (dropout), nor the other way round
+            outer = torch.get_rng_state()
+            torch.set_rng_state(drawn)
+            item = next(batches, None)
+            drawn = torch.get_rng_state()
+            torch.set_rng_state(outer)
+            if item is None:
+                return
+            yield self._moved(item)
+
+    def _moved(self, item: Any) -> Batch:
+        if not isinstance(item, Sequence) or len(item) != 2 or not isinstance(item[1], Tensor):
+            raise DataError(f"data.factory: a batch is a {type(item).__name__}; expected (inputs, targets)")
+        given = item[0]
+        inputs: Inputs = dict(given) if isinstance(given, Mapping) else (given,)
+        if isinstance(given, tuple | list):
+            inputs = tuple(given)
+        return each(inputs, lambda value: value.to(self.device)), item[1].to(self.device)
+
+
+class OwnEncoder(Encoder):
+    """What a person's own ``Data`` reads samples with, though it be by a method of its own."""
+
+    def __init__(self, data: Data) -> None:
+        self.data, self.continues = data, data.encoder.continues
+
+    def samples(self, given: str) -> list[str]:
+        return self.data.encoder.samples(given)
+
+    def encode(self, sample: str) -> Inputs:
+        return self.data.encode(sample)
+
+    def told(self, sample: str, logits: np.ndarray) -> dict[str, float]:
+        return self.data.encoder.told(sample, logits)
+
+
+def read(recipe: Recipe, task: Task, device: torch.device, show: Voice) -> Data:
+    """What the factory returns, as data. Raises DataError for anything else, and for fields that it does not read."""
+    section = recipe.data
+    assert isinstance(section, OwnDataSection)
+    made = find_callable(section.factory, "data.factory")(**section.arguments)
+    if isinstance(made, Data):
+        _refuse(section, (*OF_PIXELS, "max_length", "task", "metrics"), "a Data, which has its own")
+        return made
+    if not isinstance(made, tuple | list) or len(made) != 2:
+        raise DataError(f"data.factory: {section.factory} returned {type(made).__name__}; expected (train, test)")
+    first, second = made
+    if isinstance(first, Images) and isinstance(second, Images):
+        _refuse(section, ("max_length",), "Images, which have one size")
+        return picture_data(recipe, section, lambda: first, lambda: second, task, device)
+    if section.hold_out:
+        raise DataError(
+            f"data.hold_out: {section.factory} returns loaders; hold samples out in it, in a Data with valid"
+        )
+    _refuse(section, OF_PIXELS, "loaders, which have their own")
+    return Data(
+        LoaderBatches(first, device, recipe.run.seed), LoaderBatches(second, device, None), task, section.max_length
+    )
+
+
+def reopen(recipe: Recipe, folder: Path, shape: tuple[int | str | None, ...]) -> Encoder:
+    """What reads one more sample: the factory is asked again."""
+    return OwnEncoder(read(recipe, task_for(recipe.data), torch.device("cpu"), SILENT))
+
+
+def _refuse(section: OwnDataSection, names: Sequence[str], returned: str) -> None:
+    """Raise DataError for a field among ``names`` that was given, where the factory ``returned`` what reads none."""
+    fields = type(section).model_fields
+    for name in names:
+        if getattr(section, name) != fields[name].get_default():
+            raise DataError(f"data.{name}: {section.factory} returns {returned}; leave it out")

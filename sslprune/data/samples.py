@@ -1,0 +1,78 @@
+"""One more sample, as a person gives it: what the model is called with for it, and what its outputs say in words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from sslprune.errors import DataError
+from sslprune.values.inputs import Inputs
+
+PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
+
+
+class Encoder:
+    """How one sample becomes a model's inputs, of batch 1, and the logits for it become words.
+
+    This one is of data that nothing is known of. ``classes``: their names, by number.
+    """
+
+    continues: bool = False  # the answer is what comes next, in place of a class
+    classes: tuple[str, ...] = ()
+
+    def samples(self, given: str) -> list[str]:
+        """The samples that one argument of a command holds."""
+        return [given]
+
+    def encode(self, sample: str) -> Inputs:
+        """What the model is called with; raises DataError for a sample that cannot be read or does not suit it."""
+        raise DataError(
+            f"{sample}: data.factory returns loaders, and they read no single sample; return a Data that has encode"
+        )
+
+    def told(self, sample: str, logits: np.ndarray) -> dict[str, float]:
+        """What ``logits`` (1, [steps,] classes) say, with its probability; the likeliest first."""
+        found, shares = likeliest(logits)
+        return {" ".join(self.named(i) for i in found): float(shares.min())}
+
+    def named(self, number: int) -> str:
+        return self.classes[number] if number < len(self.classes) else str(number)
+
+    def save(self, folder: Path) -> None:
+        """Write what is needed to read one more sample, as a tokenizer is, into ``folder``."""
+
+
+def probabilities(logits: np.ndarray) -> np.ndarray:
+    """The softmax over the last dimension, in float64."""
+    shares = np.exp(logits.astype(np.float64) - logits.max(-1, keepdims=True))
+    return shares / shares.sum(-1, keepdims=True)
+
+
+def likeliest(logits: np.ndarray) -> tuple[list[int], np.ndarray]:
+    """The class of each row of ``logits`` (..., classes), and its probability."""
+    shares = probabilities(logits).reshape(-1, logits.shape[-1])
+    return shares.argmax(1).tolist(), shares.max(1)
+
+
+def lines_in(given: str) -> list[str]:
+    """A text, or the lines of a text file (.txt), none of them empty; raises DataError for a file of another kind."""
+    path = Path(given)
+    if path.suffix.lower() in PICTURES and len(given.split()) == 1:
+        raise DataError(f"{given}: a picture, and the model reads text")
+    if path.suffix != ".txt" or len(given.split()) > 1:
+        return [given]
+    return [line for line in read_lines(path) if line.strip()]
+
+
+def read_lines(path: str | Path) -> list[str]:
+    """The lines of a UTF-8 file; raises DataError for one that is missing, empty, or not text."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such file") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 text (byte {error.start})") from error
+    if not text.strip():
+        raise DataError(f"{path}: empty; expected text, one sentence a line")
+    return text.splitlines()

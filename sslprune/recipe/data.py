@@ -1,0 +1,230 @@
+"""What a run learns from and is judged by: ``[data]``, a section for each kind of data.
+
+The file has one table, and what stands in it says which kind it is: ``KINDS``, in this order. A field that only other
+kinds read is an error.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+from sslprune.recipe.fields import FACTORY, FILE, Arguments, BatchSize, Length, Positive, Section, Steps
+from sslprune.values.bounds import MOST
+
+TEXT_FILES = (".tsv", ".csv", ".jsonl", ".json")  # of labelled text; a Parquet file may hold pictures as well
+
+
+class DataSection(Section):
+    """What every kind of data reads."""
+
+    KIND: ClassVar[str]
+    DOES_NOT: ClassVar[str]  # what an error says of a field that this kind does not read
+    INSTEAD: ClassVar[dict[str, str]] = {}  # the mend, where it is not to leave the field out
+
+    batch_size: BatchSize = 128
+    """Samples a step; parallel streams of running text."""
+    task: str = "classification"
+    """What is learned: "classification", "tagging" or "language-modelling"."""
+    metrics: list[str] = []
+    """Of accuracy, f1, matthews, loss and perplexity, or "module:callable"; empty: what the task is judged by."""
+
+    @classmethod
+    def suits(cls, values: dict[str, Any], model: str) -> bool:
+        """Whether the table ``values``, not checked yet, and the factory of the model ask for this kind."""
+        raise NotImplementedError
+
+
+class FilesSection(Section):
+    """Data that lie in files."""
+
+    train: Annotated[str, FILE]
+    """What the model learns from."""
+    test: Annotated[str, FILE]
+    """What is reported, and never chosen by."""
+    valid: Annotated[str | None, FILE] = None
+    """What the epochs are judged by in place of the test data."""
+
+
+class FactorySection(Section):
+    """Data that are made."""
+
+    factory: Annotated[str, FACTORY]
+    """What returns the data: "module:callable" or "file.py:callable"."""
+    arguments: Arguments = {}
+    """Passed to the factory by name."""
+
+
+class SamplesSection(DataSection):
+    """Samples that stand alone."""
+
+    eval_batch_size: BatchSize = 500
+    """Samples a batch of evaluation."""
+    hold_out: int = Field(default=0, ge=0, le=MOST)
+    """What the epochs are judged by in place of valid: so many training samples, drawn alike for every seed."""
+
+    @model_validator(mode="after")
+    def _one_judge(self) -> Self:
+        if self.hold_out and getattr(self, "valid", None) is not None:
+            raise ValueError("hold_out is what the epochs are judged by in place of valid; leave one of them out")
+        return self
+
+
+class PixelsSection(SamplesSection):
+    """How pictures become what a model reads."""
+
+    mean: list[float] = [0.0]
+    """Of pixels in 0..1, one for each channel or one for all."""
+    std: list[Positive] = [1.0]
+    """Of pixels in 0..1, one for each channel or one for all."""
+    augment: list[str] = []
+    """Of training pictures: "pad-crop:4" (pixels), "flip"."""
+
+    @model_validator(mode="after")
+    def _known_steps(self) -> Self:
+        for step in self.augment:
+            if not re.fullmatch(r"flip|pad-crop:[1-9][0-9]{0,3}", step):
+                raise ValueError(f'augment knows "flip" and "pad-crop:<pixels>"; got "{step}"')
+        kinds = [step.partition(":")[0] for step in self.augment]
+        twice = next((kind for kind in kinds if kinds.count(kind) > 1), None)
+        if twice is not None:
+            raise ValueError(f'augment has "{twice}" twice; give it once')
+        return self
+
+
+class PicturesSection(PixelsSection, FilesSection):
+    """Parquet files in the Hugging Face image layout: image {bytes, path}, label int64."""
+
+    KIND = "pictures"
+    DOES_NOT = "pictures do not read it"
+    INSTEAD = {"subset": "leave it out, or name its dataset as data.dataset"}
+
+    @classmethod
+    def suits(cls, values: dict[str, Any], model: str) -> bool:
+        return True
+
+
+class LabelledTextSection(SamplesSection, FilesSection):
+    """Texts with labels, for transformers: .tsv, .csv, .jsonl or .parquet files, or splits of a dataset.
+
+    Chosen by such a file, by dataset, tokenizer or text, or by a model "hf:<kind>".
+    """
+
+    KIND = "labelled text"
+    DOES_NOT = "labelled text does not read it"
+
+    dataset: Annotated[str | None, FILE] = None
+    """Hugging Face datasets: a folder, or a name on the hub; train, test and valid are its splits."""
+    subset: str | None = None
+    """Of the dataset, where it has several: "sst2" of "glue"."""
+    tokenizer: Annotated[str | None, FILE] = None
+    """A Hugging Face model directory; left out: the model's own."""
+    max_length: Length | None = None
+    """Tokens that a text is cut to; left out: what the tokenizer says, 512 at most."""
+    pad_to: Steps = 16
+    """Batches are padded to a multiple of so many tokens."""
+    text: str | None = None
+    """The column of the text; left out: the first of the usual names."""
+    text_pair: str | None = None
+    """The column of a second text, where the label is that of a pair."""
+    label: str | None = None
+    """The column of the label; left out: the first of the usual names."""
+    labels: list[str] = []
+    """The names of the classes, in order; empty: those of the training data."""
+
+    @classmethod
+    def suits(cls, values: dict[str, Any], model: str) -> bool:
+        asked = bool({"dataset", "tokenizer", "text"} & values.keys())
+        return asked or model.startswith("hf:") or Path(str(values.get("train"))).suffix in TEXT_FILES
+
+    @model_validator(mode="after")
+    def _subset_of(self) -> Self:
+        if self.subset is not None and self.dataset is None:
+            raise ValueError("subset needs a dataset")
+        return self
+
+    def located(self, folder: Path) -> Self:
+        found = super().located(folder)
+        splits = {key: getattr(self, key) for key in ("train", "test", "valid")}
+        return found if self.dataset is None else found.model_copy(update=splits)
+
+
+class RunningTextSection(DataSection, FilesSection):
+    """Plain text for language models, one sentence a line. Chosen by task = "language-modelling"."""
+
+    KIND = "running text"
+    DOES_NOT = "running text does not read it"
+    INSTEAD = {"hold_out": "give a text of its own as data.valid"}
+
+    task: Literal["language-modelling"]
+    """What is learned."""
+    vocabulary: Annotated[str | None, FILE] = None
+    """A file of words, one a line; left out: the words of the training text."""
+    steps: Steps = 35
+    """Words a batch, and of truncated backpropagation."""
+    fixed_length: bool = False
+    """The model's graph has one length, as one unrolled in time does."""
+
+    @classmethod
+    def suits(cls, values: dict[str, Any], model: str) -> bool:
+        return values.get("task") == "language-modelling"
+
+
+class OwnDataSection(PixelsSection, FactorySection):
+    """A factory of your own, which returns a pair (train, test) of loaders or of `sslprune.data.Images`, or a Data.
+
+    Chosen by factory. What is about pixels and batches is for Images.
+    """
+
+    KIND = "a data factory"
+    DOES_NOT = "a data factory does not read it"
+    INSTEAD = {"valid": "return a Data with valid in it"}
+
+    max_length: Length | None = None
+    """Of loaders: inputs are sequences (dimension 1), of at most so many steps; left out: dimension 1 is fixed."""
+
+    @classmethod
+    def suits(cls, values: dict[str, Any], model: str) -> bool:
+        return "factory" in values
+
+
+KINDS: tuple[type[DataSection], ...] = (OwnDataSection, RunningTextSection, LabelledTextSection, PicturesSection)
+EVERY_FIELD = {key: field for kind in KINDS for key, field in kind.model_fields.items()}
+
+
+def _of_its_kind(values: object, info: ValidationInfo) -> object:
+    """The table ``[data]`` as the section of its kind.
+
+    A field of another kind that is at its default says nothing: run directories of earlier versions list them all.
+    """
+    if isinstance(values, DataSection):
+        return values
+    if not isinstance(values, dict):
+        raise ValueError("expected a section")
+    values = {key: value for key, value in values.items() if value is not None}
+    model = getattr(info.data.get("model"), "factory", "")
+    kind = next(kind for kind in KINDS if kind.suits(values, model))
+    files = {"train", "test"} & values.keys()
+    if kind is OwnDataSection and files:
+        raise ValueError("give either train and test (Parquet files) or a factory, not both")
+    if kind is not OwnDataSection and len(files) < 2:
+        raise ValueError("give either train and test (Parquet files) or a factory")
+    foreign = {key: EVERY_FIELD[key] for key in values if key in EVERY_FIELD and key not in kind.model_fields}
+    given = {key: values[key] for key, field in foreign.items() if values[key] != field.get_default()}
+    if given:
+        raise ValidationError.from_exception_data("data", [_not_read(kind, key, came) for key, came in given.items()])
+    return kind.model_validate({key: value for key, value in values.items() if key not in foreign})
+
+
+def _not_read(kind: type[DataSection], key: str, came: object) -> InitErrorDetails:
+    message = f"{kind.DOES_NOT}; {kind.INSTEAD.get(key, 'leave it out')}"
+    return InitErrorDetails(type=PydanticCustomError("not_read", "{said}", {"said": message}), loc=(key,), input=came)
+
+
+AnyData = Annotated[
+    PicturesSection | LabelledTextSection | RunningTextSection | OwnDataSection, BeforeValidator(_of_its_kind)
+]

@@ -1,0 +1,232 @@
+"""How the model gets smaller: ``[[prune]]``, ``[budget]``, ``[schedule]``, ``[lasso]``, ``[train]``, ``[distill]``."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+
+from sslprune.recipe.fields import (
+    FACTORY,
+    FILE,
+    MEASURES,
+    Arguments,
+    Count,
+    Duration,
+    Falling,
+    Fraction,
+    Grain,
+    Interval,
+    Measure,
+    NotNegative,
+    Positive,
+    Section,
+    Share,
+    Span,
+)
+
+
+class PruneSection(Section):
+    """One kind of structure that may go; all sections share one budget."""
+
+    kind: str
+    """The kind of its axes, as `sslprune inspect` lists them: "filters", "neurons", "heads", ..."""
+    include: list[str] = ["*"]
+    """Globs over the names of axes."""
+    exclude: list[str] = []
+    """Globs over the names of axes that stay whole."""
+    strength: Positive = 1.0
+    """How hard the section is pulled, relative to the other sections."""
+    min_groups: Count = 1
+    """Groups of each axis that always stay; a whole branch (kind "layers") can always go."""
+    least: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """The share of the section's groups, over all its axes, that always stays."""
+    allow_inexact: bool = False
+    """Whether axes may shrink whose removal changes the function."""
+
+
+class BudgetSection(Section):
+    """What may remain of the dense model; exactly one measure. A list is a sweep: each point goes on from the last."""
+
+    macs: Falling | None = None
+    """Of multiply-accumulates per sample."""
+    parameters: Falling | None = None
+    """Of parameters."""
+    latency: Falling | None = None
+    """Of milliseconds in ONNX Runtime on this machine, at the first of bench.batch_sizes (or 1), one thread."""
+    round_to: Grain = "auto"
+    """Widths stay multiples of this; "auto": of what is fast on this machine."""
+
+    @model_validator(mode="after")
+    def _one_measure(self) -> BudgetSection:
+        if sum(getattr(self, measure) is not None for measure in MEASURES) > 1:
+            raise ValueError("give exactly one of macs, parameters and latency")
+        return self
+
+    @property
+    def given(self) -> bool:
+        """Whether there is a budget; without one, ``lasso.strength`` decides how much goes."""
+        return bool(self.points)
+
+    @property
+    def measure(self) -> Measure:
+        return next((measure for measure in MEASURES if getattr(self, measure) is not None), "macs")
+
+    @property
+    def points(self) -> tuple[float, ...]:
+        """The fractions of a sweep, largest first; one where it is none, and none without a budget."""
+        return getattr(self, self.measure) or ()
+
+    @property
+    def fraction(self) -> float:
+        """What may remain at the end."""
+        return self.points[-1]
+
+
+class ScheduleSection(Section):
+    """How long each phase lasts."""
+
+    dense: Duration = Span(0, "ep")
+    """Ordinary training first, with a learning-rate schedule of its own."""
+    sparse: Duration
+    """Groups go to zero, along a planned curve of cost; of each point of a sweep."""
+    heal: Duration
+    """The rest trains on, zeros held; of each point of a sweep."""
+    shrink: Interval = None
+    """How often zero groups leave the model that trains; "never": only at the end."""
+
+
+class TrainSection(Section):
+    """Optimizer and learning rates."""
+
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """Who takes the steps."""
+    lr: Positive = 0.05
+    """The peak of the learning rate."""
+    momentum: Share = 0.9
+    """Of "sgd"."""
+    weight_decay: NotNegative = 1e-4
+    """Of both optimizers; decoupled in "adamw"."""
+    nesterov: bool = False
+    """Nesterov's momentum, of "sgd"."""
+    lr_schedule: Literal["cosine", "step", "one-cycle", "constant"] = "cosine"
+    """How the learning rate falls."""
+    warmup: Duration = Span(0, "it")
+    """How long the learning rate rises first."""
+    milestones: list[Fraction] = [0.5, 0.75]
+    """Of a "step" schedule: the shares of training at which the learning rate falls."""
+    gamma: Fraction = 0.1
+    """Of a "step" schedule: what the learning rate is multiplied by at each milestone."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """The share of each target that is spread over all classes."""
+    clip_norm: Positive | None = None
+    """The largest norm of all gradients together; left out: any."""
+    heal: Literal["continue", "fresh", "rewind"] = "continue"
+    """The rates of healing: the sparse phase's schedule goes on; one of its own; or the last of the dense phase's
+    (Renda et al. 2020, "learning rate rewinding")."""
+    sparse_lr: Positive | None = None
+    """The peak of the sparse phase where healing has a schedule of its own; left out: lr."""
+    recalibrate: Duration = Span(0, "it")
+    """Batches that the statistics of batch norms are taken anew from: a teacher's before it teaches, and the masked
+    model's at the end."""
+    loss_factor: Positive = 1.0
+    """The loss is multiplied by this before its gradient; 35 where a paper sums over 35 steps."""
+    amp: Literal["auto", "bf16", "off"] = "auto"
+    """bfloat16 in products; "auto": on a CUDA device that has it."""
+
+    @field_validator("milestones")
+    @classmethod
+    def _rising(cls, milestones: list[float]) -> list[float]:
+        if any(later <= sooner for sooner, later in pairwise(milestones)):
+            raise ValueError("milestones have to rise, as in [0.5, 0.75]")
+        return milestones
+
+    @model_validator(mode="after")
+    def _sparse_lr(self) -> TrainSection:
+        if self.sparse_lr is not None and self.heal == "continue":
+            raise ValueError(
+                'sparse_lr needs heal = "fresh" or "rewind"; with "continue" both phases share one schedule'
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _nesterov(self) -> TrainSection:
+        if self.nesterov and (self.optimizer != "sgd" or self.momentum == 0):
+            raise ValueError('nesterov needs optimizer = "sgd" and a momentum above 0')
+        return self
+
+
+class LassoSection(Section):
+    """How the penalty Σ λ_g ‖w_g‖ acts, and how strongly: found for a budget, or `strength` as papers give it."""
+
+    method: Literal["proximal", "subgradient"] = "proximal"
+    """A proximal step after each optimizer step, which gives exact zeros; or the penalty in the gradient."""
+    strength: Positive | None = None
+    """λ, in place of a budget: what it takes to zero goes, wherever the cost then ends."""
+    weights: Literal["sqrt-size", "equal"] = "sqrt-size"
+    """Of a given λ: λ_g = strength x √(numbers in g), or x 1 as SSL and ISS have it."""
+    threshold: Positive = 1e-4
+    """Of "subgradient": groups whose root mean square is below it at the end are set to zero."""
+    ratio: NotNegative = 0.2
+    """Of a budget: the penalty's share of the loss when sparse training begins (PruneTrain: 0.2 to 0.25)."""
+    decay: Count = 120
+    """Of a budget: optimizer steps that a chosen group takes to reach zero."""
+    interval: Count = 20
+    """Of a budget: optimizer steps between choices."""
+    floor: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """The share of each axis that always stays."""
+
+
+class TeacherSection(Section):
+    """Another model that teaches: as in `[model]`, or the dense model of a finished run."""
+
+    run: Annotated[str | None, FILE] = None
+    """The run's directory; `teacher = "runs/big"` in `[distill]` is short for it."""
+    factory: Annotated[str | None, FACTORY] = None
+    """As `model.factory`."""
+    arguments: Arguments = {}
+    """As `model.arguments`."""
+    checkpoint: Annotated[str | None, FILE] = None
+    """As `model.checkpoint`."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> TeacherSection:
+        if (self.run is None) == (self.factory is None):
+            raise ValueError("give either a run directory or a factory")
+        if self.run is not None and (self.arguments or self.checkpoint is not None):
+            raise ValueError("a run has its own arguments and checkpoint; give them with a factory")
+        return self
+
+
+class DistillSection(Section):
+    """The sparse and the healing model learn from a teacher's outputs too (Hinton et al. 2015)."""
+
+    temperature: Positive = 4.0
+    """What both models' logits are divided by."""
+    weight: Share = 0.5
+    """The teacher's share of the loss."""
+    teacher: Annotated[
+        TeacherSection | None, BeforeValidator(lambda v: {"run": v} if isinstance(v, str) else v)
+    ] = None  # fmt: skip
+    """Who teaches; left out: the run's own dense model."""
+
+
+def check_strength(budget: BudgetSection, lasso: LassoSection) -> None:
+    """ValueError unless either the budget decides how much goes, or a strength does, with the fields that it reads."""
+    if budget.given and lasso.strength is not None:
+        raise ValueError(
+            f"budget.{budget.measure} and lasso.strength: the one finds λ, the other gives it; leave one of them out"
+        )
+    if not budget.given and lasso.strength is None:
+        raise ValueError(
+            "nothing says how much may go: give budget.macs, .parameters or .latency, the fraction that may remain"
+            " (0.5), or the penalty's λ as lasso.strength (1e-4)"
+        )
+    for_budget, for_strength = ("ratio", "decay", "interval"), ("weights", "threshold")
+    for name in for_strength if budget.given else for_budget:
+        if getattr(lasso, name) != LassoSection.model_fields[name].default:
+            reads = "lasso.strength reads it" if budget.given else "a budget reads it"
+            raise ValueError(f"lasso.{name}: only {reads}, and there is none; leave it out")
+    if lasso.threshold != LassoSection.model_fields["threshold"].default and lasso.method != "subgradient":
+        raise ValueError('lasso.threshold: only method = "subgradient" has one; the proximal step gives exact zeros')

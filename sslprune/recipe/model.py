@@ -1,0 +1,29 @@
+"""What is trained, and on which machine: ``[model]`` and ``[run]``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from sslprune.recipe.fields import FACTORY, FILE, Arguments, Section, Seed, Threads
+
+
+class RunSection(Section):
+    """The machine, and the one source of chance."""
+
+    seed: Seed = 0
+    """What weights, batches and dropout are drawn from."""
+    device: str = "auto"
+    """Where training runs: "auto", "cpu", "cuda" or "cuda:1"."""
+    threads: Threads = 0
+    """CPU threads; 0: all."""
+
+
+class ModelSection(Section):
+    """The model that is made smaller."""
+
+    factory: Annotated[str, FACTORY]
+    """What builds it: "module:callable", "file.py:callable", "hf:<kind>" or a .pt2 file."""
+    arguments: Arguments = {}
+    """Passed to the factory by name; for "hf:<kind>" the directory is `path`."""
+    checkpoint: Annotated[str | None, FILE] = None
+    """Its weights, a .safetensors, .pt, .pth or .th file; left out: those that the factory gives it."""

@@ -1,0 +1,135 @@
+"""A whole recipe, and the part of one that a loop of one's own needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from sslprune.recipe.data import AnyData
+from sslprune.recipe.fields import Section
+from sslprune.recipe.method import (
+    BudgetSection,
+    DistillSection,
+    LassoSection,
+    PruneSection,
+    ScheduleSection,
+    TrainSection,
+    check_strength,
+)
+from sslprune.recipe.model import ModelSection, RunSection
+from sslprune.recipe.output import BenchSection, ControlSection, ExportSection, GateSection, GatesSection
+from sslprune.recipe.writing import write_toml
+
+NOT_READ_BY_TRAINING = ("name", "bench", "gates", "gate", "control", "export")
+
+
+def _as_table(budget: object) -> object:
+    """``budget = [0.5, 0.3]`` is short for macs."""
+    return {"macs": budget} if isinstance(budget, int | float | list) else budget
+
+
+class Sparsifying(Section):
+    """The sections of a recipe that say what goes and how, for who trains in a loop of their own."""
+
+    prune: list[PruneSection] = Field(min_length=1)
+    budget: BudgetSection = BudgetSection()
+    lasso: LassoSection = LassoSection()
+
+    @model_validator(mode="after")
+    def _one_strength(self) -> Sparsifying:
+        check_strength(self.budget, self.lasso)
+        if len(self.budget.points) > 1:
+            raise ValueError(f"budget.{self.budget.measure}: a sweep is for a recipe; give one fraction here")
+        return self
+
+
+class Recipe(Section):
+    """One run."""
+
+    name: str = "run"
+    """What the run is called; left out: the stem of the recipe's file."""
+    run: RunSection = RunSection()
+    model: ModelSection
+    data: AnyData
+    prune: list[PruneSection] = Field(min_length=1)
+    budget: Annotated[BudgetSection, BeforeValidator(_as_table)] = BudgetSection()
+    schedule: ScheduleSection
+    train: TrainSection = TrainSection()
+    lasso: LassoSection = LassoSection()
+    distill: DistillSection | None = None
+    export: ExportSection = ExportSection()
+    bench: BenchSection = BenchSection()
+    gates: GatesSection = GatesSection()
+    gate: list[GateSection] = []
+    control: list[ControlSection] = []
+
+    @model_validator(mode="after")
+    def _one_strength(self) -> Recipe:
+        check_strength(self.budget, self.lasso)
+        return self
+
+    @model_validator(mode="after")
+    def _rewound(self) -> Recipe:
+        heal, dense = self.schedule.heal, self.schedule.dense
+        if self.train.heal == "rewind" and (heal.unit != dense.unit or heal.count > dense.count):
+            raise ValueError(
+                f'train.heal: "rewind" heals by the last steps of the dense phase, which has {dense}; expected at '
+                f"least schedule.heal = {heal}, in the same unit"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _variants(self) -> Recipe:
+        names = [control.name for control in self.control]
+        known = ["repacked", *self.export.quantize, *names]
+        for index, name in enumerate(["dense", *known]):
+            if name in ["dense", *known][:index]:
+                raise ValueError(f'"{name}" names two models; control names and export.quantize have to differ')
+        for gate in self.gate:
+            if gate.variant not in known:
+                raise ValueError(
+                    f'gate: no variant "{gate.variant}" is built; there are {", ".join(known)}:'
+                    " add it to export.quantize, or as a [[control]]"
+                )
+        return self
+
+    def points(self) -> list[Recipe]:
+        """The recipe of each point of a sweep: the sweep as far as that point; the last is this recipe."""
+        fractions, budget = self.budget.points, self.budget
+        earlier = [budget.model_copy(update={budget.measure: fractions[: i + 1]}) for i in range(len(fractions) - 1)]
+        return [self.model_copy(update={"name": f"{self.name}-{b.fraction}", "budget": b}) for b in earlier] + [self]
+
+    def values(self) -> dict[str, Any]:
+        """Values for JSON of every field that has one, defaults included."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+    def differences(self, other: Recipe, ignore: Sequence[str] = NOT_READ_BY_TRAINING) -> list[str]:
+        """The dotted keys in which two recipes differ, leaving out what training does not read."""
+        mine, theirs = (dict(_flat(recipe.model_dump(exclude_none=True))) for recipe in (self, other))
+        keys = [key for key in {**mine, **theirs} if not _same(mine.get(key), theirs.get(key))]
+        return [key for key in keys if key.partition(".")[0] not in ignore]
+
+    def to_toml(self) -> str:
+        """The recipe as TOML text that ``load_recipe`` reads back to an equal recipe."""
+        return write_toml(self.model_dump(exclude_none=True))
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Equality in which a NaN is equal to itself."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return one == other or (one != one and other != other)
+
+
+def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    tables = isinstance(value, list) and value and all(isinstance(inner, dict) for inner in value)
+    items = value.items() if isinstance(value, dict) else enumerate(value) if tables else None
+    if items is None:
+        yield prefix, value
+    else:
+        for key, inner in items:
+            yield from _flat(inner, f"{prefix}.{key}" if prefix else str(key))

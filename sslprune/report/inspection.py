@@ -1,0 +1,32 @@
+"""A model before it is trained: what may be removed from it."""
+
+from __future__ import annotations
+
+from sslprune.values.measure import Record
+
+
+class AxisFacts(Record):
+    """An axis as ``inspect`` tells it; what one group saves is the mean over the axis's groups.
+
+    ``pruned``: the recipe names it. ``reason``: the operator that froze the axis or makes its removal inexact.
+    """
+
+    name: str
+    kind: str
+    size: int
+    parameters_per_group: float
+    macs_per_group: float
+    exact: bool
+    frozen: bool
+    pruned: bool
+    reason: str
+
+
+class Inspection(Record):
+    """A model with what may be removed from it; ``notes`` are what its loader and its tracing had to say."""
+
+    model: str
+    parameters: int
+    macs: int
+    axes: list[AxisFacts]
+    notes: list[str]

@@ -1,0 +1,53 @@
+"""What was promised against what was measured, and what has changed since an earlier report."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from sslprune.values.measure import Record
+
+
+class Gate(Record):
+    """One promise of the recipe: ``value`` was measured (None: could not be) against ``limit``.
+
+    ``variant`` is the model that it is about, ``where`` the timing, if it is about one: "cpu, batch 1, 1 thread".
+    """
+
+    name: str
+    limit: float
+    value: float | None
+    passed: bool
+    variant: str = "repacked"
+    where: str = ""
+
+    def __str__(self) -> str:
+        return self.told()
+
+    def told(self, title: str = "") -> str:
+        """In one line, under another ``title`` if one is given."""
+        value = "not measured" if self.value is None else f"{self.value:.4g}"
+        return f"{title or self.title} is {value}, limit {self.limit:g}"
+
+    @property
+    def title(self) -> str:
+        name = self.name if self.variant == "repacked" else f"{self.variant}: {self.name}"
+        return f"{name} ({self.where})" if self.where else name
+
+
+class Change(Record):
+    """One figure in an earlier report and in this one. ``verdict``: better, worse, or same (no measurable change)."""
+
+    variant: str
+    name: str
+    before: float
+    after: float
+    verdict: Literal["better", "worse", "same"]
+
+
+class Baseline(Record):
+    """An earlier report held beside this one."""
+
+    file: str
+    recipe: str
+    same_machine: bool
+    changes: list[Change]

@@ -1,0 +1,45 @@
+"""What a person sees of a model before it is trained: its axes, their costs, and what stands in the way."""
+
+from __future__ import annotations
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from sslprune.report import Inspection
+from sslprune.show.figures import counts
+
+FINE_KINDS = ("kernel", "columns")  # inside convolutions: so many that they have one row, unless the recipe names them
+
+
+def inspection(found: Inspection) -> RenderableType:
+    """Every axis with what one of its groups costs, and why it cannot be removed where it cannot."""
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    table.add_column("axis", overflow="fold")
+    table.add_column("kind", no_wrap=True, style="dim")
+    for heading in ("size", "params/group", "MACs/group"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("removable", overflow="fold")
+    fine = [axis for axis in found.axes if axis.kind in FINE_KINDS and not axis.pruned and not axis.frozen]
+    for axis in found.axes:
+        if axis in fine:
+            continue
+        if axis.frozen:
+            state = Text.assemble(("no", "red"), f": {axis.reason}")
+        elif not axis.exact:
+            state = Text.assemble(("inexact", "yellow"), f": {axis.reason}")
+        else:
+            state = Text("yes", style="green")
+        if not axis.frozen and not axis.pruned:
+            state.append(", not named by the recipe", style="dim")
+        costs = ("", "") if axis.frozen else counts(axis.parameters_per_group, axis.macs_per_group)
+        table.add_row(axis.name, axis.kind, str(axis.size), *costs, state)
+    for kind in dict.fromkeys(axis.kind for axis in fine):
+        count = sum(axis.kind == kind for axis in fine)
+        state = Text.assemble(("yes", "green"), (", not named by the recipe (--json lists them)", "dim"))
+        table.add_row(f"{count} axes", kind, "", "", "", state)
+    total = f"{found.parameters:,} parameters, {counts(found.macs)[0]} MACs per sample"
+    pruned = sum(axis.pruned for axis in found.axes)
+    last = f"{len(found.axes)} axes, {pruned} named by the recipe"
+    notes = [Text(note, style="dim") for note in found.notes]
+    return Group(Text.assemble((found.model, "bold"), f"  {total}"), *notes, "", table, "", Text(last, style="dim"))
