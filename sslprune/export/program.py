@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
+from sslprune.capture.export import keywords_named
 from sslprune.capture.lengths import any_length
 from sslprune.capture.mode import evaluating
 from sslprune.capture.program import quiet
-from sslprune.capture.trace import keywords_named
 from sslprune.errors import ExportError, RunError, first_line
 from sslprune.export.portable import is_portable, make_portable_
 from sslprune.files import write_atomic
