@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import nn
 
 from sslprune.bench.fit import Fitted, latency_cost
 from sslprune.capture.mode import evaluating
@@ -30,9 +29,8 @@ from sslprune.run.directory import RunDirectory
 from sslprune.show.terminal import Show
 from sslprune.train.evaluate import evaluate, full_precision
 from sslprune.values.axes import Axis
-from sslprune.values.carry import carrying
-from sslprune.values.compare import difference
-from sslprune.values.inputs import arguments, num_rows, other_lengths, random_like, with_length
+from sslprune.values.compare import Beside
+from sslprune.values.inputs import arguments, other_lengths, random_like, with_length
 
 EXACT = 1e-4  # relative difference between masked and repacked above which an exact plan has failed
 
@@ -116,54 +114,35 @@ def prove(
 
     They are compared on every test batch and on random inputs. Raises RepackError for a difference above 1e-4.
     """
-    beside = Beside(masked, small)
-    with full_precision(), torch.inference_mode(), show.progress("evaluating", 3 * len(data.test)) as bar:
-        metrics = {}
-        for name, model in (("dense", dense), ("masked", masked), ("repacked", beside)):
-            with evaluating(model.to(device)):
-                metrics[name] = evaluate(model, bar.over(data.test), data.task)
-        samples = beside.samples
-        with evaluating(beside):
-            lengths = [
-                data.example,
-                *(with_length(data.example, n) for n in other_lengths(data.example, data.sequence)),
-            ]
-            for size in (1, 7):
-                for example in lengths:
-                    args, kwargs = arguments(random_like(example, size, seed=size))
-                    beside(*args, **kwargs)
+    watched = Beside(masked, small)
+    for model in (dense, masked, small):
+        model.to(device)
+    with (
+        full_precision(),
+        torch.inference_mode(),
+        evaluating(dense),
+        evaluating(masked),
+        evaluating(small),
+        show.progress("evaluating", 3 * len(data.test)) as bar,
+    ):
+        models = {"dense": dense, "masked": masked, "repacked": watched}
+        metrics = {name: evaluate(model, bar.over(data.test), data.task) for name, model in models.items()}
+        samples = watched.samples
+        lengths = [data.example, *(with_length(data.example, n) for n in other_lengths(data.example, data.sequence))]
+        for size in (1, 7):
+            for example in lengths:
+                args, kwargs = arguments(random_like(example, size, seed=size))
+                watched(*args, **kwargs)
     for model in (dense, masked, small):
         model.cpu()
-    if exact and not beside.max_relative <= EXACT:
+    if exact and not watched.max_relative <= EXACT:
         raise RepackError(
-            f"repacked and masked model differ by {beside.max_relative:.1e} (relative) on the test data, at most"
+            f"repacked and masked model differ by {watched.max_relative:.1e} (relative) on the test data, at most"
             f" {EXACT:.0e} is expected; nothing was written: please report this model"
         )
     return metrics, Equivalence(
-        max_abs=beside.max_abs, max_relative=beside.max_relative, samples=samples, metrics=metrics["masked"]
+        max_abs=watched.max_abs, max_relative=watched.max_relative, samples=samples, metrics=metrics["masked"]
     )
-
-
-class Beside(nn.Module):
-    """The repacked model, watched: every input also goes through the masked one, and the difference is kept.
-
-    Each carries its own state, where they carry any.
-    """
-
-    def __init__(self, masked: nn.Module, small: nn.Module) -> None:
-        super().__init__()
-        self.masked, self.small = masked, small
-        self.runs = carrying(masked), carrying(small)
-        self.max_abs = self.max_relative = 0.0
-        self.samples = 0
-
-    def forward(self, *args: Tensor, **kwargs: Tensor) -> Any:
-        output = self.runs[1](*args, **kwargs)
-        distance, relative = difference(self.runs[0](*args, **kwargs), output)
-        self.max_abs = float(np.maximum(self.max_abs, distance))  # unlike max, keeps a NaN
-        self.max_relative = float(np.maximum(self.max_relative, relative))
-        self.samples += num_rows((args, kwargs))
-        return output
 
 
 def changes(axes: Sequence[Axis], removed: Sequence[np.ndarray], small: nn.Module) -> list[AxisChange]:
