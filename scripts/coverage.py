@@ -120,7 +120,7 @@ def relative(one: nn.Module, other: nn.Module, args: tuple[Any, ...]) -> float:
 
 def count_evaluated(model: nn.Module, args: tuple[Any, ...]) -> int:
     """The number of parameters that the evaluation graph reads."""
-    program = export_program(model, args)
+    program = export_program(model, args).program
     read = {node.name for node in program.graph.nodes if node.op == "placeholder" and node.users}
     names = {name for place, name in program.graph_signature.inputs_to_parameters.items() if place in read}
     return sum(parameter.numel() for name, parameter in program.named_parameters() if name in names)

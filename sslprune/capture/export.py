@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,7 +14,54 @@ from torch.utils import _pytree as pytree
 
 from sslprune.capture.lengths import any_length
 from sslprune.capture.program import quiet
-from sslprune.values.inputs import open_dimensions
+from sslprune.errors import TraceError
+from sslprune.values.inputs import length_of, num_rows, open_dimensions
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What torch.export made of a model, and the example that it was exported with."""
+
+    program: torch.export.ExportedProgram
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    dynamic_batch: bool  # whether the batch is open
+
+
+def export_open(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], sequence: int | None) -> Exported:
+    """``torch.export`` with as much left open as the model allows.
+
+    An example of batch 1 is tried as one of batch 2; what does not export so has its batch size fixed. A length that
+    was to stay open and does not is a TraceError. Else raises what torch.export raises.
+    """
+    batch = num_rows((args, kwargs))
+    wide_args, wide_kwargs = _doubled(args, batch), _doubled(kwargs, batch)
+    try:
+        program = export(model, wide_args, wide_kwargs, sequence=sequence)
+    except Exception:
+        if sequence is not None:
+            raise
+        return Exported(export(model, args, kwargs, dynamic_batch=False), args, kwargs, False)
+    sizes = [value.shape for value in input_values(program) if value.dim()]
+    if sequence is not None and not any(is_open(shape[1]) for shape in sizes if len(shape) > 1):
+        raise TraceError(
+            f"{type(model).__name__} fixes the length of its input at {length_of((args, kwargs))}: its own code "
+            "turns a size into a number; give it batches of one length: leave data.max_length out, or set "
+            "data.fixed_length = true"
+        )
+    return Exported(program, wide_args, wide_kwargs, any(is_open(shape[0]) for shape in sizes))
+
+
+def input_values(program: torch.export.ExportedProgram) -> list[torch.Tensor]:
+    """What stands for each tensor among the inputs, its open sizes as symbols."""
+    inputs = {spec.arg.name for spec in program.graph_signature.input_specs if spec.kind.name == "USER_INPUT"}
+    values = [node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder" and node.name in inputs]
+    return [value for value in values if isinstance(value, torch.Tensor)]
+
+
+def is_open(size: int | torch.SymInt) -> bool:
+    """Whether a size of an exported graph may change; one that the model turned out to need is a SymInt still."""
+    return isinstance(size, torch.SymInt) and size.node.maybe_as_int() is None
 
 
 def export(
@@ -62,3 +110,14 @@ def keywords_named(model: nn.Module, kwargs: Mapping[str, Any]) -> Iterator[None
             vars(model)["forward"] = forward
         else:
             del vars(model)["forward"]
+
+
+def _doubled(value: Any, batch: int) -> Any:
+    """Example inputs of batch 1 made batch 2: an exported graph takes a size of 1 for a constant."""
+
+    def double(leaf: Any) -> Any:
+        if isinstance(leaf, torch.Tensor) and leaf.dim() and leaf.shape[0] == batch == 1:
+            return torch.cat([leaf, leaf])
+        return leaf
+
+    return pytree.tree_map(double, value)

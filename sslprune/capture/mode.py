@@ -39,6 +39,28 @@ def set_mode(model: nn.Module, training: bool) -> bool:
 
 
 @contextmanager
+def row_major(module: nn.Module) -> Iterator[None]:
+    """Parameters that lie row by row inside the block, and as they did before after it.
+
+    Training lays images and their filters channels last; a graph captured so says where each number lies, and ONNX
+    then computes those places at each call: a flatten becomes a gather.
+    """
+    ready = [parameter for parameter in module.parameters() if not nn.parameter.is_lazy(parameter)]
+    moved = [
+        (parameter, parameter.data)
+        for parameter in ready  # by its strides: a dimension of 1 is contiguous wherever it lies
+        if parameter.stride() != torch.empty(parameter.shape, device="meta").stride()
+    ]
+    for parameter, data in moved:
+        parameter.data = data.clone(memory_format=torch.contiguous_format)
+    try:
+        yield
+    finally:
+        for parameter, data in moved:
+            parameter.data = data
+
+
+@contextmanager
 def unchanged(model: nn.Module) -> Iterator[None]:
     """Every module leaves the block as it came: its mode, and what its attributes, lists and dicts hold.
 

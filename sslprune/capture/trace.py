@@ -8,17 +8,16 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.utils import _pytree as pytree
 
 from sslprune.capture.carried import carried_state
-from sslprune.capture.export import export
+from sslprune.capture.export import export, export_open
 from sslprune.capture.functional import functional
-from sslprune.capture.mode import set_mode, unchanged
+from sslprune.capture.mode import row_major, set_mode, unchanged
 from sslprune.capture.program import Program, operator_name
 from sslprune.capture.refusals import own_failure, own_failure_text, reason, where, why_not
 from sslprune.errors import TraceError
 from sslprune.values.axes import tensors_of
-from sslprune.values.inputs import length_of, num_rows
+from sslprune.values.inputs import num_rows
 
 PRODUCTS = {"linear", "matmul", "mm", "bmm", "addmm", "einsum", *(f"conv{n}d" for n in (1, 2, 3))}
 
@@ -47,19 +46,25 @@ def trace(
         raise TraceError(f"kwargs must map names to example inputs, got {type(kwargs).__name__}")
     kwargs = dict(kwargs or {})
     notes: list[str] = []
-    with unchanged(model):
+    with unchanged(model), row_major(model):
         set_mode(model, False)
         given = args, kwargs
-        exported, args, kwargs, dynamic = _try_export(model, args, kwargs, sequence)
-        _check_types(exported.graph, model, *given)
-        if not dynamic:
+        try:
+            exported = export_open(model, args, kwargs, sequence)
+        except TraceError:
+            raise
+        except Exception as error:
+            raise TraceError(f"{type(model).__name__} {why_not(model, args, kwargs, error)}") from error
+        args, kwargs = exported.args, exported.kwargs
+        _check_types(exported.program.graph, model, *given)
+        if not exported.dynamic_batch:
             notes.append("the batch size is fixed: the model does not export with an open one")
-        evaluation, module = functional(exported)
+        evaluation, module = functional(exported.program)
         training = None
         try:
             if not set_mode(model, True):
                 raise TraceError("the model has no training mode")
-            training, training_module = functional(export(model, args, kwargs, dynamic, sequence))
+            training, training_module = functional(export(model, args, kwargs, exported.dynamic_batch, sequence))
         except Exception as error:
             notes.append(f"no training graph: {reason(error)}{where(error, model)}")
     own = tensors_of(model)
@@ -83,54 +88,10 @@ def trace(
     }
     return Program(
         evaluation=evaluation, training=training, args=args, kwargs=kwargs, tensors=tensors, constants=constants,
-        aliases=aliases, in_spec=exported.call_spec.in_spec, out_spec=exported.call_spec.out_spec,
-        batch=num_rows((args, kwargs)), dynamic_batch=dynamic, sequence=sequence, notes=tuple(notes),
-        carried=carried_state(model, args, kwargs, exported),
+        aliases=aliases, in_spec=exported.program.call_spec.in_spec, out_spec=exported.program.call_spec.out_spec,
+        batch=num_rows((args, kwargs)), dynamic_batch=exported.dynamic_batch, sequence=sequence, notes=tuple(notes),
+        carried=carried_state(model, args, kwargs, exported.program),
     )  # fmt: skip
-
-
-def _try_export(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], sequence: int | None
-) -> tuple[torch.export.ExportedProgram, tuple[Any, ...], dict[str, Any], bool]:
-    """The exported model, the example inputs that it was exported with, and whether the batch is open.
-
-    An example of batch 1 is tried as one of batch 2; what does not export so has its batch size fixed. A length that
-    was to stay open and does not is a TraceError.
-    """
-    batch = num_rows((args, kwargs))
-    wide_args, wide_kwargs = _doubled(args, batch), _doubled(kwargs, batch)
-    try:
-        exported = export(model, wide_args, wide_kwargs, sequence=sequence)
-        inputs = {spec.arg.name for spec in exported.graph_signature.input_specs if spec.kind.name == "USER_INPUT"}
-        sizes = [node.meta["val"].shape for node in exported.graph.nodes if node.name in inputs and "val" in node.meta
-                 and isinstance(node.meta["val"], torch.Tensor) and node.meta["val"].dim()]  # fmt: skip
-        if sequence is not None and not any(_is_open(shape[1]) for shape in sizes if len(shape) > 1):
-            raise TraceError(
-                f"{type(model).__name__} fixes the length of its input at {length_of((args, kwargs))}: its own code "
-                "turns a size into a number; give it batches of one length: leave data.max_length out, or set "
-                "data.fixed_length = true"
-            )
-        return exported, wide_args, wide_kwargs, any(_is_open(shape[0]) for shape in sizes)
-    except TraceError:
-        raise
-    except Exception as error:
-        if sequence is not None:
-            raise TraceError(f"{type(model).__name__} {why_not(model, args, kwargs, error)}") from error
-        try:
-            return export(model, args, kwargs, dynamic_batch=False), args, kwargs, False
-        except Exception as error:
-            raise TraceError(f"{type(model).__name__} {why_not(model, args, kwargs, error)}") from error
-
-
-def _doubled(value: Any, batch: int) -> Any:
-    """Example inputs of batch 1 made batch 2: an exported graph takes a size of 1 for a constant."""
-
-    def double(leaf: Any) -> Any:
-        if isinstance(leaf, torch.Tensor) and leaf.dim() and leaf.shape[0] == batch == 1:
-            return torch.cat([leaf, leaf])
-        return leaf
-
-    return pytree.tree_map(double, value)
 
 
 def _check_types(graph: fx.Graph, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -142,8 +103,3 @@ def _check_types(graph: fx.Graph, model: nn.Module, args: tuple[Any, ...], kwarg
             if failure is not None:
                 text = own_failure_text(args, kwargs, failure, model)
                 raise TraceError(f"{type(model).__name__} {text}") from failure
-
-
-def _is_open(size: int | torch.SymInt) -> bool:
-    """Whether a size of an exported graph may change; one that the model turned out to need is a SymInt still."""
-    return isinstance(size, torch.SymInt) and size.node.maybe_as_int() is None
