@@ -21,7 +21,7 @@ from sslprune.cli import app
 from sslprune.data import digits
 from sslprune.export.session import open_session
 from sslprune.recipe import load_recipe
-from sslprune.removal.remove import repack
+from sslprune.removal.remove import remove
 from sslprune.report import Report, Speedup
 from sslprune.run.directory import RunDirectory
 
@@ -286,12 +286,12 @@ def test_a_repack_that_changes_the_function_writes_nothing(
     shutil.copytree(finished / "run", run)
 
     def wrong(*args: Any, **kwargs: Any) -> nn.Module:
-        small = repack(*args, **kwargs)
+        small = remove(*args, **kwargs)
         with torch.no_grad():
             next(iter(small.parameters())).mul_(1.01)
         return small
 
-    monkeypatch.setattr("sslprune.run.repack.repack_model", wrong)
+    monkeypatch.setattr("sslprune.run.repack.remove", wrong)
     assert "repacked and masked model differ by" in mistake("repack", run)
     assert not list((run / "repacked").iterdir()) and not (run / "report.json").exists()
 

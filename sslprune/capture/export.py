@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,8 +14,9 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from sslprune.capture.lengths import any_length
-from sslprune.capture.program import quiet
+from sslprune.capture.program import Program, quiet
 from sslprune.errors import TraceError
+from sslprune.values.axes import tensors_of
 from sslprune.values.inputs import length_of, num_rows, open_dimensions
 
 
@@ -26,6 +28,12 @@ class Exported:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     dynamic_batch: bool  # whether the batch is open
+
+    @classmethod
+    def of(cls, program: torch.export.ExportedProgram, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Exported:
+        """``program`` with an example of its inputs."""
+        values = input_values(program)
+        return cls(program, args, kwargs, any(is_open(value.shape[0]) for value in values if value.dim()))
 
 
 def export_open(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], sequence: int | None) -> Exported:
@@ -49,7 +57,7 @@ def export_open(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any],
             "turns a size into a number; give it batches of one length: leave data.max_length out, or set "
             "data.fixed_length = true"
         )
-    return Exported(program, wide_args, wide_kwargs, any(is_open(shape[0]) for shape in sizes))
+    return Exported.of(program, wide_args, wide_kwargs)
 
 
 def input_values(program: torch.export.ExportedProgram) -> list[torch.Tensor]:
@@ -62,6 +70,16 @@ def input_values(program: torch.export.ExportedProgram) -> list[torch.Tensor]:
 def is_open(size: int | torch.SymInt) -> bool:
     """Whether a size of an exported graph may change; one that the model turned out to need is a SymInt still."""
     return isinstance(size, torch.SymInt) and size.node.maybe_as_int() is None
+
+
+def exported_for(program: Program, model: nn.Module) -> Exported | None:
+    """What torch.export would make of ``model``, an instance that ``program`` serves; None where nobody knows."""
+    if program.exported is None or not program.serves(model):
+        return None
+    again, own = copy.copy(program.exported), tensors_of(model)
+    again._state_dict = {name: own[name] for name in program.exported.state_dict}
+    again._constants = {name: own.get(name, value) for name, value in program.exported.constants.items()}
+    return Exported(again, program.args, program.kwargs, program.dynamic_batch)
 
 
 def export(

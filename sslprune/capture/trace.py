@@ -90,7 +90,7 @@ def trace(
         evaluation=evaluation, training=training, args=args, kwargs=kwargs, tensors=tensors, constants=constants,
         aliases=aliases, in_spec=exported.program.call_spec.in_spec, out_spec=exported.program.call_spec.out_spec,
         batch=num_rows((args, kwargs)), dynamic_batch=exported.dynamic_batch, sequence=sequence, notes=tuple(notes),
-        carried=carried_state(model, args, kwargs, exported.program),
+        carried=carried_state(model, args, kwargs, exported.program), exported=exported.program,
     )  # fmt: skip
 
 

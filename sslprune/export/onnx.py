@@ -41,6 +41,7 @@ def export_onnx(
     output_names: Sequence[str] | None = None,
     sequence: int | None = None,
     dynamic_axes: Mapping[str, str] | None = None,
+    exported: Exported | None = None,
 ) -> float:
     """Write ``module`` in eval mode as ONNX with a dynamic batch size, and prove that the file computes the same.
 
@@ -48,13 +49,14 @@ def export_onnx(
     given, a length of at most that many steps as dimension 1, which is dynamic too ("batch", "sequence"). Checked by
     ``onnx.checker``, and by ONNX Runtime against torch on the example and on random inputs of other sizes.
     ``dynamic_axes`` gives open dimensions other names (``{"batch": "N"}``). Weights above 2 GB go to ``<path>.data``.
+    ``exported`` is what torch.export has made of ``module`` before, where somebody has it.
     Returns the largest relative difference seen. Raises ExportError, and writes nothing, when it cannot be exported
     or differs by more than 1e-3.
     """
     path = Path(path)
     size = sum(t.numel() * t.element_size() for t in module.state_dict().values() if isinstance(t, Tensor))
     with quiet(), evaluating(module), row_major(module), torch.no_grad():
-        made = export_program(module, args, kwargs, sequence=sequence, onnx=True)
+        made = export_program(module, args, kwargs, sequence=sequence, onnx=True, exported=exported)
         args, kwargs = made.args, made.kwargs
         names = list(output_names or _output_names(module(*args, **kwargs)))
         _check_names(path, module, args, kwargs, input_names, output_names)
@@ -62,7 +64,7 @@ def export_onnx(
             input_names, names = _names_with_state(module, args, kwargs, names)
         try:
             with any_length():
-                exported = torch.onnx.export(
+                converted = torch.onnx.export(
                     made.program,
                     dynamo=True,
                     verbose=False,
@@ -73,12 +75,12 @@ def export_onnx(
                 )
         except Exception as error:
             raise ExportError(f"{path.name}: ONNX export failed: {first_line(_told(error))}") from error
-        assert exported is not None
+        assert converted is not None
         largest = 0.0
 
         def write(temporary: Path) -> None:
             nonlocal largest
-            exported.save(temporary, external_data=size > PROTOBUF_LIMIT)
+            converted.save(temporary, external_data=size > PROTOBUF_LIMIT)
             if dynamic_axes:
                 rename_dimensions(temporary, dynamic_axes)
             largest = _verify_onnx(module, made, temporary, path, sequence)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from sslprune.capture.export import Exported, export_open
@@ -63,24 +64,21 @@ def export_program(
     *,
     sequence: int | None = None,
     onnx: bool = False,
+    exported: Exported | None = None,
 ) -> Exported:
     """``torch.export`` with dimension 0 (and the length of sequences) of the inputs dynamic, where the model allows.
 
-    Of ATen's operators alone, and with ``onnx`` of such as ONNX has.
+    Of ATen's operators alone, and with ``onnx`` of such as ONNX has. ``exported``: of ``module``, any operators.
     """
     try:
-        return portable(export_open(module, args, dict(kwargs or {}), sequence), sequence, onnx)
+        found = exported or export_open(module, args, dict(kwargs or {}), sequence)
+        if is_portable(found.program.graph, onnx):
+            return found
+        plain = found.program.module()
+        make_portable_(plain, onnx)
+        return export_open(plain, found.args, found.kwargs, sequence)
     except Exception as error:
         raise ExportError(f"torch.export cannot capture {type(module).__name__}: {first_line(error)}") from error
-
-
-def portable(exported: Exported, sequence: int | None, onnx: bool) -> Exported:
-    """``exported`` itself, or exported once more where a file cannot hold an operator of it."""
-    if is_portable(exported.program.graph, onnx):
-        return exported
-    plain = exported.program.module()
-    make_portable_(plain, onnx)
-    return export_open(plain, exported.args, exported.kwargs, sequence)
 
 
 def load(run: str | Path) -> nn.Module:
@@ -94,10 +92,9 @@ def load(run: str | Path) -> nn.Module:
     if not path.is_file():
         raise RunError(f"{path}: no repacked model there; run `sslprune repack` first")
     try:
-        files = {STATE: ""}
-        exported = torch.export.load(path, extra_files=files)
+        exported, carries_state = read_program(path)
         module = exported.module()
-        if files[STATE]:
+        if carries_state:
             assert exported.example_inputs is not None
             state = exported.example_inputs[0][-1]
             zeros = lambda rows: pytree.tree_map(lambda leaf: leaf.new_zeros(rows, *leaf.shape[1:]), state)  # noqa: E731
@@ -105,3 +102,9 @@ def load(run: str | Path) -> nn.Module:
         return module
     except Exception as error:
         raise RunError(f"{path}: not a readable .pt2 file ({str(error).splitlines()[0]}); repack again") from error
+
+
+def read_program(path: Path) -> tuple[ExportedProgram, bool]:
+    """What a ``.pt2`` holds, and whether its last input and its last output are carried state."""
+    files = {STATE: ""}
+    return torch.export.load(path, extra_files=files), bool(files[STATE])

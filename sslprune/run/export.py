@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 
 from sslprune.bench import Comparison, Contender, compare, footprint, once_absent, operator_times, places_for
 from sslprune.bench.contenders import feeds_for
+from sslprune.capture.program import Program
 from sslprune.cost.grain import staircase
 from sslprune.data import Data, build_data
 from sslprune.errors import ExportError
@@ -52,10 +53,13 @@ from sslprune.values.compare import Beside
 from sslprune.values.inputs import arguments, each
 
 
-def export(directory: RunDirectory, show: Show, *, baseline: Path | None = None) -> Report:
+def export(
+    directory: RunDirectory, show: Show, program: Program | None = None, *, baseline: Path | None = None
+) -> Report:
     """Write every model as ONNX, measure each on the test data, time them in turns, judge the gates, and report.
 
-    Of a sweep, the earlier points first, where their reports are missing or of another recipe.
+    ``program``: of the run's model, where this process has traced it. Of a sweep, the earlier points first, where their
+    reports are missing or of another recipe.
     """
     directory.require("repack")
     earlier = Report.load(baseline) if baseline is not None else None  # before it may be written over
@@ -65,11 +69,11 @@ def export(directory: RunDirectory, show: Show, *, baseline: Path | None = None)
     for point, place in earlier_points:
         place.claim(point)  # gates and timings are those of the sweep
         if not place.finished("export") or Report.load(place.report).recipe_sha256 != _digest(place):
-            export(place, show)
+            export(place, show, program)
     show.stage("export", f"{recipe.name}: ONNX, checked against torch on the test data, and timed in turns with dense")
     data = build_data(recipe, show)
     dense = load_trained(recipe.model, directory.dense)
-    built = build(recipe, directory, result, dense, data, show)
+    built = build(recipe, directory, result, dense, data, show, program)
     checks = measure_metrics(recipe, built, data, show)
     digest = _digest(directory)
     for model in built:

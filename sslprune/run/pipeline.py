@@ -17,13 +17,16 @@ from sslprune.show.terminal import Show
 def run(
     recipe: Recipe, directory: RunDirectory, show: Show, *, resume: bool = False, baseline: Path | None = None
 ) -> Report:
-    """Train, repack and export; with ``resume``, stages that are finished already are left as they are."""
+    """Train, repack and export; with ``resume``, stages that are finished already are left as they are.
+
+    The model is traced once: what training found serves the stages after it.
+    """
     check(recipe)
     if baseline is not None:
         Report.load(baseline)  # one that cannot be read is said now, not after training
-    train(recipe, directory, show, resume=resume)
+    program = train(recipe, directory, show, resume=resume)
     if resume and directory.finished("repack"):
         show.stage("repack", f"finished already: {directory.program}")
     else:
-        repack(directory, show)
-    return export(directory, show, baseline=baseline)
+        repack(directory, show, program)
+    return export(directory, show, program, baseline=baseline)

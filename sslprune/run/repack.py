@@ -11,6 +11,7 @@ from torch import nn
 
 from sslprune.bench.fit import Fitted, latency_cost
 from sslprune.capture.mode import evaluating
+from sslprune.capture.program import Program
 from sslprune.capture.trace import trace
 from sslprune.choose.sections import select
 from sslprune.cost.counts import Cost
@@ -22,8 +23,7 @@ from sslprune.kinds.find import find_axes
 from sslprune.models.build import count_parameters, device_of, load_trained
 from sslprune.recipe import Recipe
 from sslprune.removal.plan import write_plan
-from sslprune.removal.remove import removed_groups
-from sslprune.removal.remove import repack as repack_model
+from sslprune.removal.remove import remove, removed_groups
 from sslprune.report import AxisChange, Budget, Equivalence, RepackResult, Size
 from sslprune.run.directory import RunDirectory
 from sslprune.show.terminal import Show
@@ -35,16 +35,17 @@ from sslprune.values.inputs import arguments, other_lengths, random_like, with_l
 EXACT = 1e-4  # relative difference between masked and repacked above which an exact plan has failed
 
 
-def repack(directory: RunDirectory, show: Show) -> RepackResult:
+def repack(directory: RunDirectory, show: Show, program: Program | None = None) -> RepackResult:
     """Remove what training made zero, prove that nothing changed on the test data, and write the smaller model.
 
-    Of a sweep, the earlier points first, where they are not repacked yet. Raises RepackError, and writes nothing, when
-    masked and repacked model differ by more than 1e-4 (relative).
+    ``program``: of the run's model, where this process has traced it. Of a sweep, the earlier points first, where they
+    are not repacked yet. Raises RepackError, and writes nothing, when masked and repacked model differ by more than
+    1e-4 (relative).
     """
     directory.require("train")
     for point in directory.points:
         if not point.finished("repack"):
-            repack(point, show)
+            repack(point, show, program)
     directory.clear("repack")
     recipe = directory.recipe()
     show.stage("repack", f"{recipe.name}: the zeros go, the function stays")
@@ -54,13 +55,16 @@ def repack(directory: RunDirectory, show: Show) -> RepackResult:
     dense, masked = load_trained(recipe.model, directory.dense), load_trained(recipe.model, directory.masked)
     args, kwargs = data.example_for(masked)
     with show.progress("repacking"):
-        program = trace(masked, args, kwargs, sequence=data.sequence)
+        program = program.on("cpu") if program is not None else None
+        if program is None or not program.serves(masked):
+            program = trace(masked, args, kwargs, sequence=data.sequence)
         axes = select(find_axes(program), recipe.prune)
         exact = all(axis.exact for axis in axes)  # the recipe allowed the others by name
-        small = repack_model(masked, program, axes, allow_inexact=not exact)
-        cut, _ = data.example_for(small)
-        macs = [Cost(p, []).macs() for p in (program, trace(small, cut, kwargs))]
         removed = removed_groups(masked, program, axes, not exact)
+        small = remove(masked, program, axes, removed, verify=exact)
+        cut, _ = data.example_for(small)
+        cost = Cost(program, axes)
+        macs = cost.macs(), cost.macs([~gone for gone in removed])
         timed = recipe.budget.measure == "latency"
         fitted = latency_cost(masked, data.example, data.sequence, recipe) if timed else None
     metrics, equivalence = prove(dense, masked, small, data, device, show, exact=exact)

@@ -17,8 +17,10 @@ from typing import Any, Protocol
 import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from sslprune.bench.fit import latency_cost
+from sslprune.capture.program import Program
 from sslprune.capture.trace import trace
 from sslprune.choose.sections import select_with_sections
 from sslprune.cost.counts import Cost
@@ -37,8 +39,8 @@ from sslprune.train.shrink import Shrinker
 from sslprune.train.sparsity import Controller, build_controller
 from sslprune.train.teacher import build_teacher, mixed_loss
 from sslprune.values.axes import tensors_of, zero_mask
-from sslprune.values.carry import carrying, with_state
-from sslprune.values.inputs import Inputs, arguments, call, each
+from sslprune.values.carry import carrying
+from sslprune.values.inputs import Inputs, call, each
 
 CHECK_EVERY = 20  # steps between looks at the loss: on a GPU each look waits for the device
 
@@ -76,6 +78,7 @@ class Trainer:
         for parameter in self.model.parameters():
             parameter.data = _channels_last(parameter.data)
         self.schedule = Schedule.of(recipe, len(data.train), dense=previous is None)
+        self.program: Program | None = None
         self.controller = self._controller() if self.schedule.steps["sparse"] else None
         self.shrinker = self._shrinker()
         self.optimizer = build_optimizer(self.model, recipe.train)
@@ -137,9 +140,9 @@ class Trainer:
 
     def _controller(self) -> Controller:
         with self.show.progress("finding the axes"):
-            example = each(self.data.example, lambda value: value.to(self.device))
-            args, kwargs = arguments(example)
-            program = trace(self.model, with_state(self.model, args), kwargs, sequence=self.data.sequence)
+            example = self.data.example_for(self.model)
+            args, kwargs = pytree.tree_map_only(Tensor, lambda leaf: leaf.to(self.device), example)
+            program = trace(self.model, args, kwargs, sequence=self.data.sequence)
             axes = find_axes(program)
         self.program = program
         chosen = select_with_sections(axes, self.recipe.prune)
@@ -188,7 +191,7 @@ class Trainer:
 
     def _shrinker(self) -> Shrinker | None:
         """What takes zero groups out in training, where the recipe asks for it and the model can."""
-        if self.controller is None or self.recipe.schedule.shrink is None:
+        if self.controller is None or self.program is None or self.recipe.schedule.shrink is None:
             return None
         lasso = self.controller.lasso
         try:
@@ -322,7 +325,7 @@ def train(
     *,
     previous: TrainFiles | None = None,
     goal: float | None = None,
-) -> None:
+) -> Program | None:
     """Train ``recipe``, or ``start`` by it, into ``run``; where its checkpoint exists, go on from there, to the same.
 
     Writes checkpoint.pt and history.json after each epoch, dense.safetensors (the model before any sparsity) and, last,
@@ -332,6 +335,8 @@ def train(
 
     In a sweep, ``previous`` is the finished point before this one: its masked weights and zeros are the beginning, and
     its dense model stays the dense one. ``goal`` is the sweep's smallest fraction, which has to be reachable as well.
+
+    Returns the program that the model was traced to, where anything is to be removed.
     """
     with _threads(recipe.run.threads):
         torch.manual_seed(recipe.run.seed)
@@ -350,6 +355,7 @@ def train(
             trainer.load_state_dict(load_checkpoint(run.checkpoint))
             show.say(f"resuming after epoch {len(trainer.history)} of {len(trainer.schedule.epochs)}")
         trainer.fit()
+        return trainer.program
 
 
 @contextmanager
