@@ -1,25 +1,4 @@
 """Every error that a person can cause, as one tree.
-import inspect
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
-import numpy as np
-import onnx
-import onnxruntime
-import torch
-from torch import Tensor, nn
-from torch.export import Dim, ExportedProgram
-from torch.utils import _pytree as pytree
-from sslprune.capture.lengths import any_length
-from sslprune.capture.program import quiet
-from sslprune.capture.trace import keywords_named
-from sslprune.errors import ExportError
-from sslprune.export.file import feeds_of, rename_dimensions
-from sslprune.export.portable import is_portable, make_portable_
-from sslprune.files import write_atomic, write_beside
-from sslprune.values.carry import carries
-from sslprune.values.inputs import num_rows, open_dimensions, other_lengths, tensors_in, with_length
 
     SslpruneError                 one line: where, what came, what was expected, the mend
     ├── RecipeError               a field of the recipe (or of --set)

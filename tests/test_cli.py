@@ -319,7 +319,7 @@ def test_a_repack_that_changes_the_function_writes_nothing(
             next(iter(small.parameters())).mul_(1.01)
         return small
 
-    monkeypatch.setattr("sslprune.run.repack.repack_model", wrong)
+    monkeypatch.setattr("sslprune.run.repack.remove", wrong)
     assert "repacked and masked model differ by" in mistake("repack", run)
     assert not list((run / "repacked").iterdir()) and not (run / "report.json").exists()
 

@@ -6,14 +6,17 @@ import contextlib
 import copy
 import io
 import logging
+import operator
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
+
+from sslprune.values.axes import tensors_of
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,11 @@ class Program:
     (``training`` is None where the model does not export in training mode). ``tensors`` holds the shapes' tensors by
     graph name, ``constants`` those that are not the model's own. ``batch`` is the example's batch size. ``carried``
     is the state that the model carries from call to call, as pairs (input, output) of places among the inputs' and
-    outputs' leaves: it starts at zero, and each output is that input of the next call.
+    outputs' leaves: it starts at zero, and each output is that input of the next call. ``exported`` is what
+    torch.export made of the model in evaluation mode.
+
+    A program serves every instance of the model's class, as far as `serves` says so: who reads numbers takes them from
+    the instance.
     """
 
     evaluation: fx.Graph
@@ -41,6 +48,7 @@ class Program:
     sequence: int | None = None  # the longest sequence (dimension 1 of the inputs); None: lengths are not open
     notes: tuple[str, ...] = ()
     carried: tuple[tuple[int, int], ...] = ()
+    exported: torch.export.ExportedProgram | None = field(default=None, repr=False, compare=False)
     _cache: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -58,9 +66,57 @@ class Program:
         tensor = self.tensors[name]
         return isinstance(tensor, nn.Parameter) and tensor.requires_grad
 
+    def serves(self, model: nn.Module) -> bool:
+        """Whether ``model`` is another instance of the one that was traced: the same shapes, the same constants."""
+        own = tensors_of(model)
+        names = {alias for aliases in self.aliases.values() for alias in aliases}
+        if names - own.keys() or any(own[name].shape != self.tensors[name].shape for name in self.aliases):
+            return False
+        held = {name: _attribute(model, name) for name in self.constants}
+        return all(
+            not isinstance(value, torch.Tensor) or torch.equal(value.cpu(), self.constants[name].cpu())
+            for name, value in held.items()
+        )
+
+    def on(self, device: torch.device | str) -> Program:
+        """The program with its constants, and what its graphs make, on another device; itself where it is there."""
+        there = torch.device(device)
+        leaves = [leaf for graph in self.graphs for n in graph.nodes for leaf in pytree.tree_leaves((n.args, n.kwargs))]
+        leaves += pytree.tree_leaves((self.args, self.kwargs, self.constants))
+        devices = [leaf.device if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
+        if all(leaf.type == there.type for leaf in devices if isinstance(leaf, torch.device)):
+            return self
+        graphs = [copy_graph(graph)[0] for graph in self.graphs]
+        for node in (node for graph in graphs for node in graph.nodes):
+            given = (node.args, node.kwargs)
+            node.args, node.kwargs = fx.node.map_aggregate(
+                given, lambda leaf: there if isinstance(leaf, torch.device) else leaf
+            )
+        move = lambda leaf: leaf.to(there) if isinstance(leaf, torch.Tensor) else leaf  # noqa: E731
+        args, kwargs, constants = pytree.tree_map(move, (self.args, self.kwargs, self.constants))
+        return replace(
+            self,
+            evaluation=graphs[0],
+            training=graphs[1] if len(graphs) > 1 else None,
+            args=args,
+            kwargs=kwargs,
+            tensors={**self.tensors, **constants},
+            constants=constants,
+            exported=None,
+            _cache={},
+        )
+
     def __str__(self) -> str:
         sizes = ", ".join(f"{len(graph.nodes)} nodes" for graph in self.graphs)
         return f"Program({len(self.tensors)} tensors, {sizes}, batch {'dynamic' if self.dynamic_batch else self.batch})"
+
+
+def _attribute(model: nn.Module, name: str) -> Any:
+    """What stands at the dotted ``name`` in ``model``; None where nothing does."""
+    try:
+        return operator.attrgetter(name)(model)
+    except AttributeError:
+        return None
 
 
 @contextlib.contextmanager

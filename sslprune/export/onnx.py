@@ -9,22 +9,22 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from sslprune.capture.export import Exported, keywords_named
 from sslprune.capture.lengths import any_length
-from sslprune.capture.mode import evaluating
+from sslprune.capture.mode import evaluating, row_major
 from sslprune.capture.program import quiet
 from sslprune.errors import ExportError, first_line
 from sslprune.export.file import feeds_of, rename_dimensions
-from sslprune.export.program import dynamic_shapes_of, export_program, paired, row_major
+from sslprune.export.program import export_program
 from sslprune.export.session import open_session
 from sslprune.files import write_beside
 from sslprune.values.carry import carries
 from sslprune.values.compare import difference
-from sslprune.values.inputs import of_other_lengths, random_like, tensors_in
+from sslprune.values.inputs import num_rows, of_other_lengths, open_dimensions, random_like, tensors_in
 
 ONNX_TOLERANCE = 1e-3  # relative: ONNX Runtime fuses and reorders sums
 PROTOBUF_LIMIT = 2**31 - 2**24  # bytes of weights in one ONNX file, with room for the graph
@@ -41,6 +41,7 @@ def export_onnx(
     output_names: Sequence[str] | None = None,
     sequence: int | None = None,
     dynamic_axes: Mapping[str, str] | None = None,
+    exported: Exported | None = None,
 ) -> float:
     """Write ``module`` in eval mode as ONNX with a dynamic batch size, and prove that the file computes the same.
 
@@ -48,40 +49,41 @@ def export_onnx(
     given, a length of at most that many steps as dimension 1, which is dynamic too ("batch", "sequence"). Checked by
     ``onnx.checker``, and by ONNX Runtime against torch on the example and on random inputs of other sizes.
     ``dynamic_axes`` gives open dimensions other names (``{"batch": "N"}``). Weights above 2 GB go to ``<path>.data``.
+    ``exported`` is what torch.export has made of ``module`` before, where somebody has it.
     Returns the largest relative difference seen. Raises ExportError, and writes nothing, when it cannot be exported
     or differs by more than 1e-3.
     """
     path = Path(path)
-    args, kwargs = paired(args, dict(kwargs or {}))
     size = sum(t.numel() * t.element_size() for t in module.state_dict().values() if isinstance(t, Tensor))
     with quiet(), evaluating(module), row_major(module), torch.no_grad():
-        program = export_program(module, args, kwargs, sequence=sequence, onnx=True)
+        made = export_program(module, args, kwargs, sequence=sequence, onnx=True, exported=exported)
+        args, kwargs = made.args, made.kwargs
         names = list(output_names or _output_names(module(*args, **kwargs)))
         _check_names(path, module, args, kwargs, input_names, output_names)
         if carries(module) and output_names is None:  # what comes out as next_state_0 goes in as state_0
             input_names, names = _names_with_state(module, args, kwargs, names)
         try:
             with any_length():
-                exported = torch.onnx.export(
-                    program,
+                converted = torch.onnx.export(
+                    made.program,
                     dynamo=True,
                     verbose=False,
                     opset_version=opset,
                     input_names=input_names,
                     output_names=names,
-                    dynamic_shapes=dynamic_shapes_of(module, args, kwargs, sequence, named=True),
+                    dynamic_shapes=_names_of_sizes(module, args, kwargs, sequence),
                 )
         except Exception as error:
             raise ExportError(f"{path.name}: ONNX export failed: {first_line(_told(error))}") from error
-        assert exported is not None
+        assert converted is not None
         largest = 0.0
 
         def write(temporary: Path) -> None:
             nonlocal largest
-            exported.save(temporary, external_data=size > PROTOBUF_LIMIT)
+            converted.save(temporary, external_data=size > PROTOBUF_LIMIT)
             if dynamic_axes:
                 rename_dimensions(temporary, dynamic_axes)
-            largest = _verify_onnx(module, args, kwargs, temporary, path, sequence)
+            largest = _verify_onnx(module, made, temporary, path, sequence)
 
         write_beside(path, write)
     return largest
@@ -136,24 +138,41 @@ def _check_names(
             )
 
 
-def _verify_onnx(
-    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], file: Path, path: Path, sequence: int | None
-) -> float:
-    """Check ``file`` (it will be called ``path``) against ``module``; returns the largest relative difference."""
+def _names_of_sizes(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], sequence: int | None) -> Any:
+    """What the open dimensions of each input are called, as torch.onnx.export takes it."""
+    dimensions = open_dimensions((args, kwargs), sequence)
+    with keywords_named(module, kwargs):
+        given = inspect.signature(module.forward).bind(*args, **kwargs).arguments
+    return pytree.tree_map(lambda leaf: dimensions(leaf) if isinstance(leaf, Tensor) else None, dict(given))
+
+
+def _verify_onnx(module: nn.Module, made: Exported, file: Path, path: Path, sequence: int | None) -> float:
+    """Check ``file`` (it will be called ``path``) against ``module``; returns the largest relative difference.
+
+    At other batch sizes too where the batch is open.
+    """
     try:
         onnx.checker.check_model(str(file), full_check=True)
     except Exception as error:
         raise ExportError(f"{path.name}: onnx.checker rejects it: {first_line(error)}") from error
-    session = open_session(file)
-    sizes = [random_like((args, kwargs), n, seed=n) for n in (1, 5)] if _dynamic(session) else []
+    session, example = open_session(file), (made.args, made.kwargs)
+    others = [random_like(example, n, seed=n) for n in (1, 5)] if made.dynamic_batch else []
     worst = 0.0
-    for inputs in [(args, kwargs), *sizes, *of_other_lengths((args, kwargs), sequence)]:
-        expected = tensors_in(module(*inputs[0], **inputs[1]))
-        feeds = feeds_of(session, *inputs)
+    for args, kwargs in [example, *others, *of_other_lengths(example, sequence)]:
+        batch = num_rows((args, kwargs))
         try:
-            outputs = session.run(None, feeds)
+            expected = tensors_in(module(*args, **kwargs))
         except Exception as error:
-            raise ExportError(f"{path.name}: ONNX Runtime cannot run it: {first_line(error)}") from error
+            raise ExportError(
+                f"{path.name}: the model itself takes no batch of {batch}, where the example has "
+                f"{num_rows(example)}: {first_line(error)}; mend what fixes its batch size"
+            ) from error
+        try:
+            outputs = session.run(None, feeds_of(session, args, kwargs))
+        except Exception as error:
+            raise ExportError(
+                f"{path.name}: ONNX Runtime cannot run it at a batch of {batch}: {first_line(error)}"
+            ) from error
         _, relative = difference(expected, [torch.from_numpy(np.asarray(o)) for o in outputs])
         if not relative <= ONNX_TOLERANCE:
             raise ExportError(
@@ -161,7 +180,3 @@ def _verify_onnx(
             )
         worst = max(worst, relative)
     return worst
-
-
-def _dynamic(session: onnxruntime.InferenceSession) -> bool:
-    return all(isinstance(i.shape[0], str) for i in session.get_inputs() if i.shape)

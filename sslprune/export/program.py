@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.export import Dim, ExportedProgram
+from torch import nn
+from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
-from sslprune.capture.lengths import any_length
-from sslprune.capture.mode import evaluating
+from sslprune.capture.export import Exported, export_open
+from sslprune.capture.mode import evaluating, row_major
 from sslprune.capture.program import quiet
-from sslprune.capture.trace import keywords_named
 from sslprune.errors import ExportError, RunError, first_line
 from sslprune.export.portable import is_portable, make_portable_
 from sslprune.files import write_atomic
 from sslprune.values.carry import carries
 from sslprune.values.compare import difference
-from sslprune.values.inputs import of_other_lengths, open_dimensions, tensors_in
+from sslprune.values.inputs import of_other_lengths
 
 PROGRAM_TOLERANCE = 1e-5  # relative: the same operators on the same device
 STATE = "state"  # the file within a .pt2 that says that the last input and the last output are carried state
@@ -42,15 +39,16 @@ def save_program(
     before it is kept; raises ExportError if it differs.
     """
     path = Path(path)
-    args, kwargs = paired(args, dict(kwargs or {}))
     with quiet(), evaluating(module), row_major(module), torch.no_grad():
-        program = export_program(module, args, kwargs, sequence=sequence)
+        exported = export_program(module, args, kwargs, sequence=sequence)
+        example = exported.args, exported.kwargs
 
         def write(temporary: Path) -> None:
-            torch.export.save(program, temporary, extra_files={STATE: "last"} if carries(module) else None)
+            extra = {STATE: "last"} if carries(module) else None
+            torch.export.save(exported.program, temporary, extra_files=extra)
             again = torch.export.load(temporary).module()
-            for inputs in [(args, kwargs), *of_other_lengths((args, kwargs), sequence)]:
-                _, relative = difference(module(*inputs[0], **inputs[1]), again(*inputs[0], **inputs[1]))
+            for args, kwargs in [example, *of_other_lengths(example, sequence)]:
+                _, relative = difference(module(*args, **kwargs), again(*args, **kwargs))
                 if not relative <= PROGRAM_TOLERANCE:
                     raise ExportError(
                         f"{path.name}: loaded again, its output differs by {relative:.1e} (relative) from the model's"
@@ -66,72 +64,21 @@ def export_program(
     *,
     sequence: int | None = None,
     onnx: bool = False,
-) -> ExportedProgram:
+    exported: Exported | None = None,
+) -> Exported:
     """``torch.export`` with dimension 0 (and the length of sequences) of the inputs dynamic, where the model allows.
 
-    Of ATen's operators alone, and with ``onnx`` of such as ONNX has.
+    Of ATen's operators alone, and with ``onnx`` of such as ONNX has. ``exported``: of ``module``, any operators.
     """
-    kwargs = dict(kwargs or {})
     try:
-        shapes = dynamic_shapes_of(module, args, kwargs, sequence)
-        with any_length(), keywords_named(module, kwargs):
-            program = torch.export.export(module, args, kwargs, dynamic_shapes=shapes)
-            if is_portable(program.graph, onnx):
-                return program
-        plain = program.module()
+        found = exported or export_open(module, args, dict(kwargs or {}), sequence)
+        if is_portable(found.program.graph, onnx):
+            return found
+        plain = found.program.module()
         make_portable_(plain, onnx)
-        with any_length(), keywords_named(plain, kwargs):  # its arguments have other names
-            shapes = dynamic_shapes_of(plain, args, kwargs, sequence)
-            return torch.export.export(plain, args, kwargs, dynamic_shapes=shapes)
+        return export_open(plain, found.args, found.kwargs, sequence)
     except Exception as error:
         raise ExportError(f"torch.export cannot capture {type(module).__name__}: {first_line(error)}") from error
-
-
-@contextmanager
-def row_major(module: nn.Module) -> Iterator[None]:
-    """Parameters that lie row by row inside the block, and as they did before after it.
-
-    Training lays images and their filters channels last; a graph captured so says where each number lies, and ONNX
-    then computes those places at each call: a flatten becomes a gather.
-    """
-    moved = [
-        (parameter, parameter.data)
-        for parameter in module.parameters()  # by its strides: a dimension of 1 is contiguous wherever it lies
-        if parameter.stride() != torch.empty(parameter.shape, device="meta").stride()
-    ]
-    for parameter, data in moved:
-        parameter.data = data.clone(memory_format=torch.contiguous_format)
-    try:
-        yield
-    finally:
-        for parameter, data in moved:
-            parameter.data = data
-
-
-def dynamic_shapes_of(
-    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], sequence: int | None, named: bool = False
-) -> Any:
-    """``dynamic_shapes`` for torch.export, or, ``named``, for torch.onnx.export: the open dimensions of each input."""
-    dimensions = open_dimensions((args, kwargs), sequence)
-
-    def open_(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor):
-            return None
-        return {d: name if named else Dim.AUTO for d, name in dimensions(leaf).items()}
-
-    with keywords_named(module, kwargs):
-        given = inspect.signature(module.forward).bind(*args, **kwargs).arguments
-    return pytree.tree_map(open_, dict(given))
-
-
-def paired(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The example with two rows where it has one: torch.export takes a dimension of 1 for a constant."""
-    leaves = [leaf for leaf in tensors_in((args, kwargs)) if leaf.dim()]
-    if not leaves or any(leaf.shape[0] != 1 for leaf in leaves):
-        return args, kwargs
-    return pytree.tree_map(
-        lambda leaf: torch.cat([leaf, leaf]) if isinstance(leaf, Tensor) and leaf.dim() else leaf, (args, kwargs)
-    )
 
 
 def load(run: str | Path) -> nn.Module:
@@ -145,10 +92,9 @@ def load(run: str | Path) -> nn.Module:
     if not path.is_file():
         raise RunError(f"{path}: no repacked model there; run `sslprune repack` first")
     try:
-        files = {STATE: ""}
-        exported = torch.export.load(path, extra_files=files)
+        exported, carries_state = read_program(path)
         module = exported.module()
-        if files[STATE]:
+        if carries_state:
             assert exported.example_inputs is not None
             state = exported.example_inputs[0][-1]
             zeros = lambda rows: pytree.tree_map(lambda leaf: leaf.new_zeros(rows, *leaf.shape[1:]), state)  # noqa: E731
@@ -156,3 +102,9 @@ def load(run: str | Path) -> nn.Module:
         return module
     except Exception as error:
         raise RunError(f"{path}: not a readable .pt2 file ({str(error).splitlines()[0]}); repack again") from error
+
+
+def read_program(path: Path) -> tuple[ExportedProgram, bool]:
+    """What a ``.pt2`` holds, and whether its last input and its last output are carried state."""
+    files = {STATE: ""}
+    return torch.export.load(path, extra_files=files), bool(files[STATE])

@@ -16,13 +16,13 @@ from sslprune.analysis.columns import columns_gone, gathered
 from sslprune.analysis.folding import evaluate
 from sslprune.analysis.inference import Inference, infer
 from sslprune.analysis.rewriter import Change, Kept, Rewriter, even_kernel
-from sslprune.capture.program import Program, copy_graph, module_of, operator_name, quiet
+from sslprune.capture.program import Program, copy_graph, module_of, operator_name
 from sslprune.errors import RepackError
 from sslprune.kinds.branches import Branch, operands_of
 from sslprune.kinds.find import branches_by_axis, too_many
 from sslprune.removal.packed import Packed
+from sslprune.removal.verify import relative_difference
 from sslprune.values.axes import Axis, tensors_of
-from sslprune.values.carry import Carrying
 from sslprune.values.selection import Selection
 
 TOLERANCE = 1e-4  # largest relative difference between the masked and the repacked model
@@ -109,7 +109,7 @@ def remove(model: nn.Module, program: Program, selection: Selection, *, verify: 
     small_model = Packed(tuple(graphs), tensors, tuple(program.kwargs), program.out_spec, carried)
     small_model.train(model.training and len(graphs) > 1)
     if verify:
-        difference = max_relative_difference(model, small_model, program.args, program.kwargs, cuts)
+        difference = relative_difference(model, small_model, program.args, program.kwargs, cuts)
         if not difference <= TOLERANCE and not _only_rounding(model, program, selection, cuts):
             raise RepackError(
                 f"the repacked model differs from the masked one by {difference:.3g} (relative; {TOLERANCE:g} is "
@@ -291,7 +291,7 @@ def _only_rounding(model: nn.Module, program: Program, selection: Selection, cut
         masked = copy.deepcopy(model).double()
         small = remove(masked, program, selection, verify=False)
         args, kwargs = pytree.tree_map(wide, program.args), pytree.tree_map(wide, program.kwargs)
-        return max_relative_difference(masked, small, args, kwargs, cuts) <= ROUNDING
+        return relative_difference(masked, small, args, kwargs, cuts) <= ROUNDING
     except RuntimeError:  # a model that fixes float32 in its own code has no float64 to compare in
         return False
 
@@ -307,56 +307,3 @@ def _without(state: Any, cuts: list[list[np.ndarray]]) -> Any:
     leaves, spec = pytree.tree_flatten(state)
     leaves = [_sliced(leaf, [np.ones(len(leaf), bool), *cut]) for leaf, cut in zip(leaves, cuts, strict=True)]
     return pytree.tree_unflatten(leaves, spec)
-
-
-def _with_zeros(state: Any, cuts: list[list[np.ndarray]]) -> list[torch.Tensor]:
-    """The tensors of a carried ``state`` with zeros for the units that are gone."""
-    leaves = pytree.tree_leaves(state)
-    for i, cut in enumerate(cuts):
-        for d, mask in enumerate(cut, 1):
-            sizes = [*leaves[i].shape[:d], mask.size, *leaves[i].shape[d + 1 :]]
-            at = torch.from_numpy(np.flatnonzero(mask)).to(leaves[i].device)
-            leaves[i] = leaves[i].new_zeros(sizes).index_copy(d, at, leaves[i])
-    return leaves
-
-
-@torch.no_grad()
-def max_relative_difference(
-    one: nn.Module,
-    other: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    cuts: list[list[np.ndarray]] | None = None,
-) -> float:
-    """Largest absolute difference over the largest absolute value, over all floating outputs, in evaluation mode.
-
-    Models that carry state run twice, from zeros; ``cuts`` say what ``other``'s state has of ``one``'s, and what it
-    lacks has to be zero there.
-    """
-    modes = {module: module.training for m in (one, other) for module in m.modules()}
-    device = next((p.device for p in one.parameters()), torch.device("cpu"))
-    place = lambda leaf: leaf.to(device) if isinstance(leaf, torch.Tensor) else leaf  # noqa: E731
-    args, kwargs = pytree.tree_map(place, args), pytree.tree_map(place, kwargs)
-    try:
-        one.eval()
-        other.eval()
-        with quiet():
-            if cuts:
-                runs = Carrying(one), Carrying(other)
-                expected, found = ([run(*args[:-1], **kwargs) for _ in range(2)] for run in runs)
-                expected, found = [expected, runs[0].state], [found, _with_zeros(runs[1].state, cuts)]
-            else:
-                expected, found = (m(*args, **kwargs) for m in (one, other))
-            expected, found = map(pytree.tree_leaves, (expected, found))
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-    worst = 0.0
-    for a, b in zip(expected, found, strict=True):
-        if isinstance(a, torch.Tensor) and a.numel():
-            if a.shape != b.shape:
-                return float("inf")
-            scale = max(float(a.double().abs().max()), 1e-12)
-            difference = float((a.double() - b.double()).abs().max()) / scale
-            worst = difference if difference != difference else max(worst, difference)
-    return worst

@@ -11,13 +11,15 @@ import numpy as np
 from torch import Tensor, nn
 
 from sslprune.bench.contenders import module_loader, program_loader
+from sslprune.capture.export import Exported, exported_for
+from sslprune.capture.program import Program
 from sslprune.capture.trace import trace
 from sslprune.cost.counts import Cost
 from sslprune.data import Data
 from sslprune.errors import ExportError, RecipeError, SslpruneError
 from sslprune.export.file import feeds_of
 from sslprune.export.onnx import export_onnx
-from sslprune.export.program import load
+from sslprune.export.program import load, read_program
 from sslprune.export.quantize import notes, quantize
 from sslprune.export.session import open_session
 from sslprune.models.build import build_model, count_parameters
@@ -54,9 +56,18 @@ def check(recipe: Recipe) -> None:
 
 
 def build(
-    recipe: Recipe, directory: RunDirectory, result: RepackResult, dense: nn.Module, data: Data, show: Show
+    recipe: Recipe,
+    directory: RunDirectory,
+    result: RepackResult,
+    dense: nn.Module,
+    data: Data,
+    show: Show,
+    program: Program | None = None,
 ) -> list[Built]:
-    """The ONNX files: dense, repacked, each quantized variant of the repacked one, and the controls, in this order."""
+    """The ONNX files: dense, repacked, each quantized variant of the repacked one, and the controls, in this order.
+
+    Nothing is exported twice: the dense model was where there is its ``program``, and the repacked one is its .pt2.
+    """
     section, size = recipe.export, result.repacked
     named: dict[str, Any] = {
         "opset": section.opset,
@@ -67,13 +78,16 @@ def build(
     }
     small = repacked_loader(directory)
     with show.progress("exporting ONNX", 2 + len(section.quantize) + len(recipe.control)) as bar:
-        _export(dense, data, directory.dense_onnx, named)
+        known = exported_for(program, dense) if program is not None else None
+        _export(dense, data, directory.dense_onnx, {**named, "exported": known})
         bar.advance()
         session = open_session(directory.dense_onnx)
         named["input_names"] = [node.name for node in session.get_inputs()]
         named["output_names"] = [node.name for node in session.get_outputs()]
         module = small("cpu")
-        _export(module, data, directory.onnx, named)
+        args, kwargs = data.example_for(module)
+        known = Exported.of(read_program(directory.program)[0], args, kwargs)
+        export_onnx(module, args, directory.onnx, kwargs, **named, exported=known)
         bar.advance()
         built = [
             _built("dense", directory.dense_onnx, result.dense, module_loader(dense)),
@@ -109,8 +123,9 @@ def _control(control: ControlSection, directory: RunDirectory, data: Data, named
             return Built(control.name, Path(control.onnx), "control")
         model, _ = build_model(_as_model(control))
         path = directory.export_dir / f"control-{control.name}.onnx"
-        _export(model, data, path, named)
-        macs = round(Cost(trace(model, *data.example_for(model), sequence=data.sequence), []).macs())
+        program = trace(model, *data.example_for(model), sequence=data.sequence)
+        _export(model, data, path, {**named, "exported": exported_for(program, model)})
+        macs = round(Cost(program, []).macs())
     except SslpruneError as error:
         raise ExportError(f"control {control.name}: {error}") from error
     return Built(control.name, path, "control", count_parameters(model), macs, module_loader(model))

@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 
 from sslprune.bench import Comparison, Contender, compare, footprint, once_absent, operator_times, places_for
 from sslprune.bench.contenders import feeds_for
+from sslprune.capture.program import Program
 from sslprune.cost.grain import staircase
 from sslprune.data import Data, build_data
 from sslprune.errors import ExportError
@@ -47,15 +48,18 @@ from sslprune.run.build import Built, build
 from sslprune.run.directory import RunDirectory
 from sslprune.show.terminal import Show
 from sslprune.train.evaluate import evaluate, full_precision
-from sslprune.values.carry import carrying, with_state
-from sslprune.values.compare import difference
-from sslprune.values.inputs import arguments, each, num_rows
+from sslprune.values.carry import with_state
+from sslprune.values.compare import Beside
+from sslprune.values.inputs import arguments, each
 
 
-def export(directory: RunDirectory, show: Show, *, baseline: Path | None = None) -> Report:
+def export(
+    directory: RunDirectory, show: Show, program: Program | None = None, *, baseline: Path | None = None
+) -> Report:
     """Write every model as ONNX, measure each on the test data, time them in turns, judge the gates, and report.
 
-    Of a sweep, the earlier points first, where their reports are missing or of another recipe.
+    ``program``: of the run's model, where this process has traced it. Of a sweep, the earlier points first, where their
+    reports are missing or of another recipe.
     """
     directory.require("repack")
     earlier = Report.load(baseline) if baseline is not None else None  # before it may be written over
@@ -65,11 +69,11 @@ def export(directory: RunDirectory, show: Show, *, baseline: Path | None = None)
     for point, place in earlier_points:
         place.claim(point)  # gates and timings are those of the sweep
         if not place.finished("export") or Report.load(place.report).recipe_sha256 != _digest(place):
-            export(place, show)
+            export(place, show, program)
     show.stage("export", f"{recipe.name}: ONNX, checked against torch on the test data, and timed in turns with dense")
     data = build_data(recipe, show)
     dense = load_trained(recipe.model, directory.dense)
-    built = build(recipe, directory, result, dense, data, show)
+    built = build(recipe, directory, result, dense, data, show, program)
     checks = measure_metrics(recipe, built, data, show)
     digest = _digest(directory)
     for model in built:
@@ -128,12 +132,12 @@ def measure_metrics(recipe: Recipe, built: list[Built], data: Data, show: Show) 
                 checks[model.name] = OnnxCheck(metrics=metrics, max_relative=0.0, samples=0)
                 continue
             reference = model.module(str(device)) if model.module is not None else runners["repacked"]
-            beside = Agreement(reference, runner)
-            metrics = evaluate(beside, batches, data.task)
-            checks[model.name] = OnnxCheck(metrics=metrics, max_relative=beside.max_relative, samples=beside.samples)
-            if model.module is not None and not beside.max_relative <= ONNX_TOLERANCE:
+            watched = Beside(reference, runner)
+            metrics = evaluate(watched, batches, data.task)
+            checks[model.name] = OnnxCheck(metrics=metrics, max_relative=watched.max_relative, samples=watched.samples)
+            if model.module is not None and not watched.max_relative <= ONNX_TOLERANCE:
                 raise ExportError(
-                    f"{model.path}: on the test data ONNX Runtime differs from torch by {beside.max_relative:.1e}"
+                    f"{model.path}: on the test data ONNX Runtime differs from torch by {watched.max_relative:.1e}"
                     f" (relative); {ONNX_TOLERANCE} is allowed"
                 )
     return checks
@@ -143,28 +147,6 @@ def _runner(path: Path, like: nn.Module, data: Data) -> OnnxModule:
     """The file, to be called as the module ``like`` is."""
     args, kwargs = data.example_for(like)
     return OnnxModule(open_session(path), like(*args, **kwargs), getattr(like, "initial_state", None))
-
-
-class Agreement(nn.Module):
-    """An ONNX file, watched: every input also goes through ``reference``, and the largest difference is kept.
-
-    Each carries its own state, where they carry any.
-    """
-
-    def __init__(self, reference: nn.Module, file: OnnxModule) -> None:
-        super().__init__()
-        # in a tuple, since an exported program refuses to be put in eval mode
-        self.both = (carrying(reference), carrying(file))
-        self.max_relative = 0.0
-        self.samples = 0
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        reference, file = self.both
-        output = file(*args, **kwargs)
-        _, relative = difference(reference(*args, **kwargs), output)
-        self.max_relative = float(np.maximum(self.max_relative, relative))  # unlike max, keeps a NaN
-        self.samples += num_rows((args, kwargs))
-        return output
 
 
 def measure_speed(

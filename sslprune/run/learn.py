@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sslprune.capture.program import Program
 from sslprune.models.build import device_of
 from sslprune.recipe import Recipe
 from sslprune.report import MEASURE_WORDS
@@ -10,29 +11,31 @@ from sslprune.show.terminal import Show
 from sslprune.train.loop import train as train_model
 
 
-def train(recipe: Recipe, directory: RunDirectory, show: Show, *, resume: bool = False) -> None:
+def train(recipe: Recipe, directory: RunDirectory, show: Show, *, resume: bool = False) -> Program | None:
     """Sparse training, then healing, into ``directory``; starts over unless ``resume``.
 
+    Returns the program that the model was traced to, for the stages after it; None where nothing had to be traced.
     The points of a sweep in their order, each from where the one before it ended, the last into ``directory`` itself.
     """
     directory.claim(recipe)
     if not resume:
         directory.clear("train")
     try:
-        previous = None
+        previous = program = None
         for point, place in directory.each_point(recipe):
             place.claim(point)
             if place.finished("train"):
                 show.stage("train", f"finished already: {place.masked}")
             else:
                 show.stage("train", _plan(point, previous is None))
-                train_model(
+                program = train_model(
                     point, place.training, show, previous=previous, goal=min(recipe.budget.points, default=None)
                 )
             previous = place.training
     except BaseException:
         directory.release()
         raise
+    return program
 
 
 def _plan(recipe: Recipe, first: bool) -> str:

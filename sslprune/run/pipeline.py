@@ -22,19 +22,20 @@ def run(
 ) -> Report:
     """Train, repack and export; with ``resume``, stages that are finished already are left as they are.
 
+    The model is traced once: what training found serves the stages after it.
     An error after training carries a note of how to go on without training again.
     """
     check(recipe)
     if baseline is not None:
         Report.load(baseline)  # one that cannot be read is said now, not after training
-    train(recipe, directory, show, resume=resume)
+    program = train(recipe, directory, show, resume=resume)
     if resume and directory.finished("repack"):
         show.stage("repack", f"finished already: {directory.program}")
     else:
         with _training_kept(directory, "repack", "export"):
-            repack(directory, show)
+            repack(directory, show, program)
     with _training_kept(directory, "export"):
-        return export(directory, show, baseline=baseline)
+        return export(directory, show, program, baseline=baseline)
 
 
 @contextmanager

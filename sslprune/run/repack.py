@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import nn
 
 from sslprune.bench.fit import Fitted, latency_cost
 from sslprune.capture.mode import evaluating
+from sslprune.capture.program import Program
 from sslprune.capture.trace import trace
 from sslprune.choose.sections import select
 from sslprune.cost.counts import Cost
@@ -23,31 +22,30 @@ from sslprune.kinds.find import find_axes
 from sslprune.models.build import count_parameters, device_of, load_trained
 from sslprune.recipe import Recipe
 from sslprune.removal.plan import plan_of, write_plan
-from sslprune.removal.remove import removable
-from sslprune.removal.remove import remove as repack_model
+from sslprune.removal.remove import removable, remove
 from sslprune.report import AxisChange, Budget, Equivalence, RepackResult, Size
 from sslprune.run.directory import RunDirectory
 from sslprune.show.terminal import Show
 from sslprune.train.evaluate import evaluate, full_precision
 from sslprune.values.axes import Axis
-from sslprune.values.carry import carrying
-from sslprune.values.compare import difference
-from sslprune.values.inputs import arguments, num_rows, other_lengths, random_like, with_length
+from sslprune.values.compare import Beside
+from sslprune.values.inputs import arguments, other_lengths, random_like, with_length
 from sslprune.values.selection import Selection
 
 EXACT = 1e-4  # relative difference between masked and repacked above which an exact plan has failed
 
 
-def repack(directory: RunDirectory, show: Show) -> RepackResult:
+def repack(directory: RunDirectory, show: Show, program: Program | None = None) -> RepackResult:
     """Remove what training made zero, prove that nothing changed on the test data, and write the smaller model.
 
-    Of a sweep, the earlier points first, where they are not repacked yet. Raises RepackError, and writes nothing, when
-    masked and repacked model differ by more than 1e-4 (relative).
+    ``program``: of the run's model, where this process has traced it. Of a sweep, the earlier points first, where they
+    are not repacked yet. Raises RepackError, and writes nothing, when masked and repacked model differ by more than
+    1e-4 (relative).
     """
     directory.require("train")
     for point in directory.points:
         if not point.finished("repack"):
-            repack(point, show)
+            repack(point, show, program)
     directory.clear("repack")
     recipe = directory.recipe()
     show.stage("repack", f"{recipe.name}: the zeros go, the function stays")
@@ -57,13 +55,16 @@ def repack(directory: RunDirectory, show: Show) -> RepackResult:
     dense, masked = load_trained(recipe.model, directory.dense), load_trained(recipe.model, directory.masked)
     args, kwargs = data.example_for(masked)
     with show.progress("repacking"):
-        program = trace(masked, args, kwargs, sequence=data.sequence)
+        program = program.on("cpu") if program is not None else None
+        if program is None or not program.serves(masked):
+            program = trace(masked, args, kwargs, sequence=data.sequence)
         axes = select(find_axes(program), recipe.prune)
         exact = all(axis.exact for axis in axes)  # the recipe allowed the others by name
         removed = removable(program, selection_of(directory, masked, axes), allow_inexact=not exact)
-        small = repack_model(masked, program, removed, verify=exact)
+        small = remove(masked, program, removed, verify=exact)
         cut, _ = data.example_for(small)
-        macs = [Cost(p, []).macs() for p in (program, trace(small, cut, kwargs))]
+        cost = Cost(program, axes)
+        macs = cost.macs(), cost.macs(removed)
         timed = recipe.budget.measure == "latency"
         fitted = latency_cost(masked, data.example, data.sequence, recipe) if timed else None
     metrics, equivalence = prove(dense, masked, small, data, device, show, exact=exact)
@@ -124,54 +125,35 @@ def prove(
 
     They are compared on every test batch and on random inputs. Raises RepackError for a difference above 1e-4.
     """
-    beside = Beside(masked, small)
-    with full_precision(), torch.inference_mode(), show.progress("evaluating", 3 * len(data.test)) as bar:
-        metrics = {}
-        for name, model in (("dense", dense), ("masked", masked), ("repacked", beside)):
-            with evaluating(model.to(device)):
-                metrics[name] = evaluate(model, bar.over(data.test), data.task)
-        samples = beside.samples
-        with evaluating(beside):
-            lengths = [
-                data.example,
-                *(with_length(data.example, n) for n in other_lengths(data.example, data.sequence)),
-            ]
-            for size in (1, 7):
-                for example in lengths:
-                    args, kwargs = arguments(random_like(example, size, seed=size))
-                    beside(*args, **kwargs)
+    watched = Beside(masked, small)
+    for model in (dense, masked, small):
+        model.to(device)
+    with (
+        full_precision(),
+        torch.inference_mode(),
+        evaluating(dense),
+        evaluating(masked),
+        evaluating(small),
+        show.progress("evaluating", 3 * len(data.test)) as bar,
+    ):
+        models = {"dense": dense, "masked": masked, "repacked": watched}
+        metrics = {name: evaluate(model, bar.over(data.test), data.task) for name, model in models.items()}
+        samples = watched.samples
+        lengths = [data.example, *(with_length(data.example, n) for n in other_lengths(data.example, data.sequence))]
+        for size in (1, 7):
+            for example in lengths:
+                args, kwargs = arguments(random_like(example, size, seed=size))
+                watched(*args, **kwargs)
     for model in (dense, masked, small):
         model.cpu()
-    if exact and not beside.max_relative <= EXACT:
+    if exact and not watched.max_relative <= EXACT:
         raise RepackError(
-            f"repacked and masked model differ by {beside.max_relative:.1e} (relative) on the test data, at most"
+            f"repacked and masked model differ by {watched.max_relative:.1e} (relative) on the test data, at most"
             f" {EXACT:.0e} is expected; nothing was written: please report this model"
         )
     return metrics, Equivalence(
-        max_abs=beside.max_abs, max_relative=beside.max_relative, samples=samples, metrics=metrics["masked"]
+        max_abs=watched.max_abs, max_relative=watched.max_relative, samples=samples, metrics=metrics["masked"]
     )
-
-
-class Beside(nn.Module):
-    """The repacked model, watched: every input also goes through the masked one, and the difference is kept.
-
-    Each carries its own state, where they carry any.
-    """
-
-    def __init__(self, masked: nn.Module, small: nn.Module) -> None:
-        super().__init__()
-        self.masked, self.small = masked, small
-        self.runs = carrying(masked), carrying(small)
-        self.max_abs = self.max_relative = 0.0
-        self.samples = 0
-
-    def forward(self, *args: Tensor, **kwargs: Tensor) -> Any:
-        output = self.runs[1](*args, **kwargs)
-        distance, relative = difference(self.runs[0](*args, **kwargs), output)
-        self.max_abs = float(np.maximum(self.max_abs, distance))  # unlike max, keeps a NaN
-        self.max_relative = float(np.maximum(self.max_relative, relative))
-        self.samples += num_rows((args, kwargs))
-        return output
 
 
 def changes(removed: Selection, small: nn.Module) -> list[AxisChange]:

@@ -14,9 +14,11 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from sslprune.bench.fit import latency_cost
+from sslprune.capture.program import Program
 from sslprune.capture.trace import trace
 from sslprune.choose.sections import select_with_sections
 from sslprune.cost.counts import Cost
@@ -35,8 +37,8 @@ from sslprune.train.schedule import Epoch, Schedule
 from sslprune.train.sparsity import Sparsity, build_controller
 from sslprune.train.step import Step
 from sslprune.train.teacher import build_teacher
-from sslprune.values.carry import carrying, with_state
-from sslprune.values.inputs import arguments, each
+from sslprune.values.carry import carrying
+from sslprune.values.inputs import each
 from sslprune.values.selection import Selection
 from sslprune.values.voice import SILENT, Voice
 
@@ -62,6 +64,7 @@ class Trainer:
         self.recipe, self.files, self.data, self.show, self.previous = recipe, files, data, show, previous
         self.device = device_of(recipe.run)
         self.model = model.to(self.device)
+        self.program: Program | None = None
         self.other: nn.Module | None = None  # that the recipe names to teach, in place of the dense model
         if recipe.distill is not None and recipe.distill.teacher is not None:
             self.other = build_teacher(recipe.distill.teacher, self.model, data).to(self.device)
@@ -127,10 +130,11 @@ class Trainer:
 
     def _sparsity(self) -> Sparsity:
         with self.show.progress("finding the axes"):
-            example = each(self.data.example, lambda value: value.to(self.device))
-            args, kwargs = arguments(example)
-            program = trace(self.model, with_state(self.model, args), kwargs, sequence=self.data.sequence)
+            example = self.data.example_for(self.model)
+            args, kwargs = pytree.tree_map_only(Tensor, lambda leaf: leaf.to(self.device), example)
+            program = trace(self.model, args, kwargs, sequence=self.data.sequence)
             chosen = select_with_sections(find_axes(program), self.recipe.prune)
+        self.program = program
         pruned = [axis for axis, _ in chosen]
         begin = Selection.zeros(self.model, pruned) if self.previous is not None else None
         cost = self._latency() if self.recipe.budget.measure == "latency" else Cost(program, pruned)
@@ -280,7 +284,7 @@ def train(
     *,
     previous: TrainingFiles | None = None,
     goal: float | None = None,
-) -> None:
+) -> Program | None:
     """Train ``recipe``, or ``start`` by it, into ``files``; where its checkpoint exists, go on from there, to the same.
 
     Writes checkpoint.pt and history.json after each epoch, dense.safetensors (the model before any sparsity) and, last,
@@ -290,6 +294,8 @@ def train(
 
     In a sweep, ``previous`` is the finished point before this one: its masked weights and zeros are the beginning, and
     its dense model stays the dense one. ``goal`` is the sweep's smallest fraction, which has to be reachable as well.
+
+    Returns the program that the model was traced to, where anything is to be removed.
     """
     with _threads(recipe.run.threads):
         torch.manual_seed(recipe.run.seed)
@@ -308,6 +314,7 @@ def train(
             trainer.load_state_dict(load_checkpoint(files.checkpoint))
             show.say(f"resuming after epoch {len(trainer.history)} of {len(trainer.schedule.epochs)}")
         trainer.fit()
+        return trainer.program
 
 
 @contextmanager
