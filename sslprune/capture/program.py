@@ -8,7 +8,7 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Program:
     """A traced model. Made by `trace`; read by `find_axes` and `repack`.
 
@@ -41,7 +41,6 @@ class Program:
     sequence: int | None = None  # the longest sequence (dimension 1 of the inputs); None: lengths are not open
     notes: tuple[str, ...] = ()
     carried: tuple[tuple[int, int], ...] = ()
-    _cache: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def graphs(self) -> tuple[fx.Graph, ...]:
