@@ -45,6 +45,24 @@ def test_imports_go_one_way(path: str) -> None:
             assert lower, f"{path} imports {imported}, which stands above it"
 
 
+def test_rules_import_the_interpreter_and_nobody_but_the_analysis_their_table() -> None:
+    table = "sslprune.analysis.rules"
+    users = {path for path in MODULES if f"{table}.RULES" in imports(path)}
+    assert users == {"analysis/analysis.py"}
+    assert not [name for name in imports("analysis/inference.py") if name.startswith(table)]
+
+
+def test_no_import_inside_a_function_dodges_a_circle() -> None:
+    late: list[str] = []
+    waiting = ("cli/", "data/")  # what they import late takes seconds, or is an extra
+    for path in (path for path in MODULES if not path.startswith(waiting)):
+        for function in ast.walk(ast.parse((PACKAGE / path).read_text())):
+            if isinstance(function, ast.FunctionDef):
+                found = [node for node in ast.walk(function) if isinstance(node, ast.Import | ast.ImportFrom)]
+                late += [path for node in found if str(getattr(node, "module", "")).startswith("sslprune")]
+    assert not late
+
+
 @pytest.mark.parametrize(
     ("library", "room"),
     [("typer", "cli"), ("rich", "show")],

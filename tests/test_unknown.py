@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import sslprune
-from sslprune.analysis.inference import infer
 from sslprune.analysis.rules import RULES
 from sslprune.capture.program import operator_name
+from sslprune.kinds.find import analysis_of
 from sslprune.values.axes import Axis, zero_groups
 from sslprune.values.compare import difference
 from sslprune.values.inputs import random_like
@@ -341,7 +341,7 @@ def check(model: nn.Module, args: tuple[Any, ...], random: np.random.Generator) 
         inputs = random_like(args, 3 if program.dynamic_batch else program.batch, seed)
         with torch.no_grad():
             assert difference(model(*inputs), small(*inputs))[1] <= 1e-4
-    g = infer(program)
+    g = analysis_of(program).inference
     for node in program.evaluation.nodes:
         if node.op == "call_function" and hasattr(node.target, "_schema") and operator_name(node) not in RULES:
             dims = [d for source in node.all_input_nodes for made in g.facts[source].outputs for d in made]

@@ -8,11 +8,11 @@ change when something is removed. Everything else (axes, exactness, costs, repac
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import fx
@@ -20,12 +20,10 @@ from torch import fx
 from sslprune.analysis.atoms import Atoms, Dim, fixed
 from sslprune.analysis.columns import Columns
 from sslprune.analysis.folding import folded
+from sslprune.analysis.rewriter import Rewriter
 from sslprune.analysis.zeros import Keeps, Zero
 from sslprune.capture.program import Program, module_of, operator_name
 from sslprune.errors import TraceError
-
-if TYPE_CHECKING:
-    from sslprune.analysis.rewriter import Rewriter
 
 KINDS = (
     "inputs",
@@ -58,10 +56,11 @@ Rule = Callable[["Inference", fx.Node, SimpleNamespace], None]
 
 
 class Inference:
-    """The axes of every dimension of every tensor of a program."""
+    """The axes of every dimension of every tensor of a program, by ``rules``; ``unknown`` is for what they lack."""
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, rules: Mapping[str, Rule], unknown: Rule) -> None:
         self.program = program
+        self._rules, self._unknown = rules, unknown
         self.atoms = Atoms()
         self.facts: dict[fx.Node, Facts] = {}
         self.producers: dict[tuple[str, int], None] = {}  # (weight, its output dimension), in graph order
@@ -79,8 +78,6 @@ class Inference:
                 self._visit(node)
 
     def _visit(self, node: fx.Node) -> None:
-        from sslprune.analysis.rules import RULES, unknown
-
         self.facts[node] = Facts()
         if node.op == "placeholder":
             value = node.meta.get("val")
@@ -108,9 +105,9 @@ class Inference:
                 if index < len(outputs):  # type: ignore[operator]
                     self.out(node, outputs[index], Keeps(source, output=index))  # type: ignore[index, arg-type]
             elif isinstance(node.target, torch._ops.OpOverload):
-                RULES.get(operator_name(node), unknown)(self, node, arguments(node))
+                self._rules.get(operator_name(node), self._unknown)(self, node, arguments(node))
             elif any(self.is_tensor(n) for n in node.all_input_nodes):
-                unknown(self, node, SimpleNamespace())
+                self._unknown(self, node, SimpleNamespace())
 
     def _also_given(self, output: fx.Node, leaf: fx.Node) -> bool:
         """Whether a tensor of the new state is an output of its own besides."""
@@ -235,10 +232,3 @@ def _example(size: Any, node: fx.Node) -> int:
     if hint is None:
         raise TraceError(f"{describe(node)}: its size depends on the data; such a model has no fixed axes")
     return int(hint)
-
-
-def infer(program: Program) -> Inference:
-    """The inference of ``program``, done once."""
-    if "inference" not in program._cache:
-        program._cache["inference"] = Inference(program)
-    return program._cache["inference"]

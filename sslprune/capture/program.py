@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 from sslprune.values.axes import tensors_of
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Program:
     """A traced model. Made by `trace`; read by `find_axes` and `repack`.
 
@@ -49,7 +49,6 @@ class Program:
     notes: tuple[str, ...] = ()
     carried: tuple[tuple[int, int], ...] = ()
     exported: torch.export.ExportedProgram | None = field(default=None, repr=False, compare=False)
-    _cache: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def graphs(self) -> tuple[fx.Graph, ...]:
@@ -103,7 +102,6 @@ class Program:
             tensors={**self.tensors, **constants},
             constants=constants,
             exported=None,
-            _cache={},
         )
 
     def __str__(self) -> str:

@@ -10,11 +10,10 @@ from torch import fx, nn
 
 from sslprune.analysis.atoms import Dim
 from sslprune.analysis.columns import columns_gone
-from sslprune.analysis.inference import infer
 from sslprune.analysis.rewriter import even_kernel
 from sslprune.capture.program import Program
 from sslprune.cost.layers import Asked, Layer, Table, layers_of
-from sslprune.kinds.find import branches_by_axis, too_many
+from sslprune.kinds.find import analysis_of, too_many
 from sslprune.values.axes import Axis
 from sslprune.values.selection import Selection
 
@@ -44,14 +43,14 @@ class Cost:
     """
 
     def __init__(self, program: Program, axes: Sequence[Axis], layers: Table | None = None, batch: int = 1) -> None:
-        g = infer(program)
+        g = analysis_of(program).inference
         self.axes = list(axes)
         self._dims: list[tuple[np.ndarray, np.ndarray]] = []  # each distinct dimension: (rows of slots, shape (n, k))
         slot = np.zeros(len(g.atoms), np.int64)  # slot 0 is always kept
         self._starts = np.cumsum([1, *(0 if axis.kind == "layers" else axis.size for axis in self.axes)])
         for axis, start in zip(self.axes, self._starts, strict=False):
             if axis.kind != "layers":
-                slot[axis.atoms] = np.arange(start, start + axis.size)
+                slot[axis.atoms[:, 0]] = np.arange(start, start + axis.size)
         known: dict[tuple[int, ...] | int, int] = {}
         seen: dict[bytes, int] = {}
 
@@ -69,8 +68,8 @@ class Cost:
         self._rows: list[np.ndarray] = []
         self._alive: list[Dim] = []  # keeps ids unique while they are keys
         graph = program.evaluation
-        self._branches = {i: places[0] for i, places in branches_by_axis(g, self.axes).items()}
-        self._slots = {i: slot[self.axes[i].atoms] for i in self._branches}  # of the features that only it adds
+        self._cuts = {i: axis.cuts[0] for i, axis in enumerate(self.axes) if axis.cuts}
+        self._slots = {i: slot[self.axes[i].atoms[0]] for i in self._cuts}  # of the features that only it adds
         weights = {i: axis.members[0].name for i, axis in enumerate(self.axes) if axis.kind == "columns"}
         columns = {name: g.columns[name].dim for name in weights.values()}
         self._columns = {i: index(columns[name]) for i, name in weights.items()}
@@ -131,18 +130,18 @@ class Cost:
 
     def _is_last(self, layer: int, gone: set[int]) -> bool:
         """Whether a layer is all that its sum or concatenation has left."""
-        return too_many([self._branches[j] for j in gone], self._branches[layer])
+        return too_many([self._cuts[j] for j in gone], self._cuts[layer])
 
     def _needed(self, gone: set[int]) -> set[fx.Node]:
         """The nodes that the output still needs without the layers that are ``gone``."""
         key = frozenset(gone)
         if key not in self._left:
-            cut = {(self._branches[i].total, self._branches[i].operand) for i in gone}
+            cut = {(self._cuts[i].total, self._cuts[i].operand) for i in gone}
             live, stack = {self._output}, [self._output]
             while stack:
                 node = stack.pop()
                 for source in node.all_input_nodes:
-                    if source not in live and (node, source) not in cut:
+                    if source not in live and (node.name, source.name) not in cut:
                         live.add(source)
                         stack.append(source)
             self._left[key] = live

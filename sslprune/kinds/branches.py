@@ -18,6 +18,7 @@ from sslprune.analysis.atoms import ALWAYS
 from sslprune.analysis.inference import Inference
 from sslprune.analysis.zeros import AllOf, AnyOf, Joined, Keeps, Zero
 from sslprune.capture.program import operator_name
+from sslprune.values.axes import Cut
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,11 @@ class Branch:
     def key(self) -> tuple[str, ...]:
         """What tells branches apart, in any graph of the program."""
         return (*self.producers, *map(str, self.atoms), self.name)
+
+    @property
+    def cut(self) -> Cut:
+        """How its graph drops it."""
+        return Cut(self.total.name, self.operand.name, len(operands_of(self.total)))
 
 
 def operands_of(total: fx.Node) -> list[fx.Node]:

@@ -3,37 +3,50 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import replace
+from weakref import WeakKeyDictionary
 
 import numpy as np
-from torch import fx
 
+from sslprune.analysis.analysis import Analysis
 from sslprune.analysis.atoms import ALWAYS, Dim
-from sslprune.analysis.inference import KINDS, Inference, describe, infer
-from sslprune.analysis.zeros import Vanishing
+from sslprune.analysis.inference import KINDS, Inference
 from sslprune.capture.program import Program
-from sslprune.kinds.branches import Branch, find_branches, operands_of
-from sslprune.values.axes import Axis, Member
+from sslprune.kinds.branches import find_branches
+from sslprune.values.axes import Axis, Cut, Member
 
 SIDES = ("kernel", "inputs", "columns")  # kinds that are not a module's features
 
 
+_ANALYSES: WeakKeyDictionary[Program, Analysis] = WeakKeyDictionary()
+
+
+def analysis_of(program: Program) -> Analysis:
+    """The analysis of ``program``: one, as long as the program lives."""
+    if program not in _ANALYSES:
+        # of its twin: an analysis that held the program itself would keep it alive, and with it this entry
+        _ANALYSES[program] = Analysis(replace(program), _find)
+    return _ANALYSES[program]
+
+
 def find_axes(program: Program) -> list[Axis]:
     """Every axis of ``program``, the frozen and inexact ones with their reason, then branches and columns."""
-    if "axes" not in program._cache:
-        g = infer(program)
-        program._cache["axes"] = _distinct([*_axes(g), *_layers(g), *_columns(g)])
-    return list(program._cache["axes"])
+    return list(analysis_of(program).axes)
 
 
-def _axes(g: Inference) -> list[Axis]:
+def _find(analysis: Analysis) -> list[Axis]:
+    g = analysis.inference
+    return _distinct([*_axes(analysis), *_layers(analysis), *_columns(g)])
+
+
+def _axes(analysis: Analysis) -> list[Axis]:
+    g, inexact = analysis.inference, analysis.inexact
     names = [name for name in g.state if name not in g.program.constants]
     places = [(name, d) for name in names for d in range(len(g.state[name]))]
     atom, place, position = _occurrences(g, places)
     if not atom.size:
         return []
-    inexact = _inexact(g)
     frozen = g.atoms.why(Dim(np.arange(len(g.atoms))[:, None]))
     labels = g.atoms.rank(np.arange(len(g.atoms)))
 
@@ -74,7 +87,7 @@ def _axes(g: Inference) -> list[Axis]:
         if why and kind == "kernel":
             continue
         name, exact = producer.name.rpartition(".")[0] or producer.name, not text
-        draft = Axis(name, kind, len(chosen), exact, tuple(members), text, bool(why), chosen)
+        draft = Axis(name, kind, len(chosen), exact, tuple(members), text, bool(why), chosen[:, None])
         drafts.append((at, len(drafts), draft))
     return [axis for _, _, axis in sorted(drafts, key=lambda entry: entry[:2])]
 
@@ -92,99 +105,27 @@ def _occurrences(g: Inference, places: list[tuple[str, int]]) -> tuple[np.ndarra
     return atom, place, position
 
 
-def _inexact(g: Inference) -> dict[int, int]:
-    """For each atom whose removal would change what is left: the index of its reason in ``g.atoms.reasons``."""
-    if "inexact" in g.program._cache:
-        return g.program._cache["inexact"]
-    found: dict[int, int] = {}
-
-    def mark(atoms: np.ndarray, why: str) -> None:
-        if atoms.size:
-            g.atoms.reasons.append(why)
-            found.update({int(a): found.get(int(a), len(g.atoms.reasons) - 1) for a in atoms})
-
-    cache: dict[tuple[int, ...], np.ndarray] = {}
-
-    def atoms_of(dims: tuple[Dim, ...]) -> np.ndarray:
-        key = tuple(map(id, dims))
-        if key not in cache:
-            cache[key] = g.atoms.of(dims)
-        return cache[key]
-
-    vanish: dict[tuple[fx.Node, int], np.ndarray] = {}
-    vanishing = Vanishing(vanish, atoms_of)
-    for graph in g.program.graphs:
-        carried = g.program.carried_inputs(graph)
-        for node in graph.nodes:
-            facts = g.facts[node]
-            if node in carried:  # by induction: it starts at zero, and the output below says whether it stays there
-                vanish[node, 0] = atoms_of(tuple(facts.outputs[0]))
-            elif node.op == "output":
-                for old, new in carried.items():
-                    why = f"the state {old.name} does not stay at zero"
-                    mark(np.setdiff1d(vanish[old, 0], vanish.get((new, 0), np.empty(0, np.int64))), why)
-            elif node.op == "get_attr":
-                name = str(node.target)
-                if g.program.is_trained(name):
-                    dims = (dim for i, dim in enumerate(g.state[name]) if (name, i) not in g.unzeroed)
-                    vanish[node, 0] = atoms_of(tuple(dims))
-            else:
-                for i, zero in enumerate(facts.zeros):
-                    vanish[node, i] = np.intersect1d(vanishing.of(zero), atoms_of(tuple(facts.outputs[i])))
-            for dim, zero in facts.sums:
-                over = atoms_of((dim,))
-                if over.size:
-                    mark(np.setdiff1d(over, vanishing.of(zero)), f"{describe(node)} sums what has not vanished")
-            for dim in facts.normalised:
-                mark(atoms_of((dim,)), f"{describe(node)} normalises over it")
-    g.program._cache["inexact"] = found
-    return found
+def too_many(cuts: Iterable[Cut], cut: Cut) -> bool:
+    """Whether ``cut`` after ``cuts`` would leave its sum or concatenation without an operand."""
+    return len({other.operand for other in cuts if other.total == cut.total} | {cut.operand}) >= cut.of
 
 
-def branches_of(g: Inference) -> list[list[Branch]]:
-    """For each removable branch, its place in each graph."""
-    if "branches" not in g.program._cache:
-        inexact = _inexact(g)
-        by_graph = [{b.key: b for b in find_branches(g, graph)} for graph in g.program.graphs]
-        g.program._cache["branches"] = [
-            [found[key] for found in by_graph]
-            for key, branch in by_graph[0].items()
-            if all(key in found for found in by_graph) and not any(atom in inexact for atom in branch.atoms)
-        ]
-    return g.program._cache["branches"]
-
-
-def branches_by_axis(g: Inference, axes: Sequence[Axis]) -> dict[int, list[Branch]]:
-    """For each axis of kind ``layers``, by its index, its branch in each graph."""
-    by_members = {_identity(axis): places for axis, places in zip(_layers(g), branches_of(g), strict=True)}
-    return {i: by_members[_identity(axis)] for i, axis in enumerate(axes) if axis.kind == "layers"}
-
-
-def _identity(axis: Axis) -> tuple[tuple[tuple[str, int], ...], bytes]:
-    return tuple((member.name, member.dim) for member in axis.members), axis.atoms.tobytes()
-
-
-def too_many(dropped: Sequence[Branch], branch: Branch) -> bool:
-    """Whether dropping ``branch`` after ``dropped`` would leave its sum or concatenation without an operand."""
-    gone = {other.operand for other in dropped if other.total is branch.total}
-    return len(gone | {branch.operand}) >= len(operands_of(branch.total))
-
-
-def _layers(g: Inference) -> list[Axis]:
-    """An axis of size 1 for each branch, in their order."""
-    if "layers" in g.program._cache:
-        return g.program._cache["layers"]
+def _layers(analysis: Analysis) -> list[Axis]:
+    """An axis of size 1 for each branch that every graph has, in their order."""
+    g = analysis.inference
+    first, *others = ({b.key: b for b in find_branches(g, graph)} for graph in g.program.graphs)
     axes = []
-    for places in branches_of(g):
-        branch = places[0]
+    for key, branch in first.items():
         atoms = np.array(branch.atoms, np.int64)
+        if not all(key in found for found in others) or any(atom in analysis.inexact for atom in branch.atoms):
+            continue
         if atoms.size:
             members = _members_of(g, atoms)
         else:
             sizes = [(name, g.program.tensors[name].shape[0]) for name in branch.producers]
             members = [Member(name, 0, np.arange(size)[None, :]) for name, size in sizes]
-        axes.append(Axis(branch.name, "layers", 1, True, tuple(members), atoms=atoms))
-    g.program._cache["layers"] = axes
+        cuts = tuple(found[key].cut for found in (first, *others))
+        axes.append(Axis(branch.name, "layers", 1, True, tuple(members), atoms=atoms[None, :], cuts=cuts))
     return axes
 
 
@@ -199,9 +140,9 @@ def _columns(g: Inference) -> list[Axis]:
     for name, columns in g.columns.items():
         alone = all(counted[name] == 1 for counted in num_users) and len(g.program.aliases[name]) == 1
         if alone:
-            atoms = columns.own.rows[:, 0]
-            member = Member(name, 1, np.arange(atoms.size)[:, None], flat=True)
-            axes.append(Axis(name.rpartition(".")[0] or name, "columns", atoms.size, True, (member,), atoms=atoms))
+            atoms = columns.own.rows
+            member = Member(name, 1, np.arange(len(atoms))[:, None], flat=True)
+            axes.append(Axis(name.rpartition(".")[0] or name, "columns", len(atoms), True, (member,), atoms=atoms))
     return axes
 
 

@@ -20,11 +20,11 @@ from safetensors.torch import load_file
 from torch import fx, nn
 from typing_extensions import TypeAliasType
 
-from sslprune.analysis.inference import infer
 from sslprune.analysis.rewriter import Change
 from sslprune.capture.program import Program, module_of, operator_name
 from sslprune.errors import RepackError, RunError
 from sslprune.files import write_text
+from sslprune.kinds.find import analysis_of
 from sslprune.removal.remove import changed_operators, dropped_branches, kept_atoms, removable
 from sslprune.values.axes import Axis, tensors_of
 from sslprune.values.selection import Selection
@@ -116,7 +116,7 @@ def make_plan(model: nn.Module, program: Program, axes: Sequence[Axis], *, allow
 def plan_of(program: Program, selection: Selection) -> Plan:
     """The plan of taking the groups of ``selection`` away."""
     kept = kept_atoms(program, selection)
-    g = infer(program)
+    g = analysis_of(program).inference
     tensors = {}
     for name, names in program.aliases.items():
         before = tuple(program.tensors[name].shape)
@@ -137,7 +137,9 @@ def plan_of(program: Program, selection: Selection) -> Plan:
             if gone.any()
         ),
         tensors=tensors,
-        zeroed=tuple(dict.fromkeys(n for branch in dropped_branches(program, selection) for n in branch.producers)),
+        zeroed=tuple(
+            dict.fromkeys(m.name for axis in dropped_branches(selection) if not axis.atoms.size for m in axis.members)
+        ),
         operators=tuple(_operator(change) for change in changed_operators(program, selection)),
     )
 

@@ -14,15 +14,15 @@ from torch.utils import _pytree as pytree
 from sslprune.analysis.atoms import Dim
 from sslprune.analysis.columns import columns_gone, gathered
 from sslprune.analysis.folding import evaluate
-from sslprune.analysis.inference import Inference, infer
+from sslprune.analysis.inference import Inference
 from sslprune.analysis.rewriter import Change, Kept, Rewriter, even_kernel
 from sslprune.capture.program import Program, copy_graph, module_of, operator_name
 from sslprune.errors import RepackError
-from sslprune.kinds.branches import Branch, operands_of
-from sslprune.kinds.find import branches_by_axis, too_many
+from sslprune.kinds.branches import operands_of
+from sslprune.kinds.find import analysis_of, too_many
 from sslprune.removal.packed import Packed
 from sslprune.removal.verify import relative_difference
-from sslprune.values.axes import Axis, tensors_of
+from sslprune.values.axes import Axis, Cut, tensors_of
 from sslprune.values.selection import Selection
 
 TOLERANCE = 1e-4  # largest relative difference between the masked and the repacked model
@@ -36,9 +36,9 @@ def removable(
 
     Every axis but a layer keeps one group, and every sum one operand. Columns go where what is left of them pays.
     """
-    axes, branches = wanted.axes, branches_by_axis(infer(program), wanted.axes)
+    axes, g = wanted.axes, analysis_of(program).inference
     taken = before if before is not None else Selection.none(axes)
-    dropped = [branches[i][0] for i in branches if taken[i].all()]
+    dropped = [axis.cuts[0] for axis, mask in zip(axes, taken, strict=True) if axis.cuts and mask.all()]
     masks: list[np.ndarray] = []
     for i, axis in enumerate(axes):
         usable = not axis.frozen and (axis.exact or allow_inexact)
@@ -50,16 +50,16 @@ def removable(
         elif gone.all() and axis.kind != "layers":
             gone[np.argmin(taken[i])] = False
         if axis.kind == "layers" and gone.all() and not taken[i].all():
-            if too_many(dropped, branches[i][0]):
+            if too_many(dropped, axis.cuts[0]):
                 gone[:] = False
             else:
-                dropped.append(branches[i][0])
+                dropped.append(axis.cuts[0])
         masks.append(gone)
     columns = [i for i, axis in enumerate(axes) if axis.kind == "columns"]
     if columns:
         kept = kept_atoms(program, Selection.of(axes, masks))
         for i in columns:
-            left = kept.mask(infer(program).columns[axes[i].members[0].name].dim)
+            left = kept.mask(g.columns[axes[i].members[0].name].dim)
             masks[i] = columns_gone(wanted[i], left)
     return Selection.of(axes, masks) | taken
 
@@ -84,15 +84,15 @@ def repack(
 
 def remove(model: nn.Module, program: Program, selection: Selection, *, verify: bool = True) -> Packed:
     """``model`` without the groups that ``selection`` names, which `removable` allows."""
-    g = infer(program)
+    g = analysis_of(program).inference
     kept = kept_atoms(program, selection)
     state, own = tensors_of(model), set(program.aliases)
     constants: dict[str, torch.Tensor] = {}
     graphs = []
     for i, graph in enumerate(program.graphs):
         weights = _computed_weights(g, graph, kept, {**program.tensors, **state}, constants)
-        branches = dropped_branches(program, selection, i)
-        graphs.append(_rewritten(g, graph, kept, branches, constants, [], weights))
+        dropped = [axis.cuts[i] for axis in dropped_branches(selection)]
+        graphs.append(_rewritten(g, graph, kept, dropped, constants, [], weights))
     used = {str(node.target) for graph in graphs for node in graph.nodes if node.op == "get_attr"}
     tensors: dict[str, torch.Tensor] = {}
     for name, tensor in {**program.tensors, **constants}.items():
@@ -123,7 +123,7 @@ def places(program: Program, selection: Selection) -> dict[str, torch.Tensor]:
 
     By name, flat indices into the whole tensor: int64, in the shape of the smaller one. What stays whole is left out.
     """
-    g, kept = infer(program), kept_atoms(program, selection)
+    g, kept = analysis_of(program).inference, kept_atoms(program, selection)
     found: dict[str, torch.Tensor] = {}
     for name, aliases in program.aliases.items():
         if name in g.state and any(kept.changed(dim) for dim in _dims(g, name)):
@@ -135,7 +135,7 @@ def places(program: Program, selection: Selection) -> dict[str, torch.Tensor]:
 
 def computed_weight(program: Program, axis: Axis) -> str | None:
     """The name of a parameter, along ``axis``, that the model computes a weight of: repack puts in the result."""
-    g = infer(program)
+    g = analysis_of(program).inference
     kept = kept_atoms(program, Selection.of([axis], [np.ones(axis.size, bool)]))
     names = {str(node.target) for behind in g.folded.values() for node in behind if node.op == "get_attr"}
     return min((name for name in names if any(kept.changed(dim) for dim in g.state[name])), default=None)
@@ -143,17 +143,13 @@ def computed_weight(program: Program, axis: Axis) -> str | None:
 
 def kept_atoms(program: Program, selection: Selection) -> Kept:
     """What stays of each dimension when the groups of ``selection`` go."""
-    gone = [
-        axis.atoms[mask] if axis.kind != "layers" else axis.atoms[: axis.atoms.size * int(mask.all())]
-        for axis, mask in zip(selection.axes, selection, strict=True)
-    ]
-    return Kept(infer(program).atoms, np.concatenate([np.empty(0, np.int64), *gone]))
+    gone = [axis.atoms[mask].reshape(-1) for axis, mask in zip(selection.axes, selection, strict=True)]
+    return Kept(analysis_of(program).inference.atoms, np.concatenate([np.empty(0, np.int64), *gone]))
 
 
-def dropped_branches(program: Program, selection: Selection, graph: int = 0) -> list[Branch]:
-    """The branches that go, as they stand in one of the program's graphs."""
-    branches = branches_by_axis(infer(program), selection.axes)
-    return [branch[graph] for i, branch in branches.items() if selection[i].all()]
+def dropped_branches(selection: Selection) -> list[Axis]:
+    """The branches that go."""
+    return [axis for axis, mask in zip(selection.axes, selection, strict=True) if axis.cuts and mask.all()]
 
 
 def changed_operators(program: Program, selection: Selection) -> list[Change]:
@@ -162,7 +158,7 @@ def changed_operators(program: Program, selection: Selection) -> list[Change]:
     Dropped branches are still there: a person's own class goes on computing them.
     """
     changes: list[Change] = []
-    g, kept = infer(program), kept_atoms(program, selection)
+    g, kept = analysis_of(program).inference, kept_atoms(program, selection)
     weights = _computed_weights(g, program.evaluation, kept, program.tensors, {})
     _rewritten(g, program.evaluation, kept, [], {}, changes, weights)
     return changes
@@ -217,7 +213,7 @@ def _rewritten(
     g: Inference,
     graph: fx.Graph,
     kept: Kept,
-    branches: Sequence[Branch],
+    cuts: Sequence[Cut],
     constants: dict[str, torch.Tensor],
     changes: list[Change],
     weights: dict[fx.Node, str],
@@ -228,8 +224,9 @@ def _rewritten(
             weight = new.get_attr(name)
         mapping[node].replace_all_uses_with(weight)
         changes.append(Change(module_of(node), operator_name(node), "", None))
-    for branch in branches:
-        total, operand = mapping[branch.total], mapping[branch.operand]
+    named = {node.name: node for node in graph.nodes}
+    for cut in cuts:
+        total, operand = mapping[named[cut.total]], mapping[named[cut.operand]]
         rest = [node for node in operands_of(total) if node is not operand] if total.op == "call_function" else []
         if not rest or len(rest) == len(operands_of(total)):
             continue
@@ -298,7 +295,7 @@ def _only_rounding(model: nn.Module, program: Program, selection: Selection, cut
 
 def _cuts(program: Program, kept: Kept) -> list[list[np.ndarray]]:
     """What stays of each tensor of the carried state: one mask a dimension, without the batch."""
-    g = infer(program)
+    g = analysis_of(program).inference
     return [[kept.mask(dim) for dim in g.dims(node)[1:]] for node in program.carried_inputs(program.evaluation)]
 
 

@@ -40,13 +40,23 @@ class Member:
         return width == 1 and bool((self.positions[:, 0] == np.arange(count)).all())
 
 
+@dataclass(frozen=True)
+class Cut:
+    """A sum or a concatenation that drops one of its ``of`` operands: names of nodes in one of a program's graphs."""
+
+    total: str
+    operand: str
+    of: int
+
+
 @dataclass(frozen=True, eq=False)
 class Axis:
     """One shared dimension with everything that runs along it.
 
     ``exact``: once the zeroed members of a group are zero, the network without the group computes the same function.
     ``frozen``: the axis can never be removed. ``reason`` says which operator froze it or made it inexact.
-    ``atoms`` are the analysis's own names of the groups, shape (size,), int64; a ``layers`` axis has none.
+    ``atoms`` are the analysis's own names of what goes with each group, shape (size, n), int64. ``cuts``: what the
+    graphs of the program (evaluation, and training where there is one) drop when the whole axis goes.
     """
 
     name: str
@@ -56,7 +66,8 @@ class Axis:
     members: tuple[Member, ...]
     reason: str = ""
     frozen: bool = False
-    atoms: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64), repr=False, compare=False)
+    atoms: np.ndarray = field(default_factory=lambda: np.empty((0, 0), np.int64), repr=False)
+    cuts: tuple[Cut, ...] = field(default=(), repr=False)
 
     @property
     def prunable(self) -> bool:

@@ -18,6 +18,7 @@ from torch import fx
 
 from sslprune.analysis.atoms import Dim, concatenate, fixed, merge
 from sslprune.analysis.inference import Inference, Rule
+from sslprune.analysis.rules.unknown import unknown
 from sslprune.analysis.zeros import AllOf, AnyOf, Keeps, Zero
 from sslprune.capture.program import operator_name
 
@@ -34,9 +35,7 @@ class _Layer:
 def _recurrent(gates: int, states: int) -> Rule:
     def rule(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
         if not hasattr(a, "has_biases") or not hasattr(a, "batch_first"):
-            from sslprune.analysis.rules import unknown  # packed sequences
-
-            unknown(g, node, a)
+            unknown(g, node, a)  # packed sequences
             return
         initial = list(a.hx) if isinstance(a.hx, Sequence) else [a.hx]
         x = g.dims(a.input)
