@@ -412,4 +412,4 @@ def test_predict_reads_a_picture(finished: Path, tmp_path: Path) -> None:
     assert answer["repacked"]["probability"] == pytest.approx(float(shares.max()), abs=1e-5)
     (tmp_path / "torn.png").write_bytes(b"no picture")
     torn = invoke("predict", finished / "run", tmp_path / "torn.png")
-    assert torn.exit_code == 1 and "not an image" in torn.output.replace("\n", " ")
+    assert torn.exit_code == 1 and "not a readable picture" in torn.output.replace("\n", " ")

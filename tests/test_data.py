@@ -9,9 +9,12 @@ import torch
 
 from sslprune.data import Batches, Data, Encoder, Images, build_data, digits, read_images, reopen
 from sslprune.data.batches import Source
+from sslprune.data.images import open_picture
+from sslprune.data.own import LoaderBatches
 from sslprune.errors import DataError
 from sslprune.recipe import Recipe, parse_recipe
 from sslprune.values.inputs import tensors_in
+from sslprune.values.tasks import Task
 
 pyarrow = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")
@@ -124,6 +127,17 @@ def test_bad_files(tmp_path):
         return str(error.value)
 
     assert "no such file" in failure(tmp_path / "absent.parquet")
+    assert f"{tmp_path}: a folder; pictures are read from a Parquet file" in failure(tmp_path)
+    (tmp_path / "cat.PNG").write_bytes(png())
+    assert "cat.PNG: one picture; pictures are read from a Parquet file" in failure(tmp_path / "cat.PNG")
+    huge = failure(write(tmp_path / "huge.parquet", [png()] * 2, [0, 1000000000]))
+    assert huge.endswith("huge.parquet: label 1000000000; expected labels from 0 to 999999 at most")
+    flat = pyarrow.table({"image": pyarrow.array([{"path": "a.png"}]), "label": [0]})
+    parquet.write_table(flat, tmp_path / "flat.parquet")
+    assert "flat.parquet: not a readable Parquet file of images" in failure(tmp_path / "flat.parquet")
+    twice = pyarrow.Table.from_arrays([pyarrow.array([0]), pyarrow.array([1])], names=["label", "label"])
+    parquet.write_table(twice, tmp_path / "twice.parquet")
+    assert 'column "label" stands there twice' in failure(tmp_path / "twice.parquet")
     (tmp_path / "text.parquet").write_text("not parquet")
     assert "not a readable Parquet file" in failure(tmp_path / "text.parquet")
     assert "empty" in failure(write(tmp_path / "empty.parquet", [], pyarrow.array([], "int64")))
@@ -215,6 +229,44 @@ def test_fields_that_a_factory_does_not_read(factory, data, message):
         build_data(recipe(factory=f"{__file__}:{factory}", **data))
 
 
+PIXELS = torch.zeros(2, 3)
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        ((PIXELS, PIXELS, torch.tensor([0, 1])), r"a batch has 3 parts; expected \(inputs, targets\), with several"),
+        ({"x": PIXELS}, r"a batch is a dict; expected \(inputs, targets\)"),
+        (PIXELS, "a batch is a Tensor; expected"),
+        ((PIXELS, [0, 1]), "targets of type list; expected tensors"),
+        (((PIXELS, "name"), torch.tensor([0, 1])), "inputs of type str; expected tensors"),
+        (({"x": PIXELS, "mask": None}, torch.tensor([0, 1])), "inputs of type NoneType; expected tensors"),
+        (
+            (torch.nn.utils.rnn.pack_sequence([PIXELS]), torch.tensor([0])),
+            "inputs are a PackedSequence; expected tensors: see pad_packed_sequence",
+        ),
+    ],
+)
+def test_batches_that_are_none(item, message):
+    with pytest.raises(DataError, match=message):
+        next(iter(LoaderBatches([item], torch.device("cpu"), None)))
+
+
+@pytest.mark.parametrize("kind", [torch.int32, torch.int16, torch.uint8, torch.bool])
+def test_classes_of_any_width(kind):
+    _, targets = next(iter(LoaderBatches([(PIXELS, torch.tensor([0, 1], dtype=kind))], torch.device("cpu"), None)))
+    assert targets.dtype == torch.int64 and targets.tolist() == [0, 1]
+    Task().check(torch.zeros(2, 2), targets)
+
+
+def test_targets_that_are_no_classes():
+    with pytest.raises(DataError, match="the targets are float32; expected int64, the number of a class each"):
+        Task().check(torch.zeros(2, 2), torch.tensor([0.0, 1.0]))
+    with pytest.raises(DataError, match=r"label 255 is out of range: the model has 3 classes; .* give -100 where 255"):
+        Task().check(torch.zeros(1, 3, 2, 2), torch.tensor([[[0, 1], [2, 255]]]))
+    Task().check(torch.zeros(1, 3, 2, 2), torch.tensor([[[0, 1], [2, -100]]]))
+
+
 def test_two_samples_whatever_the_batch(tmp_path):
     path = write(tmp_path / "a.parquet", [png(value=i) for i in range(3)], [0, 1, 1])
     small, large = (build_data(recipe(train=path, test=path, eval_batch_size=size)) for size in (1, 2))
@@ -243,3 +295,34 @@ class Rows:
     def epoch(self, epoch):
         for i, batch in enumerate(self.rows.split(self.size)):
             yield (batch[:, : batch.shape[1] - i * self.shrinking],), torch.zeros(len(batch), dtype=torch.int64)
+
+
+def test_damaged_files_are_one_line(tmp_path):
+    """Bytes changed and cut at random: read, or refused in one line that names the file."""
+    random = numpy.random.default_rng(0)
+    whole = tmp_path / "whole.parquet"
+    write(whole, [png(value=i) for i in range(4)], [0, 1, 2, 3], names=list("abcd"))
+    refused = 0
+    for i in range(150):
+        contents = bytearray(whole.read_bytes()[: None if i % 3 else random.integers(whole.stat().st_size)])
+        for place in random.integers(max(1, len(contents)), size=1 + i % 5):
+            contents[place : place + 1] = random.bytes(1)
+        path = tmp_path / f"{i}.parquet"
+        path.write_bytes(contents)
+        try:
+            read_images(path)
+        except DataError as error:
+            refused += 1
+            assert str(error).startswith(f"{path}: ") and "\n" not in str(error)
+    assert refused > 75
+
+
+def test_a_picture_that_its_codec_gives_up_on(tmp_path):
+    """A PNG with a broken chunk makes pillow raise a SyntaxError."""
+    broken = bytearray(png())
+    broken[broken.index(b"IDAT") - 4 : broken.index(b"IDAT")] = b"\x00\x00\x00\x01"
+    (tmp_path / "broken.png").write_bytes(broken)
+    with pytest.raises(DataError, match=r"broken.png: not a readable picture"):
+        open_picture(str(tmp_path / "broken.png"), grey=False, size=None)
+    with pytest.raises(DataError, match="row 0 is not an image"):
+        read_images(write(tmp_path / "b.parquet", [bytes(broken)], [0]))

@@ -112,7 +112,8 @@ def test_texts_that_are_refused(tmp_path: Path, text: str, test: str, data: dict
         ("v.txt", "a\nb\n", "<eos> is missing"),
         ("v.txt", "a b\n<eos>\n", "a list of words"),
         ("v.json", '{"a": 1}', "a list of words"),
-        ("v.json", "[", "not JSON"),
+        ("v.json", "[", "not a readable JSON list of words"),
+        ("v.json", "[" * 99999, "not a readable JSON list of words"),
     ],
 )
 def test_vocabularies_that_are_refused(tmp_path: Path, name: str, text: str, said: str) -> None:

@@ -1,5 +1,6 @@
 """Transformers from Hugging Face directories and labelled text, through the same commands as everything else."""
 
+import csv
 import json
 import subprocess
 import sys
@@ -12,7 +13,8 @@ from typer.testing import CliRunner
 
 from sslprune.cli import app
 from sslprune.data import build_data, reopen
-from sslprune.data.tables import read_table
+from sslprune.data.labelled import classes_of
+from sslprune.data.tables import chosen, read_table, rows_of
 from sslprune.errors import CheckpointError, DataError, RecipeError, RepackError
 from sslprune.export.session import open_session
 from sslprune.models.build import build_model
@@ -291,9 +293,10 @@ def test_bad_input_is_one_line(folder, tmp_path):
     (tmp_path / "names.tsv").write_text("a\tb\n1\t2\n")
     for name in ("empty", "header"):
         assert "empty" in failure(data={"train": str(tmp_path / f"{name}.tsv")})
-    assert 'row 2: label "neutral" is not one of negative, positive' in failure(
+    assert 'row 2: label "neutral" is not one of negative, positive: the labels of train.tsv' in failure(
         data={"test": str(tmp_path / "other.tsv")}
     )
+    assert 'label "negative" is not one of up, down: data.labels' in failure(data={"labels": ["up", "down"]})
     assert "line 2 has 3 columns" in failure(data={"test": str(tmp_path / "cells.tsv")})
     assert "say which holds the text" in failure(data={"test": str(tmp_path / "names.tsv")})
     assert 'no column "body"' in failure(data={"text": "body"})
@@ -306,6 +309,74 @@ def test_bad_input_is_one_line(folder, tmp_path):
     assert "data.tokenizer" in failure(data={"tokenizer": str(tmp_path / "larger")})
     own = {"tokenizer": str(folder / "model")}
     assert "no local directory" in failure(RecipeError, model={"path": "someone/absent-model"}, data=own)
+
+
+def test_tables_that_are_refused(tmp_path):
+    def failure(name: str, text: str | bytes, tagging: bool = False, **columns) -> str:
+        path = tmp_path / name
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        with pytest.raises(DataError) as error:
+            chosen(path, rows_of(path), **columns, lists=tagging)
+        assert str(error.value).startswith(str(path)) and "\n" not in str(error.value)
+        return str(error.value).removeprefix(f"{path}: ").removeprefix(f"{path}")
+
+    listed = '{"text": ["a", "film"], "label": 1}\n'
+    said = 'row 1: text is of type list; expected text; a list of words is for data.task = "tagging"'
+    assert failure("a.jsonl", listed) == said
+    assert failure("a.jsonl", '{"text": 5, "label": 1}\n') == "row 1: text is of type int; expected text"
+    assert "row 1: label is of type dict; expected text or a number" in failure(
+        "a.jsonl", '{"text": "a", "label": {"x": 1}}\n'
+    )
+    assert "row 1: tags is of type int; expected text, or a list of words" in failure(
+        "a.jsonl", '{"tokens": ["a"], "tags": 1}\n', tagging=True
+    )
+    assert 'line 2: column "text" stands there twice' in failure(
+        "a.jsonl", '{"text": "a", "label": 0}\n{"text": "a", "text": "b", "label": 0}\n'
+    )
+    assert 'column "label" stands there twice; expected each name once' in failure("a.csv", "text,label,label\na,0,1\n")
+    assert "line 1: not a readable JSON object (maximum recursion" in failure("a.jsonl", "[" * 99999)
+    assert "line 1 is a JSON list; expected one object a line" in failure("a.jsonl", "[1]\n")
+    assert "not UTF-8 text (byte 0)" in failure("a.csv", b"\xff\xfe")
+    assert "not a readable Parquet file" in failure("a.parquet", b"PAR1 and no more PAR1")
+    pictures = (
+        "column file holds names of pictures; pictures are read from a Parquet file in the Hugging Face image layout"
+    )
+    assert pictures in failure("p.csv", "file,label\ncats/1.JPG,0\ndogs/2.jpg,1\n")
+    with pytest.raises(DataError, match=r": a folder; expected a file; a saved dataset is data\.dataset"):
+        rows_of(tmp_path)
+
+
+def test_a_cell_may_be_a_document(tmp_path):
+    long = "word " * 40_000  # 200,000 characters; csv stops at 131,072
+    (tmp_path / "a.csv").write_text(f'text,label\n"{long}",1\n')
+    (tmp_path / "a.tsv").write_text(f"text\tlabel\n{long}\t1\n")
+    before = csv.field_size_limit()
+    assert read_table(tmp_path / "a.csv") == read_table(tmp_path / "a.tsv") == [(2, long, "1")]
+    assert csv.field_size_limit() == before
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes"),
+    [
+        (["1", "0", 1, "3"], ("0", "1", "2", "3")),
+        (["b", "a", "b"], ("a", "b")),
+        (["-1", "1"], ("-1", "1")),
+        ([0.0, 1.0], ("0.0", "1.0")),
+        (["0", "1", "??", "1"], 'train.tsv: row 2: label "??", where others are numbers (0, 1); mend it, or name the'),
+        (["no", "yes", "no", "7"], 'train.tsv: row 3: label "7", where others are words (no, yes); mend it, or name'),
+        (["0", "1000000"], "train.tsv: row 1: label 1000000; expected labels from 0 to 999999 at most"),
+        ([f"text {i % 80}" for i in range(150)], "train.tsv: 80 different labels in 150 rows; see data.label"),
+        ([f"text {i % 75}" for i in range(150)], tuple(sorted(f"text {i}" for i in range(75)))),
+    ],
+)
+def test_classes_of_the_training_labels(labels, classes):
+    rows = [(i, "a", label) for i, label in enumerate(labels)]
+    if isinstance(classes, tuple):
+        assert classes_of("train.tsv", rows, tagging=False) == classes
+        return
+    with pytest.raises(DataError) as error:
+        classes_of("train.tsv", rows, tagging=False)
+    assert str(error.value).startswith(classes)
 
 
 def test_another_architecture(folder, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from sslprune.data.foreign import reading
 from sslprune.errors import DataError
 
 
@@ -33,7 +34,8 @@ def read_dataset(source: str, subset: str | None, split: str) -> list[tuple[int,
         found = {str(found.split or "train"): found}
     if split not in found:
         raise DataError(f'{source}: no split "{split}"; it has {", ".join(found)}: see data.train and data.test')
-    return list(enumerate(found[split].to_list()))
+    with reading(source, "dataset"):
+        return list(enumerate(found[split].to_list()))
 
 
 def _why(folder: Path, source: str, error: Exception) -> str:

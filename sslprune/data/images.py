@@ -13,10 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sslprune.data.foreign import read_parquet, reading, require_file
 from sslprune.errors import DataError
+from sslprune.values.bounds import MOST_CLASSES
 
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "labels", "fine_label")
+PICTURE_FILES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
+PICTURES_ARE = (
+    "pictures are read from a Parquet file in the Hugging Face image layout, which `datasets` writes of a folder: "
+    'load_dataset("imagefolder", data_dir=...)["train"].to_parquet(...)'
+)
 
 
 @dataclass(frozen=True)
@@ -35,6 +42,8 @@ class Images:
         if not len(self.labels):
             raise DataError(f"{self.source}: empty; expected at least one image")
         low, high = int(self.labels.min()), int(self.labels.max())
+        if self.num_classes > MOST_CLASSES:
+            raise DataError(f"{self.source}: label {high}; expected labels from 0 to {MOST_CLASSES - 1} at most")
         if low < 0 or high >= self.num_classes:
             wrong = low if low < 0 else high
             raise DataError(f"{self.source}: label {wrong} is out of range; expected 0 to {self.num_classes - 1}")
@@ -55,11 +64,12 @@ def read_images(path: str | Path, advance: Callable[[int], Any] = lambda count: 
     """
     table, image, label = _open(path)
     num_classes = _num_classes(table.schema, label)
-    labels = np.array(table.column(label).to_numpy(), dtype=np.int64)
+    with reading(path, "Parquet file of images"):
+        labels = np.array(table.column(label).to_numpy(), dtype=np.int64)
+        rows = table.column(image).combine_chunks().field("bytes")
     if not len(labels):
         raise DataError(f"{path}: empty; expected at least one image")
     pixels: np.ndarray | None = None
-    rows = table.column(image).combine_chunks().field("bytes")
     for row, encoded in enumerate(rows):
         picture = _decode(encoded.as_py(), path, row)
         if pixels is None:
@@ -85,15 +95,12 @@ def _open(path: str | Path) -> tuple[Any, str, str]:
     try:
         import PIL  # noqa: F401
         import pyarrow
-        import pyarrow.parquet
     except ImportError as error:
         raise DataError(f"{path}: reading images needs pyarrow and pillow; pip install 'sslprune[images]'") from error
-    if not Path(path).is_file():
-        raise DataError(f"{path}: no such file; set data.train and data.test to Parquet files")
-    try:
-        table = pyarrow.parquet.read_table(path, memory_map=True)
-    except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise DataError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})") from error
+    require_file(path, mend="set data.train and data.test to Parquet files", folder=PICTURES_ARE)
+    if Path(path).suffix.lower() in PICTURE_FILES:
+        raise DataError(f"{path}: one picture; {PICTURES_ARE}")
+    table = read_parquet(path, memory_map=True)
     image = next((name for name in IMAGE_COLUMNS if name in table.column_names), None)
     label = next((name for name in LABEL_COLUMNS if name in table.column_names), None)
     kinds = {field.name: field.type for field in table.schema}
@@ -124,13 +131,11 @@ def open_picture(path: str, *, grey: bool, size: tuple[int, int] | None) -> np.n
         raise DataError(f"{path}: reading pictures needs pillow; pip install 'sslprune[images]'") from error
     if not Path(path).is_file():
         raise DataError(f"{path}: no such picture")
-    try:
+    with reading(path, "picture"):
         picture: Any = Image.open(path).convert("L" if grey else "RGB")
         if size is not None and picture.size != size[::-1]:
             picture = picture.resize(size[::-1], Image.Resampling.BILINEAR)
         array = np.asarray(picture)
-    except Exception as error:  # of whichever codec
-        raise DataError(f"{path}: not an image that can be decoded") from error
     return array if array.ndim == 3 else array[:, :, None]
 
 

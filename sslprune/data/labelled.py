@@ -8,6 +8,7 @@ of two segments, which ``token_type_ids`` tell apart where the tokenizer has the
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,16 +23,18 @@ from sslprune.data.hub import read_dataset
 from sslprune.data.samples import Encoder, likeliest, lines_in
 from sslprune.data.sentences import Encoded, SentenceBatches
 from sslprune.data.tables import Row, chosen, rows_of
-from sslprune.errors import DataError, RunError
+from sslprune.errors import DataError, RunError, few
 from sslprune.files import write_text
 from sslprune.models.huggingface import load_tokenizer, max_positions
 from sslprune.recipe import LabelledTextSection, Recipe
+from sslprune.values.bounds import MOST_CLASSES
 from sslprune.values.inputs import Inputs
 from sslprune.values.tasks import IGNORED, Task
 from sslprune.values.voice import Voice
 
 LONGEST = 512  # tokens, where neither recipe nor tokenizer say
 LABELS = "labels.json"
+MANY = 100  # rows, from which on half as many different labels are no classes
 PAIR = "|||"  # between the two texts of a sample, as parallel corpora have it
 
 
@@ -111,27 +114,28 @@ def read(recipe: Recipe, task: Task, device: torch.device, show: Voice) -> Data:
     """The texts of a recipe, tokenised. Raises DataError, in one line, for files or labels that do not fit."""
     section, arguments = recipe.data, recipe.model.arguments
     assert isinstance(section, LabelledTextSection)
+    tagging = task.name == "tagging"
+    if tagging and section.text_pair is not None:
+        raise DataError('data.text_pair: a pair has one label; expected task = "classification", got "tagging"')
+    names = {"train": section.train, "test": section.test} | ({"valid": section.valid} if section.valid else {})
+    tables = {
+        part: chosen(name, _rows(section, name), section.text, section.label, section.text_pair, lists=tagging)
+        for part, name in names.items()
+    }
     source = section.tokenizer or (arguments.get("path") if recipe.model.factory.startswith("hf:") else None)
     if source is None:
         raise DataError("data.tokenizer: missing; name a local Hugging Face model directory for its tokenizer")
-    names = {"train": section.train, "test": section.test} | ({"valid": section.valid} if section.valid else {})
-    tables = {
-        part: chosen(name, _rows(section, name), section.text, section.label, section.text_pair)
-        for part, name in names.items()
-    }
     if section.hold_out:
         kept, held = hold_out(len(tables["train"]), section.hold_out, section.train)
         whole, names["valid"] = tables["train"], section.train
         tables["train"], tables["valid"] = [whole[i] for i in kept], [whole[i] for i in held]
-    tagging = task.name == "tagging"
-    if tagging and section.text_pair is not None:
-        raise DataError('data.text_pair: a pair has one label; expected task = "classification", got "tagging"')
-    classes = tuple(section.labels) or _classes(tables["train"], tagging)
+    classes = tuple(section.labels) or classes_of(section.train, tables["train"], tagging)
+    of_classes = "data.labels" if section.labels else f"the labels of {Path(section.train).name}"
     encoder = _encoder(section, load_tokenizer(source), classes)
     tokenizer, longest = encoder.tokenizer, encoder.longest
     batches = {}
     for part, rows in tables.items():
-        data, cut = _encode(names[part], rows, encoder)
+        data, cut = _encode(names[part], rows, encoder, of_classes)
         if cut:
             show.say(f"{Path(names[part]).name}: {cut:,} of {len(data):,} texts are cut to {longest} tokens")
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
@@ -163,12 +167,31 @@ def _rows(section: LabelledTextSection, name: str) -> list[tuple[int, dict[str, 
     return rows_of(name) if section.dataset is None else read_dataset(section.dataset, section.subset, name)
 
 
-def _classes(rows: Sequence[Row], tagging: bool) -> tuple[str, ...]:
-    """The names of the labels of the training data: numbers count from 0, words stand in alphabetical order."""
-    seen = {str(part) for _, _, label in rows for part in (words_of(label) if tagging else [label])}
-    if all(name.isdecimal() for name in seen):
-        return tuple(str(i) for i in range(max(int(name) for name in seen) + 1))
-    return tuple(sorted(seen))
+def classes_of(path: str, rows: Sequence[Row], tagging: bool) -> tuple[str, ...]:
+    """The names of the labels of the training data: numbers count from 0, words stand in alphabetical order.
+
+    Raises DataError for a label that is unlike the others, and for a column that is no label.
+    """
+    seen: dict[str, int] = {}  # and the row where each stands first
+    for row, _, label in rows:
+        for part in words_of(label) if tagging else [label]:
+            seen.setdefault(str(part), row)
+    numbers = [name for name in seen if re.fullmatch(r"[+-]?\d+([.]\d*)?", name)]
+    words = [name for name in seen if name not in numbers]
+    if numbers and words:
+        odd, others, what = (words, numbers, "numbers") if len(words) < len(numbers) else (numbers, words, "words")
+        raise DataError(
+            f'{path}: row {seen[odd[0]]}: label "{odd[0]}", where others are {what} ({few(others, 4)}); mend it, or '
+            "name the classes in data.labels"
+        )
+    if not tagging and len(rows) >= MANY and 2 * len(seen) > len(rows):
+        raise DataError(f"{path}: {len(seen):,} different labels in {len(rows):,} rows; see data.label")
+    if not all(name.isdecimal() for name in seen):
+        return tuple(sorted(seen))
+    most = max(seen, key=int)
+    if int(most) >= MOST_CLASSES:
+        raise DataError(f"{path}: row {seen[most]}: label {most}; expected labels from 0 to {MOST_CLASSES - 1} at most")
+    return tuple(str(i) for i in range(int(most) + 1))
 
 
 def parts_of(text: Any) -> tuple[Any, ...]:
@@ -180,7 +203,7 @@ def words_of(value: Any) -> list[Any]:
     return value.split() if isinstance(value, str) else list(value)
 
 
-def _encode(path: str, rows: Sequence[Row], encoder: SentenceEncoder) -> tuple[Encoded, int]:
+def _encode(path: str, rows: Sequence[Row], encoder: SentenceEncoder, of_classes: str) -> tuple[Encoded, int]:
     """The rows of a file as ids, and how many had to be cut."""
     classes, tagging = encoder.classes, encoder.tagging
     numbers = {name: i for i, name in enumerate(classes)}
@@ -189,7 +212,7 @@ def _encode(path: str, rows: Sequence[Row], encoder: SentenceEncoder) -> tuple[E
         found = numbers.get(str(label))
         if found is None:
             known = ", ".join(classes[:8]) + (", ..." if len(classes) > 8 else "")
-            raise DataError(f'{path}: row {row}: label "{label}" is not one of {known}; see data.labels')
+            raise DataError(f'{path}: row {row}: label "{label}" is not one of {known}: {of_classes}')
         return found
 
     texts: list[Any] = [words_of(text) if tagging else text for _, text, _ in rows]

@@ -9,6 +9,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
 from sslprune.data.batches import Batch, Data, task_for
 from sslprune.data.images import Images
@@ -21,6 +22,7 @@ from sslprune.values.inputs import Inputs, each
 from sslprune.values.tasks import Task
 from sslprune.values.voice import SILENT, Voice
 
+WHOLE = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32)
 OF_PIXELS = ("mean", "std", "augment", "eval_batch_size", "hold_out")
 
 
@@ -57,13 +59,25 @@ class LoaderBatches:
             yield self._moved(item)
 
     def _moved(self, item: Any) -> Batch:
-        if not isinstance(item, Sequence) or len(item) != 2 or not isinstance(item[1], Tensor):
+        if not isinstance(item, tuple | list):
             raise DataError(f"data.factory: a batch is a {type(item).__name__}; expected (inputs, targets)")
-        given = item[0]
+        if len(item) != 2:
+            raise DataError(
+                f"data.factory: a batch has {len(item)} parts; expected (inputs, targets), with several inputs as a "
+                "tuple or a dict of their own: ((a, b), targets)"
+            )
+        given, targets = item
+        if isinstance(given, PackedSequence):
+            raise DataError("data.factory: inputs are a PackedSequence; expected tensors: see pad_packed_sequence")
         inputs: Inputs = dict(given) if isinstance(given, Mapping) else (given,)
         if isinstance(given, tuple | list):
             inputs = tuple(given)
-        return each(inputs, lambda value: value.to(self.device)), item[1].to(self.device)
+        parts = list(inputs.values() if isinstance(inputs, dict) else inputs)
+        for what, value in [*(("inputs", part) for part in parts), ("targets", targets)]:
+            if not isinstance(value, Tensor):
+                raise DataError(f"data.factory: {what} of type {type(value).__name__}; expected tensors")
+        targets = targets.long() if targets.dtype in WHOLE else targets
+        return each(inputs, lambda value: value.to(self.device)), targets.to(self.device)
 
 
 class OwnEncoder(Encoder):

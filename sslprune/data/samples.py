@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
+from sslprune.data.foreign import read_text, require_file
+from sslprune.data.images import PICTURE_FILES
 from sslprune.errors import DataError
 from sslprune.values.inputs import Inputs
-
-PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
 
 
 class Encoder:
@@ -58,7 +58,7 @@ def likeliest(logits: np.ndarray) -> tuple[list[int], np.ndarray]:
 def lines_in(given: str) -> list[str]:
     """A text, or the lines of a text file (.txt), none of them empty; raises DataError for a file of another kind."""
     path = Path(given)
-    if path.suffix.lower() in PICTURES and len(given.split()) == 1:
+    if path.suffix.lower() in PICTURE_FILES and len(given.split()) == 1:
         raise DataError(f"{given}: a picture, and the model reads text")
     if path.suffix != ".txt" or len(given.split()) > 1:
         return [given]
@@ -67,12 +67,8 @@ def lines_in(given: str) -> list[str]:
 
 def read_lines(path: str | Path) -> list[str]:
     """The lines of a UTF-8 file; raises DataError for one that is missing, empty, or not text."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: no such file") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 text (byte {error.start})") from error
+    require_file(path, mend="expected text, one sentence a line", folder="expected one file of text")
+    text = read_text(path)
     if not text.strip():
         raise DataError(f"{path}: empty; expected text, one sentence a line")
     return text.splitlines()

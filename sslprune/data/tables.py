@@ -5,12 +5,17 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from sslprune.data.foreign import read_parquet, read_text, reading, require_distinct, require_file
+from sslprune.data.images import PICTURE_FILES, PICTURES_ARE
 from sslprune.errors import DataError
 from sslprune.recipe.data import TEXT_FILES
 
+LONGEST_CELL = 2**31 - 1  # characters
 DELIMITERS = {".tsv": "\t", ".csv": ","}
 TEXT_COLUMNS = ("text", "sentence", "tokens", "words", "content", "review")
 LABEL_COLUMNS = ("label", "labels", "tags", "ner_tags", "pos_tags", "class", "category")
@@ -29,13 +34,17 @@ def read_table(path: str | Path, text: str | None = None, label: str | None = No
 def rows_of(path: str | Path) -> list[tuple[int, dict[str, Any]]]:
     """The rows of a file with all their columns, each with its number; raises DataError as ``read_table`` does."""
     path = Path(path)
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; set data.train and data.test")
+    require_file(path, mend="set data.train and data.test", folder="expected a file; a saved dataset is data.dataset")
     if path.suffix not in (*TEXT_FILES, ".parquet"):
         raise DataError(f"{path}: not a known layout of labelled text; expected {', '.join(TEXT_FILES)} or .parquet")
     if path.suffix == ".parquet":
-        return _parquet(path)
-    return list(_delimited(path) if path.suffix in DELIMITERS else _json_lines(path))
+        table = read_parquet(path)
+        with reading(path, "Parquet file"):
+            return list(enumerate(table.to_pylist()))
+    if path.suffix not in DELIMITERS:
+        return list(_json_lines(path))
+    with reading(path, f"{path.suffix} file"), _long_cells():
+        return list(_delimited(path))
 
 
 def chosen(
@@ -44,14 +53,17 @@ def chosen(
     text: str | None = None,
     label: str | None = None,
     pair: str | None = None,
+    *,
+    lists: bool = False,
 ) -> list[Row]:
     """The columns of text and label of the rows of ``path``; with ``pair``, the text is that and a second one's.
 
-    Raises DataError as ``read_table`` does.
+    ``lists``: a text may be a list of words, and a label a list as long. Raises DataError as ``read_table`` does.
     """
     if not rows:
         raise DataError(f"{path}: empty; expected a row for each text")
     columns = list(rows[0][1])
+    _no_pictures(path, rows, text)
     of_text, of_label = (
         _column(path, columns, given, usual, field)
         for given, usual, field in ((text, TEXT_COLUMNS, "text"), (label, LABEL_COLUMNS, "label"))
@@ -64,8 +76,23 @@ def chosen(
         for column, value in zip(used, values, strict=True):
             if value is None or value == "":
                 raise DataError(f"{path}: row {number} has no {column}; expected {' and '.join(used)} in each")
+            kinds = (str, list) if lists else str if column != of_label else (str, int, float)
+            if not isinstance(value, kinds):
+                raise DataError(
+                    f"{path}: row {number}: {column} is of type {type(value).__name__}; expected "
+                    + ("text, or a list of words" if lists else "text" if column != of_label else "text or a number")
+                    + ('; a list of words is for data.task = "tagging"' if isinstance(value, list) else "")
+                )
         found.append((number, tuple(values[:-1]) if of_pair else values[0], values[-1]))
     return found
+
+
+def _no_pictures(path: str | Path, rows: Sequence[tuple[int, dict[str, Any]]], text: str | None) -> None:
+    """Raise DataError where the table lists pictures, and no column of text is named."""
+    for column in rows[0][1] if text is None else ():
+        names = [row.get(column) for _, row in rows[:10]]
+        if all(isinstance(name, str) and Path(name).suffix.lower() in PICTURE_FILES for name in names):
+            raise DataError(f"{path}: column {column} holds names of pictures; {PICTURES_ARE}")
 
 
 def _column(path: str | Path, columns: Sequence[str], given: str | None, usual: Sequence[str], field: str) -> str:
@@ -78,10 +105,7 @@ def _column(path: str | Path, columns: Sequence[str], given: str | None, usual: 
 
 
 def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 text (byte {error.start})") from error
+    return read_text(path).split("\n")
 
 
 def _delimited(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -89,36 +113,38 @@ def _delimited(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     tabs = path.suffix == ".tsv"
     lines = [line.rstrip("\r") + "\n" for line in _lines(path)]
     reader = csv.reader(lines, delimiter=DELIMITERS[path.suffix], quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL)
-    header = next(reader, None)
+    header = next(reader, [])
+    require_distinct(path, header)
     for cells in reader:
         if not any(cells):
             continue
-        if len(cells) != len(header or ()):
-            raise DataError(f"{path}: line {reader.line_num} has {len(cells)} columns, the header {len(header or ())}")
-        yield reader.line_num, dict(zip(header or (), cells, strict=True))
+        if len(cells) != len(header):
+            raise DataError(f"{path}: line {reader.line_num} has {len(cells)} columns, the header {len(header)}")
+        yield reader.line_num, dict(zip(header, cells, strict=True))
+
+
+@contextmanager
+def _long_cells() -> Iterator[None]:
+    """A block in which a cell may be as long as a document; csv's own limit is 131,072 characters."""
+    before = csv.field_size_limit(LONGEST_CELL)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
 
 
 def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     for number, line in enumerate(_lines(path), 1):
         if not line.strip():
             continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path}: line {number} is not JSON ({error.msg}); expected one object a line") from error
+        with reading(f"{path}: line {number}", "JSON object"):
+            row = json.loads(line, object_pairs_hook=partial(_once, f"{path}: line {number}"))
         if not isinstance(row, dict):
             raise DataError(f"{path}: line {number} is a JSON {type(row).__name__}; expected one object a line")
         yield number, row
 
 
-def _parquet(path: Path) -> list[tuple[int, dict[str, Any]]]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise DataError(f"{path}: reading Parquet needs pyarrow; pip install 'sslprune[images]'") from error
-    try:
-        table = pyarrow.parquet.read_table(path)
-    except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise DataError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})") from error
-    return list(enumerate(table.to_pylist()))
+def _once(place: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, in which no name may stand twice."""
+    require_distinct(place, [name for name, _ in pairs])
+    return dict(pairs)

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sslprune.data.batches import Batch, Data
+from sslprune.data.foreign import reading
 from sslprune.data.samples import Encoder, lines_in, probabilities, read_lines
 from sslprune.errors import DataError, RunError
 from sslprune.files import write_text
@@ -50,10 +51,8 @@ class Vocabulary:
     def read(cls, path: str | Path) -> Vocabulary:
         """A file of words: one a line, or a JSON list. Raises DataError for one that is empty or has a word twice."""
         lines = read_lines(path)
-        try:
+        with reading(path, "JSON list of words"):
             words = json.loads("\n".join(lines)) if Path(path).suffix == ".json" else [line.strip() for line in lines]
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path}: not JSON ({error}); expected a list of words") from error
         if not isinstance(words, list) or not all(isinstance(word, str) and word.split() == [word] for word in words):
             raise DataError(f"{path}: expected a list of words, one a line and none empty")
         twice = next((word for word, count in Counter(words).items() if count > 1), None)

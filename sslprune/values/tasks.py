@@ -23,6 +23,7 @@ from sslprune.errors import DataError, RecipeError
 from sslprune.values.inputs import tensors_in
 
 IGNORED = -100  # the target that counts for nothing
+VOID = 255  # what stands for it in pictures of classes (PASCAL VOC, Cityscapes)
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,9 @@ class Task:
                 f"the model gives {tuple(logits.shape)} for targets {tuple(targets.shape)}; expected {expected}; "
                 f'see data.task, which is "{self.name}"'
             )
+        if targets.is_floating_point() or targets.is_complex():
+            kind = str(targets.dtype).removeprefix("torch.")
+            raise DataError(f"the targets are {kind}; expected int64, the number of a class each")
         counted = targets[targets != IGNORED]
         if not counted.numel():
             return
@@ -139,7 +143,10 @@ class Task:
         classes = logits.shape[-1 if self.classes_last else 1]
         if low < 0 or high >= classes:
             wrong = low if low < 0 else high
-            raise DataError(f"label {wrong} is out of range: the model has {classes} classes; see model.arguments")
+            void = f", or give {IGNORED} where {VOID} stands for no class" if wrong == VOID else ""
+            raise DataError(
+                f"label {wrong} is out of range: the model has {classes} classes; see model.arguments{void}"
+            )
 
     def measures(self, outputs: Any, targets: Tensor) -> dict[str, Tensor]:
         """The sums of every metric over one batch, in float64."""
