@@ -15,7 +15,7 @@ from torch import nn
 from sslprune.bench import Contender, Place, bench_files, compare, interleave, median_interval, num_cores, summarize
 from sslprune.bench.contenders import module_loader
 from sslprune.bench.timing import in_blocks
-from sslprune.errors import ExportError
+from sslprune.errors import ExportError, SslpruneError
 from sslprune.export.onnx import export_onnx
 from sslprune.export.program import save_program
 from sslprune.export.session import open_session
@@ -172,7 +172,7 @@ def test_wrong_files_in_one_line(files: dict[str, Path], tmp_path: Path) -> None
         (tmp_path / "notes.txt", "notes.txt: not a model that bench knows"),
         (wide, "given twice"),
     ):
-        with pytest.raises(ExportError, match=said) as caught:
+        with pytest.raises(SslpruneError, match=said) as caught:
             bench_files([wide, path], devices=["cpu"], threads=[1])
         assert "\n" not in str(caught.value)
     with pytest.raises(ExportError, match=r"tensorrt cannot run it; it is for torch and torch\.compile"):

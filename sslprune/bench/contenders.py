@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 
 from sslprune.errors import ExportError, first_line
 from sslprune.export.session import open_session
+from sslprune.models.pt2 import read_program
 
 PROVIDERS = {
     ("cpu", "onnxruntime"): "CPUExecutionProvider",
@@ -89,7 +90,7 @@ class Contender:
             )
         if self.program is None:
             raise ExportError(f"{self.name}: a module has no inputs of their own to see; give its ONNX file as well")
-        return _program_inputs(_load_program(self.program))
+        return _program_inputs(read_program(self.program)[0])
 
     def open(self, runtime: str, device: str, threads: int, feeds: Mapping[str, np.ndarray]) -> Callable[[], Any]:
         """A call that runs the model once on ``feeds``. Raises ExportError where it cannot be run, in one line."""
@@ -141,7 +142,7 @@ def from_file(path: str | Path, name: str | None = None) -> Contender:
         name or path.name,
         program=path,
         module=program_loader(path),
-        pack=packed_as(_load_program(path).call_spec.in_spec),
+        pack=packed_as(read_program(path)[0].call_spec.in_spec),
     )
 
 
@@ -149,7 +150,7 @@ def program_loader(path: Path) -> Callable[[str], nn.Module]:
     """Loads a ``.pt2`` for a device: an exported program names the device of each tensor that it makes."""
 
     def load(device: str) -> nn.Module:
-        program = _load_program(path)
+        program, _ = read_program(path)
         return (program if device == "cpu" else move_to_device_pass(program, device)).module()
 
     return load
@@ -254,13 +255,6 @@ def _dtype(node: Any, path: Path) -> str:
     if node.type not in ONNX_TYPES:
         raise ExportError(f"{path}: input {node.name!r} is a {node.type}; known are {', '.join(ONNX_TYPES)}")
     return np.dtype(ONNX_TYPES[node.type]).name
-
-
-def _load_program(path: Path) -> torch.export.ExportedProgram:
-    try:
-        return torch.export.load(path)
-    except Exception as error:
-        raise ExportError(f"{path}: not a readable .pt2 file: {first_line(error)}") from error
 
 
 def _program_inputs(program: torch.export.ExportedProgram) -> tuple[Input, ...]:

@@ -48,11 +48,14 @@ def main(path: str, threads: int, feeds_file: str) -> None:
     if path.endswith(".pt2"):
         import torch
 
+        sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a checkout may not be installed
+        from sslprune.models.pt2 import read_program
+
         torch.set_num_threads(threads)
         values = [torch.from_numpy(value) for value in feeds.values()]
         before = _start_peak()
         started = time.perf_counter()
-        program = torch.export.load(path)
+        program, _ = read_program(path)
         module = program.module()
         seconds = time.perf_counter() - started
         args, kwargs = torch.utils._pytree.tree_unflatten(values, program.call_spec.in_spec)

@@ -16,7 +16,8 @@ from sslprune.capture.mode import evaluating, row_major
 from sslprune.capture.program import quiet
 from sslprune.errors import ExportError, RunError, first_line
 from sslprune.export.portable import is_portable, make_portable_
-from sslprune.files import write_atomic
+from sslprune.files import write_beside
+from sslprune.models.pt2 import read_program
 from sslprune.values.carry import carries
 from sslprune.values.compare import difference
 from sslprune.values.inputs import of_other_lengths
@@ -35,18 +36,19 @@ def save_program(
 ) -> Path:
     """Write ``module`` in eval mode as ``.pt2``, loadable by ``torch.export.load(path).module()`` and nothing else.
 
-    The file is loaded again and compared with ``module``, at other lengths too where ``sequence`` leaves them open,
-    before it is kept; raises ExportError if it differs.
+    It holds no pickle, and the same module gives the same bytes. It is loaded again and compared with ``module``, at
+    other lengths too where ``sequence`` leaves them open, before it is kept; raises ExportError if it differs.
     """
     path = Path(path)
     with quiet(), evaluating(module), row_major(module), torch.no_grad():
         exported = export_program(module, args, kwargs, sequence=sequence)
-        example = exported.args, exported.kwargs
+        example, program = (exported.args, exported.kwargs), exported.program
+        program.example_inputs = None  # they would be pickled
 
         def write(temporary: Path) -> None:
             extra = {STATE: "last"} if carries(module) else None
-            torch.export.save(exported.program, temporary, extra_files=extra)
-            again = torch.export.load(temporary).module()
+            torch.export.save(program, temporary, extra_files=extra)
+            again = read_program(temporary)[0].module()
             for args, kwargs in [example, *of_other_lengths(example, sequence)]:
                 _, relative = difference(module(*args, **kwargs), again(*args, **kwargs))
                 if not relative <= PROGRAM_TOLERANCE:
@@ -54,7 +56,7 @@ def save_program(
                         f"{path.name}: loaded again, its output differs by {relative:.1e} (relative) from the model's"
                     )
 
-        return write_atomic(path, write)
+        return write_beside(path, write)  # in a folder: torch writes the file's name into it
 
 
 def export_program(
@@ -85,26 +87,23 @@ def load(run: str | Path) -> nn.Module:
     """The repacked module of a run directory (or of a ``.pt2`` file), ready to call; it evaluates, it does not train.
 
     One that carries state has ``initial_state(batch_size)``, as the model had.
-    Raises RunError where there is none.
+    Raises RunError where there is none, CheckpointError for a file that is damaged or could run code.
     """
     path = Path(run)
     path = path / "repacked" / "model.pt2" if path.is_dir() else path
     if not path.is_file():
         raise RunError(f"{path}: no repacked model there; run `sslprune repack` first")
-    try:
-        exported, carries_state = read_program(path)
-        module = exported.module()
-        if carries_state:
-            assert exported.example_inputs is not None
-            state = exported.example_inputs[0][-1]
-            zeros = lambda rows: pytree.tree_map(lambda leaf: leaf.new_zeros(rows, *leaf.shape[1:]), state)  # noqa: E731
-            vars(module)["initial_state"] = zeros
-        return module
-    except Exception as error:
-        raise RunError(f"{path}: not a readable .pt2 file ({str(error).splitlines()[0]}); repack again") from error
+    program, extra = read_program(path)
+    module = program.module()
+    if extra.get(STATE):
+        state = _inputs_of(program)[0][-1]
+        zeros = lambda rows: pytree.tree_map(lambda leaf: torch.zeros(rows, *leaf.shape[1:], dtype=leaf.dtype), state)  # noqa: E731
+        vars(module)["initial_state"] = zeros
+    return module
 
 
-def read_program(path: Path) -> tuple[ExportedProgram, bool]:
-    """What a ``.pt2`` holds, and whether its last input and its last output are carried state."""
-    files = {STATE: ""}
-    return torch.export.load(path, extra_files=files), bool(files[STATE])
+def _inputs_of(program: ExportedProgram) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """(args, kwargs) of ``program`` without their numbers: tensors that have a shape and a type alone."""
+    values = {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"}
+    leaves = [values.get(name) if isinstance(name, str) else name for name in program.graph_signature.user_inputs]
+    return pytree.tree_unflatten(leaves, program.call_spec.in_spec)

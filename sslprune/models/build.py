@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from sslprune.errors import CheckpointError, RecipeError, few
 from sslprune.models.huggingface import PREFIX, load_model
+from sslprune.models.pt2 import read_program
 from sslprune.recipe import ModelSection, RunSection
 
 NESTED = ("state_dict", "model_state_dict", "model", "net", "weights")  # where training scripts put the weights
@@ -56,10 +57,7 @@ def load_program(path: str) -> nn.Module:
     """The module of a ``.pt2`` file; it trains as it evaluates, without dropout. Raises CheckpointError."""
     if not Path(path).is_file():
         raise CheckpointError(f"{path}: no such file; set model.factory")
-    try:
-        model = torch.export.load(path).module()
-    except Exception as error:
-        raise CheckpointError(f"{path}: not a readable .pt2 file ({str(error).splitlines()[0]})") from error
+    model = read_program(path)[0].module()
 
     def train(mode: bool = True) -> nn.Module:
         model.training = mode

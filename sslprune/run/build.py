@@ -19,10 +19,11 @@ from sslprune.data import Data
 from sslprune.errors import ExportError, RecipeError, SslpruneError
 from sslprune.export.file import feeds_of
 from sslprune.export.onnx import export_onnx
-from sslprune.export.program import load, read_program
+from sslprune.export.program import load
 from sslprune.export.quantize import notes, quantize
 from sslprune.export.session import open_session
 from sslprune.models.build import build_model, count_parameters
+from sslprune.models.pt2 import read_program
 from sslprune.recipe import ControlSection, ModelSection, Recipe
 from sslprune.report import RepackResult, Size
 from sslprune.run.directory import RunDirectory
