@@ -58,6 +58,17 @@ def test_unify_makes_rows_equal(heads: int, size: int) -> None:
     assert (np.sort(atoms.rows(flat)) == np.sort(atoms.rows(pair))).all()
 
 
+def test_places_of_one_pair_go_together() -> None:
+    """A grouped convolution's channels (3 groups x 2), flattened with 4 places: a layer reads 24 inputs, 4 a channel."""
+    atoms = Atoms()
+    groups, inner, read = atoms.fresh(3), atoms.fresh(2), atoms.fresh(24)
+    atoms.unify(read, merge([groups, inner, fixed(4)]), "a flatten")
+    rows = atoms.rows(read)
+    assert rows.shape == (24, 2) and len(np.unique(rows, axis=0)) == 6
+    assert (rows.reshape(3, 2, 4, 2) == rows.reshape(3, 2, 4, 2)[:, :, :1]).all()
+    assert set(rows[:8].flat) & set(rows[8:16].flat) == set(inner.rows.flat)  # two groups share the channels within
+
+
 def test_a_fixed_dimension_freezes_what_it_meets() -> None:
     atoms = Atoms()
     dim = atoms.fresh(3)

@@ -231,11 +231,18 @@ class Atoms:
             np.maximum.at(self._rank, joined, self._rank[high])
 
     def _bind(self, column: np.ndarray, parts: np.ndarray) -> bool:
-        """Let each atom of ``column`` stand for the atoms in its row of ``parts``; False where rows disagree."""
+        """Let each atom of ``column`` stand for the atoms in its row of ``parts``; False where rows disagree.
+
+        Atoms of ``column`` whose rows of ``parts`` are the same are one: flattened places of one (group, channel).
+        """
         column, parts = self.roots(column), self.roots(parts)
         if (self._why[column] > 0).any() or (self._bound[column, 1] > 0).any() or (self._bound[parts, 1] > 0).any():
             return False
-        joint = np.unique(parts, axis=0, return_inverse=True)[1].reshape(-1)
+        _, first, joint = np.unique(parts, axis=0, return_index=True, return_inverse=True)
+        joint = joint.reshape(-1)
+        if len(np.unique(np.stack([column, joint]), axis=1)[0]) == len(np.unique(column)):
+            self._union(column, column[first[joint]])
+            column = self.roots(column)
         if not np.array_equal(_pattern(column), _pattern(joint)) or np.intersect1d(column, parts).size:
             return False
         _, first = np.unique(column, return_index=True)
