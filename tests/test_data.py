@@ -256,7 +256,10 @@ def test_batches_that_are_none(item, message):
 def test_classes_of_any_width(kind):
     _, targets = next(iter(LoaderBatches([(PIXELS, torch.tensor([0, 1], dtype=kind))], torch.device("cpu"), None)))
     assert targets.dtype == torch.int64 and targets.tolist() == [0, 1]
-    Task().check(torch.zeros(2, 2), targets)
+    for given in (targets, torch.tensor([0, 1], dtype=kind)):  # a Data of one's own may not cast them
+        Task().check(torch.zeros(2, 2), given)
+        assert Task().loss(torch.zeros(2, 2), given).item() == pytest.approx(0.6931, abs=1e-4)
+        assert Task().measures(torch.tensor([[1.0, 0.0]] * 2), given)["accuracy"].tolist() == [100.0, 2.0]
 
 
 def test_targets_that_are_no_classes():

@@ -122,6 +122,8 @@ def test_what_cannot_be_written_is_refused(value, message):
 def test_nested_beyond_reason_is_one_line(tmp_path):
     with pytest.raises(RecipeError, match="not a readable TOML file"):
         load_recipe(write(tmp_path, "x = " + "[" * 5000))
+    with pytest.raises(RecipeError, match=r"mine.toml: tables or lists nested too deeply"):
+        load_recipe(write(tmp_path, MINIMAL + "[model.arguments" + ".a" * 5000 + "]"))
 
 
 def test_a_sweep_is_a_falling_list(tmp_path):

@@ -55,6 +55,8 @@ def _checked(section: type[Checked], values: dict[str, Any], source: str) -> Che
         first, *others = error.errors()
         more = f" (and {len(others)} more)" if others else ""
         raise RecipeError(f"{source}: {_explain(first)}{more}") from error
+    except RecursionError as error:
+        raise RecipeError(f"{source}: tables or lists nested too deeply") from error
 
 
 def _set(values: dict[str, Any], override: str) -> None:

@@ -98,7 +98,7 @@ class Task:
         logits = logits_of(outputs)
         if self.classes_last:
             logits, targets = logits.flatten(0, -2), targets.flatten()
-        return F.cross_entropy(logits, targets, label_smoothing=label_smoothing, ignore_index=IGNORED)
+        return F.cross_entropy(logits, targets.long(), label_smoothing=label_smoothing, ignore_index=IGNORED)
 
     def distillation(self, outputs: Any, taught: Any, targets: Tensor, temperature: float) -> Tensor:
         """t² KL(teacher ‖ student) of the softened classes, the mean over targets (Hinton et al. 2015, section 2).
@@ -110,7 +110,8 @@ class Task:
         return F.kl_div(F.log_softmax(student, dim=1), soft, log_target=True, reduction="batchmean") * temperature**2
 
     def rows(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (n, classes) and targets (n,), one row for each target that counts."""
+        """Logits (n, classes) and targets (n,) int64, one row for each target that counts."""
+        targets = targets.long()
         if logits.dim() > 2:
             classes = logits.dim() - 1 if self.classes_last else 1
             logits, targets = logits.movedim(classes, -1).flatten(0, -2), targets.flatten()
