@@ -1,7 +1,8 @@
 """The command line: each command is a thin shell over one function of the Python API.
 
 Exit status: 0 done; 1 a mistake that one line on stderr explains; 2 usage; 3 a gate of the recipe was missed;
-130 interrupted. Everything heavy is imported inside the commands, so that ``--help`` answers at once.
+130 interrupted (143 by SIGTERM, 129 by SIGHUP). Everything heavy is imported inside the commands, so that ``--help``
+answers at once.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ Sets = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run stopped; skip finished stages.")]
+Force = Annotated[bool, typer.Option("--force", help="Train over a run that is there.")]
 
 BaselineOption = Annotated[
     Path | None, typer.Option("--baseline", metavar="REPORT.json", help="An earlier report to compare with.")
@@ -128,16 +130,18 @@ def train(
     run: RunOption = None,
     sets: Sets = None,
     resume: Resume = False,
+    force: Force = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Train to sparsity, land on the budget, heal: RUN/train/."""
+    _one_of(resume, force)
     show = _show(as_json)
     loaded = _load(recipe, sets)
     directory = _directory(loaded, run)
     from sslprune.run.learn import train as train_model
 
-    train_model(loaded, directory, show, resume=resume)
+    train_model(loaded, directory, show, resume=resume, force=force)
     if as_json:
         _print_json({"run": str(directory), "masked": str(directory.masked), "history": str(directory.history)})
     else:
@@ -192,6 +196,7 @@ def run_all(
     run: RunOption = None,
     sets: Sets = None,
     resume: Resume = False,
+    force: Force = False,
     baseline: BaselineOption = None,
     as_json: Json = False,
     debug: Debug = False,
@@ -200,12 +205,13 @@ def run_all(
 
     Example: sslprune run recipes/digits.toml --set budget.macs=0.3
     """
+    _one_of(resume, force)
     show = _show(as_json)
     loaded = _load(recipe, sets)
     directory = _directory(loaded, run)
     from sslprune.run.pipeline import run as run_pipeline
 
-    report = run_pipeline(loaded, directory, show, resume=resume, baseline=baseline)
+    report = run_pipeline(loaded, directory, show, resume=resume, force=force, baseline=baseline)
     _verdict(report, directory, show, as_json)
 
 
@@ -233,6 +239,7 @@ def control(
     ],
     sets: Sets = None,
     resume: Resume = False,
+    force: Force = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -247,7 +254,8 @@ def control(
     from sslprune.run.control import control as train_control
     from sslprune.run.directory import RunDirectory
 
-    result = train_control(RunDirectory(run), name.value, show, overrides=sets or [], resume=resume)
+    _one_of(resume, force)
+    result = train_control(RunDirectory(run), name.value, show, overrides=sets or [], resume=resume, force=force)
     if as_json:
         _print_json(result.model_dump())
     else:
@@ -332,6 +340,11 @@ def predict(
 
     answers = predict_run(run, samples)
     _print_json([answer.values() for answer in answers]) if as_json else print(side_by_side(answers))
+
+
+def _one_of(resume: bool, force: bool) -> None:
+    if resume and force:
+        raise typer.BadParameter("--resume goes on with a run and --force trains over it; give one of them")
 
 
 def _load(path: Path, sets: list[str] | None) -> Recipe:

@@ -15,15 +15,25 @@ from sslprune.show.terminal import Show
 
 
 def run(
-    recipe: Recipe, directory: RunDirectory, show: Show, *, resume: bool = False, baseline: Path | None = None
+    recipe: Recipe,
+    directory: RunDirectory,
+    show: Show,
+    *,
+    resume: bool = False,
+    force: bool = False,
+    baseline: Path | None = None,
 ) -> Report:
-    """Train, repack and export; with ``resume``, stages that are finished already are left as they are."""
+    """Train, repack and export; with ``resume``, stages that are finished already are left as they are.
+
+    A run that is there is trained over with ``force`` alone.
+    """
     check(recipe)
     if baseline is not None:
         Report.load(baseline)  # one that cannot be read is said now, not after training
-    train(recipe, directory, show, resume=resume)
-    if resume and directory.finished("repack"):
-        show.stage("repack", f"finished already: {directory.program}")
-    else:
-        repack(directory, show)
-    return export(directory, show, baseline=baseline)
+    with directory.writing():
+        train(recipe, directory, show, resume=resume, force=force)
+        if resume and not directory.damaged("repack"):
+            show.stage("repack", f"finished already: {directory.program}")
+        else:
+            repack(directory, show)
+        return export(directory, show, baseline=baseline)

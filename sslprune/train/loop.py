@@ -322,6 +322,7 @@ def train(
     *,
     previous: TrainFiles | None = None,
     goal: float | None = None,
+    begin: Callable[[nn.Module], None] = lambda _: None,
 ) -> None:
     """Train ``recipe``, or ``start`` by it, into ``run``; where its checkpoint exists, go on from there, to the same.
 
@@ -332,6 +333,7 @@ def train(
 
     In a sweep, ``previous`` is the finished point before this one: its masked weights and zeros are the beginning, and
     its dense model stays the dense one. ``goal`` is the sweep's smallest fraction, which has to be reachable as well.
+    ``begin`` is given the model as it begins when all is read and built, before anything in ``run`` is looked at.
     """
     with _threads(recipe.run.threads):
         torch.manual_seed(recipe.run.seed)
@@ -346,6 +348,7 @@ def train(
         trainer = Trainer(recipe, run, data, model, show, previous)
         if goal is not None and isinstance(trainer.controller, BudgetController):
             trainer.controller.check_reachable(goal)
+        begin(trainer.model)
         if run.checkpoint.is_file():
             trainer.load_state_dict(load_checkpoint(run.checkpoint))
             show.say(f"resuming after epoch {len(trainer.history)} of {len(trainer.schedule.epochs)}")
