@@ -226,7 +226,8 @@ def ours(recipe: Recipe, folder: Path) -> tuple[Outcome, nn.Module]:
     spans = Schedule.of(recipe, len(data.train))
     watch = Watch(directory, sum(epoch.phase == "sparse" for epoch in spans.epochs), kept)
     outcome = Outcome(loaded=accuracy(build_model(recipe.model)[0], recipe, data))
-    train(recipe, directory, watch, resume=kept.is_file() or len(past(directory)) < watch.num_sparse)
+    resume = kept.is_file() or len(past(directory)) < watch.num_sparse
+    train(recipe, directory, watch, resume=resume, force=not resume)
     history = past(directory)
     outcome.epochs = [record["valid" if data.valid else "test"]["accuracy"] for record in history]
     outcome.before = outcome.epochs[watch.num_sparse - 1]

@@ -264,7 +264,7 @@ def test_a_ticket_begins_with_the_runs_own_weights(run: RunDirectory, tmp_path: 
     shutil.copytree(run.path, copy)
     for name, same in (("ticket", True), ("scratch", False)):
         few = ("--set", "schedule.dense=0ep", "--set", "schedule.sparse=0it", "--set", "schedule.heal=1it")
-        result = invoke("control", copy, "--from", name, *few, "--set", "train.lr=1e-20")
+        result = invoke("control", copy, "--from", name, *few, "--set", "train.lr=1e-20", "--force")
         assert result.exit_code == 0, result.output
         began = load_file(RunDirectory(copy).control(name).masked)  # type: ignore[arg-type]
         tensors = json.loads(run.plan.read_text())["tensors"]
@@ -274,7 +274,7 @@ def test_a_ticket_begins_with_the_runs_own_weights(run: RunDirectory, tmp_path: 
             first = first.index_select(int(dim), torch.tensor(kept))
         assert torch.allclose(began[name], first, atol=1e-6) == same
     RunDirectory(copy).initial.unlink()
-    result = invoke("control", copy, "--from", "ticket")
+    result = invoke("control", copy, "--from", "ticket", "--force")
     assert result.exit_code == 1 and "did not keep the weights" in result.stderr
     assert invoke("control", copy, "--from", "nothing").exit_code == 2
     RunDirectory(copy).clear("repack")

@@ -1,7 +1,7 @@
 """The command line: its name, its version, and the table of its commands.
 
 Exit status: 0 done; 1 a mistake that one line on stderr explains; 2 usage; 3 a gate of the recipe was missed;
-130 interrupted.
+130 interrupted (143 by SIGTERM, 129 by SIGHUP).
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from sslprune.cli.options import (
     Beginning,
     Debug,
     Device,
+    Force,
     Json,
     RecipeFile,
     Resume,
@@ -26,6 +27,7 @@ from sslprune.cli.options import (
     RunOption,
     Runtime,
     Sets,
+    one_of,
 )
 from sslprune.values.bounds import MOST_REPETITIONS, MOST_SAMPLES, MOST_THREADS
 
@@ -85,16 +87,18 @@ def train(
     run: RunOption = None,
     sets: Sets = None,
     resume: Resume = False,
+    force: Force = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Train to sparsity, land on the budget, heal: RUN/train/."""
+    one_of(resume, force)
     show = _show(as_json)
     loaded = _load(recipe, sets)
     directory = _directory(loaded, run)
     from sslprune.run.learn import train as train_model
 
-    train_model(loaded, directory, show, resume=resume)
+    train_model(loaded, directory, show, resume=resume, force=force)
     if as_json:
         _print_json({"run": str(directory), "masked": str(directory.masked), "history": str(directory.history)})
     else:
@@ -146,6 +150,7 @@ def run_all(
     run: RunOption = None,
     sets: Sets = None,
     resume: Resume = False,
+    force: Force = False,
     baseline: BaselineOption = None,
     as_json: Json = False,
     debug: Debug = False,
@@ -154,12 +159,13 @@ def run_all(
 
     Example: sslprune run recipes/digits.toml --set budget.macs=0.3
     """
+    one_of(resume, force)
     show = _show(as_json)
     loaded = _load(recipe, sets)
     directory = _directory(loaded, run)
     from sslprune.run.pipeline import run as run_pipeline
 
-    report = run_pipeline(loaded, directory, show, resume=resume, baseline=baseline)
+    report = run_pipeline(loaded, directory, show, resume=resume, force=force, baseline=baseline)
     _verdict(report, directory, show, as_json)
 
 
@@ -174,6 +180,7 @@ def control(
     ],
     sets: Sets = None,
     resume: Resume = False,
+    force: Force = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -184,11 +191,12 @@ def control(
 
     Example: sslprune control runs/digits --from scratch
     """
+    one_of(resume, force)
     show = _show(as_json)
     from sslprune.run.control import control as train_control
     from sslprune.run.directory import RunDirectory
 
-    result = train_control(RunDirectory(run), name.value, show, overrides=sets or [], resume=resume)
+    result = train_control(RunDirectory(run), name.value, show, overrides=sets or [], resume=resume, force=force)
     if as_json:
         _print_json(result.model_dump())
     else:

@@ -5,12 +5,23 @@ from __future__ import annotations
 import functools
 import os
 import shlex
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
 import typer
+
+
+class Stopped(KeyboardInterrupt):
+    """The system asked the process to end: it ends as by Ctrl-C, with a status of its own."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
 
 
 def guarded(command: Callable[..., None]) -> Callable[..., None]:
@@ -24,12 +35,13 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
         if not debug and not sys.warnoptions:
             warnings.simplefilter("ignore")  # of torch and the exporters, to programmers
         try:
-            command(*args, **kwargs)
+            with _stoppable():
+                command(*args, **kwargs)
             sys.stdout.flush()
         except (typer.Exit, typer.Abort, typer.BadParameter):
             raise
-        except KeyboardInterrupt:
-            fail(_interrupted(), 130)
+        except KeyboardInterrupt as error:
+            fail(_interrupted(), 128 + (error.number if isinstance(error, Stopped) else signal.SIGINT))
         except BrokenPipeError:  # `sslprune inspect ... | head` has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         except SslpruneError as error:
@@ -53,9 +65,30 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
     return wrapper
 
 
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the block as Ctrl-C does, unless they are ignored, as under nohup."""
+    kept = {}
+    if threading.current_thread() is threading.main_thread():
+        for name in ("SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)  # Windows has no SIGHUP
+            if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+                kept[number] = signal.signal(number, _stop)
+    try:
+        yield
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
+
+
+def _stop(number: int, _: object) -> None:
+    raise Stopped(number)
+
+
 def fail(line: str, status: int = 1) -> NoReturn:
     """End with ``status`` and one line on stderr."""
-    print(line, file=sys.stderr, flush=True)
+    with suppress(OSError):  # of a terminal that was closed
+        print(line, file=sys.stderr, flush=True)
     raise typer.Exit(status)
 
 
@@ -66,6 +99,7 @@ def _line(said: str, error: BaseException) -> str:
 
 def _interrupted() -> str:
     words = sys.argv[1:]
-    if not words or words[0] not in ("run", "train"):
+    if not words or words[0] not in ("run", "train", "control"):
         return "interrupted"
-    return f"interrupted; go on with: sslprune {shlex.join([w for w in words if w != '--resume'])} --resume"
+    again = [word for word in words if word not in ("--resume", "--force")]
+    return f"interrupted; go on with: sslprune {shlex.join(again)} --resume"

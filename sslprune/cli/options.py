@@ -21,6 +21,7 @@ Sets = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run stopped; skip finished stages.")]
+Force = Annotated[bool, typer.Option("--force", help="Train over a run that is there.")]
 
 BaselineOption = Annotated[
     Path | None, typer.Option("--baseline", metavar="REPORT.json", help="An earlier report to compare with.")
@@ -45,3 +46,9 @@ class Runtime(StrEnum):
     tensorrt = "tensorrt"
     torch = "torch"
     compiled = "torch.compile"
+
+
+def one_of(resume: bool, force: bool) -> None:
+    """Raise BadParameter for both at once."""
+    if resume and force:
+        raise typer.BadParameter("--resume goes on with a run and --force trains over it; give one of them")

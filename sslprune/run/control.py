@@ -33,14 +33,34 @@ from sslprune.train.loop import train
 
 
 def control(
-    directory: RunDirectory, name: ControlName, show: Show, *, overrides: Sequence[str] = (), resume: bool = False
+    directory: RunDirectory,
+    name: ControlName,
+    show: Show,
+    *,
+    overrides: Sequence[str] = (),
+    resume: bool = False,
+    force: bool = False,
 ) -> Control:
     """Train the control ``name`` of a run, into ``RUN/controls/<name>/``, and put it into the run's report.
 
     It follows the run's recipe, ``overrides`` apart ("schedule.dense=10ep"), with the sparse epochs as ordinary ones.
-    Raises RunError for a ticket whose beginning was not kept.
+    Raises RunError for a ticket whose beginning was not kept, and for a control that is there, unless it goes on
+    (``resume``) or is trained over (``force``).
     """
     directory.require("repack")
+    files = directory.control(name)
+    if files.started and not resume and not force:
+        raise RunError(f"{files.folder}: holds a control; go on with --resume, or train over it with --force")
+    with directory.writing():
+        result = _train(directory, name, show, overrides, resume=resume)
+        if directory.report.is_file():
+            write_report(beside(Report.load(directory.report), directory), directory)
+    return result
+
+
+def _train(
+    directory: RunDirectory, name: ControlName, show: Show, overrides: Sequence[str], *, resume: bool
+) -> Control:
     files = directory.control(name)
     recipe = load_recipe(directory.recipe_file, overrides)
     data = build_data(recipe, show)
@@ -48,8 +68,6 @@ def control(
     spans = recipe.schedule
     show.stage("control", f"{name}: {spans.dense} and {spans.heal}, without sparsity, on {device_of(recipe.run)}")
     model = _start(directory, recipe, name)
-    if not resume:
-        files.clear()
     if name != "dense":
         with show.progress("finding the axes"):
             masked = load_trained(recipe.model, directory.masked)
@@ -59,7 +77,7 @@ def control(
             removed = removable(program, selection_of(directory, masked, axes), allow_inexact=not exact)
             model = remove(model, program, removed, verify=False)  # nothing in it is zero: another function
     macs = Cost(trace(model, *data.example_for(model), sequence=data.sequence), []).macs()
-    train(recipe, files, show, model)
+    train(recipe, files, show, model, begin=lambda _: None if resume else files.clear())
     with full_precision(), show.progress("evaluating", len(data.test)) as bar:
         metrics = evaluate(model, bar.over(data.test), data.task)
     result = Control(
@@ -70,8 +88,6 @@ def control(
         epochs=f"{spans.dense} + {spans.heal}" if spans.dense.count else str(spans.heal),
     )
     result.save(files.result)
-    if directory.report.is_file():
-        write_report(beside(Report.load(directory.report), directory), directory)
     return result
 
 

@@ -63,13 +63,28 @@ def export(
     """
     directory.require("repack")
     earlier = Report.load(baseline) if baseline is not None else None  # before it may be written over
-    directory.clear("export")
+    with directory.writing():
+        earlier_points = directory.each_point(directory.recipe())[:-1] if directory.sweep is directory else []
+        for point, folder in earlier_points:
+            folder.claim(point)  # gates and timings are those of the sweep
+            if not folder.finished("export") or Report.load(folder.report).recipe_sha256 != _digest(folder):
+                export(folder, show, program)
+        with directory.stage("export") as place:
+            report = _export(place, show, program)
+            if earlier is not None and baseline is not None:
+                report = report.model_copy(update={"baseline": compare_reports(earlier, report, baseline)})
+            new, there = str(place.export_dir), str(directory.export_dir)
+            variants = [v.model_copy(update={"file": v.file.replace(new, there)}) for v in report.variants]
+            report = beside(report.model_copy(update={"variants": variants}), directory)
+            write_ci(report, place.junit, place.summary)
+            _write(report, place)
+        _tell_sweep(directory)
+    return report
+
+
+def _export(directory: RunDirectory, show: Show, program: Program | None) -> Report:
+    """The report, without what lies beside it; the models' files are written."""
     recipe, result = directory.recipe(), RepackResult.load(directory.result)
-    earlier_points = directory.each_point(recipe)[:-1] if directory.sweep is directory else []
-    for point, place in earlier_points:
-        place.claim(point)  # gates and timings are those of the sweep
-        if not place.finished("export") or Report.load(place.report).recipe_sha256 != _digest(place):
-            export(place, show, program)
     show.stage("export", f"{recipe.name}: ONNX, checked against torch on the test data, and timed in turns with dense")
     data = build_data(recipe, show)
     dense = load_trained(recipe.model, directory.dense)
@@ -82,13 +97,7 @@ def export(
     example = _rows(built[0], data)
     times = measure_speed(recipe, built, data, example, show)
     report = assemble(recipe, result, built, checks, times, example, data.task.lower_is_better, show)
-    report = report.model_copy(update={"recipe_sha256": digest})
-    if earlier is not None and baseline is not None:
-        report = report.model_copy(update={"baseline": compare_reports(earlier, report, baseline)})
-    report = beside(report, directory)
-    write_ci(report, directory.junit, directory.summary)
-    write_report(report, directory)
-    return report
+    return report.model_copy(update={"recipe_sha256": digest})
 
 
 def beside(report: Report, directory: RunDirectory) -> Report:
@@ -101,8 +110,16 @@ def beside(report: Report, directory: RunDirectory) -> Report:
 
 def write_report(report: Report, directory: RunDirectory) -> None:
     """Write the page and report.json, and those of the sweep that ``directory`` is a point of."""
+    _write(report, directory)
+    _tell_sweep(directory)
+
+
+def _write(report: Report, directory: RunDirectory) -> None:
     write_page(report, directory.page, history=directory.history, weights=directory.masked)
     report.save(directory.report)
+
+
+def _tell_sweep(directory: RunDirectory) -> None:
     sweep = directory.sweep
     if sweep is not directory and sweep.report.is_file():
         write_report(beside(Report.load(sweep.report), sweep), sweep)

@@ -2,40 +2,118 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from functools import partial
+from pathlib import Path
+
+from torch import nn
+
 from sslprune.capture.program import Program
-from sslprune.models.build import device_of
+from sslprune.errors import CheckpointError
+from sslprune.files import write_atomic, write_json
+from sslprune.models.build import device_of, load_checkpoint
 from sslprune.recipe import Recipe
 from sslprune.report import MEASURE_WORDS
 from sslprune.run.directory import RunDirectory
 from sslprune.show.terminal import Show
+from sslprune.train.checkpoint import write_weights
 from sslprune.train.loop import train as train_model
 
 
-def train(recipe: Recipe, directory: RunDirectory, show: Show, *, resume: bool = False) -> Program | None:
-    """Sparse training, then healing, into ``directory``; starts over unless ``resume``.
+def train(
+    recipe: Recipe, directory: RunDirectory, show: Show, *, resume: bool = False, force: bool = False
+) -> Program | None:
+    """Sparse training, then healing, into ``directory``; ``resume`` goes on, and makes again what is damaged.
 
     Returns the program that the model was traced to, for the stages after it; None where nothing had to be traced.
     The points of a sweep in their order, each from where the one before it ended, the last into ``directory`` itself.
+    A run that is there goes only with ``force``, and only when everything is read and built; without either, RunError.
     """
-    directory.claim(recipe)
-    if not resume:
-        directory.clear("train")
-    try:
-        previous = program = None
-        for point, place in directory.each_point(recipe):
+    with directory.writing():
+        points = directory.each_point(recipe)
+        for point, place in [(recipe, directory), *points]:
+            place.check(point, force=force)
+        if not resume and not force:
+            directory.check_new()
+        try:
+            return _train_points(recipe, directory, show, resume=resume)
+        except BaseException:
+            directory.release()
+            raise
+
+
+def _train_points(recipe: Recipe, directory: RunDirectory, show: Show, *, resume: bool) -> Program | None:
+    cleared = resume
+
+    def begin(point: Recipe, place: RunDirectory, previous: RunDirectory | None, model: nn.Module) -> None:
+        """All is read and built: from here on, what was there may go."""
+        nonlocal cleared
+        if not cleared:
+            directory.clear("train")
+        cleared = True
+        directory.claim(recipe)
+        place.claim(point)
+        if place.checkpoint.is_file():
+            _write_beginning(model, point, place, previous)
+
+    previous: RunDirectory | None = None
+    program: Program | None = None
+    for point, place in directory.each_point(recipe):
+        if resume:
+            _mend(point, place, show, first=previous is None)
+        if resume and place.finished("train"):
+            directory.claim(recipe)
             place.claim(point)
-            if place.finished("train"):
-                show.stage("train", f"finished already: {place.masked}")
-            else:
-                show.stage("train", _plan(point, previous is None))
-                program = train_model(
-                    point, place.training, show, previous=previous, goal=min(recipe.budget.points, default=None)
-                )
-            previous = place.training
-    except BaseException:
-        directory.release()
-        raise
+            show.stage("train", f"finished already: {place.masked}")
+        else:
+            show.stage("train", _plan(point, previous is None))
+            goal = min(recipe.budget.points, default=None)
+            begun = partial(begin, point, place, previous)
+            before = previous.training if previous is not None else None
+            program = train_model(point, place.training, show, previous=before, goal=goal, begin=begun)
+            place.record("train")
+        previous = place
     return program
+
+
+def _mend(recipe: Recipe, place: RunDirectory, show: Show, *, first: bool) -> None:
+    """Remove what is damaged of a run that is to go on, and say so: training makes it again, to the same."""
+    if not place.started:
+        return
+    damaged = place.damaged("train") if place.masked.is_file() else []
+    damaged += [file for file in (place.checkpoint, place.dense, place.initial) if _unreadable(file)]
+    for file in dict.fromkeys(damaged):
+        show.say(f"{file}: {'damaged' if file.is_file() else 'missing'}; it is made again", "yellow")
+        file.unlink(missing_ok=True)
+    if not place.checkpoint.is_file():
+        return
+    history = json.loads(load_checkpoint(place.checkpoint)["history"])
+    if not place.history.is_file():
+        write_json(place.history, history)
+    past = any(epoch["phase"] != "dense" for epoch in history)
+    if first and past and recipe.schedule.dense.count and not place.dense.is_file():
+        show.say(f"{place.dense}: no checkpoint holds it; training starts over", "yellow")
+        place.checkpoint.unlink()
+
+
+def _write_beginning(model: nn.Module, recipe: Recipe, place: RunDirectory, previous: RunDirectory | None) -> None:
+    """Write what was lost of the weights that training began with; ``model`` is as it was built."""
+    if previous is None and recipe.model.checkpoint is None and not place.initial.is_file():
+        write_weights(place.initial, model)
+    if previous is not None:
+        for there, here in ((previous.initial, place.initial), (previous.dense, place.dense)):
+            if there.is_file() and not here.is_file():
+                write_atomic(here, partial(shutil.copyfile, there))
+    elif not place.dense.is_file() and not recipe.schedule.dense.count:
+        write_weights(place.dense, model)
+
+
+def _unreadable(file: Path) -> bool:
+    try:
+        return file.is_file() and not load_checkpoint(file)
+    except CheckpointError:
+        return True
 
 
 def _plan(recipe: Recipe, first: bool) -> str:

@@ -18,24 +18,32 @@ from sslprune.show.terminal import Show
 
 
 def run(
-    recipe: Recipe, directory: RunDirectory, show: Show, *, resume: bool = False, baseline: Path | None = None
+    recipe: Recipe,
+    directory: RunDirectory,
+    show: Show,
+    *,
+    resume: bool = False,
+    force: bool = False,
+    baseline: Path | None = None,
 ) -> Report:
     """Train, repack and export; with ``resume``, stages that are finished already are left as they are.
 
     The model is traced once: what training found serves the stages after it.
     An error after training carries a note of how to go on without training again.
+    A run that is there is trained over with ``force`` alone.
     """
     check(recipe)
     if baseline is not None:
         Report.load(baseline)  # one that cannot be read is said now, not after training
-    program = train(recipe, directory, show, resume=resume)
-    if resume and directory.finished("repack"):
-        show.stage("repack", f"finished already: {directory.program}")
-    else:
-        with _training_kept(directory, "repack", "export"):
-            repack(directory, show, program)
-    with _training_kept(directory, "export"):
-        return export(directory, show, program, baseline=baseline)
+    with directory.writing():
+        program = train(recipe, directory, show, resume=resume, force=force)
+        if resume and not directory.damaged("repack"):
+            show.stage("repack", f"finished already: {directory.program}")
+        else:
+            with _training_kept(directory, "repack", "export"):
+                repack(directory, show, program)
+        with _training_kept(directory, "export"):
+            return export(directory, show, program, baseline=baseline)
 
 
 @contextmanager

@@ -43,10 +43,16 @@ def repack(directory: RunDirectory, show: Show, program: Program | None = None) 
     1e-4 (relative).
     """
     directory.require("train")
-    for point in directory.points:
-        if not point.finished("repack"):
-            repack(point, show, program)
-    directory.clear("repack")
+    with directory.writing():
+        for point in directory.points:
+            if point.damaged("repack"):
+                repack(point, show, program)
+        with directory.stage("repack") as place:
+            return _repack(directory, place, show, program)
+
+
+def _repack(directory: RunDirectory, place: RunDirectory, show: Show, program: Program | None) -> RepackResult:
+    """Read from ``directory``, write to ``place``."""
     recipe = directory.recipe()
     show.stage("repack", f"{recipe.name}: the zeros go, the function stays")
     if recipe.run.threads:
@@ -80,12 +86,12 @@ def repack(directory: RunDirectory, show: Show, program: Program | None = None) 
         axes=changes(removed, small),
     )
     with show.progress("writing the repacked model"):
-        save_program(small.deployed(), cut, directory.program, kwargs, sequence=data.sequence)
+        save_program(small.deployed(), cut, place.program, kwargs, sequence=data.sequence)
         weights = {name: tensor.detach().clone().contiguous() for name, tensor in small.state_dict().items()}
-        write_atomic(directory.weights, lambda path: path.write_bytes(save(weights)))
-        write_plan(directory.plan, plan_of(program, removed))
-        data.save(directory.tokenizer)
-    result.save(directory.result)
+        write_atomic(place.weights, lambda path: path.write_bytes(save(weights)))
+        write_plan(place.plan, plan_of(program, removed))
+        data.save(place.tokenizer)
+    result.save(place.result)
     before, after, proof = sizes[0], sizes[1], result.equivalence
     show.say(f"{before.parameters:,} parameters -> {after.parameters:,}, {before.macs:,} MACs -> {after.macs:,}")
     show.say(f"masked = repacked to {proof.max_relative:.1e} (relative) on {proof.samples:,} test samples")

@@ -7,7 +7,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -284,6 +284,7 @@ def train(
     *,
     previous: TrainingFiles | None = None,
     goal: float | None = None,
+    begin: Callable[[nn.Module], None] = lambda _: None,
 ) -> Program | None:
     """Train ``recipe``, or ``start`` by it, into ``files``; where its checkpoint exists, go on from there, to the same.
 
@@ -294,6 +295,7 @@ def train(
 
     In a sweep, ``previous`` is the finished point before this one: its masked weights and zeros are the beginning, and
     its dense model stays the dense one. ``goal`` is the sweep's smallest fraction, which has to be reachable as well.
+    ``begin`` is given the model as it begins when all is read and built, before anything in ``files`` is looked at.
 
     Returns the program that the model was traced to, where anything is to be removed.
     """
@@ -310,6 +312,7 @@ def train(
         trainer = Trainer(recipe, files, data, model, show, previous)
         if goal is not None and trainer.sparsity is not None:
             trainer.sparsity.check_reachable(goal)
+        begin(trainer.model)
         if files.checkpoint.is_file():
             trainer.load_state_dict(load_checkpoint(files.checkpoint))
             show.say(f"resuming after epoch {len(trainer.history)} of {len(trainer.schedule.epochs)}")
