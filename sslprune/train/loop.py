@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from sslprune.axes import tensors_of, zero_mask
@@ -178,7 +178,7 @@ class Trainer:
             self.teacher = self.other
             if self.teacher is None:
                 self.teacher = copy.deepcopy(self.model).eval().requires_grad_(False)
-                self.teacher.load_state_dict(load_file(self.run.dense))
+                load_weights(self.teacher, load_checkpoint(self.run.dense), self.run.dense)
             self._recalibrate(self.teacher)
 
     def _recalibrate(self, model: nn.Module) -> None:
@@ -304,7 +304,7 @@ class Trainer:
                 "without --resume"
             )
         self.history = json.loads(state["history"])
-        self.model.load_state_dict(state["model"])
+        load_weights(self.model, state["model"], self.run.checkpoint)
         if self.shrinker is not None and any(mask.any() for mask in state.get("removed") or ()):
             self.shrinker.remove([mask.numpy() for mask in state["removed"]], self.optimizer)
         self.optimizer.load_state_dict(state["optimizer"])
