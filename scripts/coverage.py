@@ -224,7 +224,7 @@ def main() -> None:
     parser.add_argument("--peer", action="store_true", help="Torch-Pruning instead of sslprune")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="keep the run directories there")
     parser.add_argument("--table", type=Path, metavar="FILE", help="put what passed into the table of README.md")
-    parser.add_argument("--limit", type=float, default=150, help="seconds for each architecture (%(default)s)")
+    parser.add_argument("--limit", type=float, default=300, help="seconds for each architecture (%(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--verbose", action="store_true", help="also print what keeps the rest of the weights")
     parser.add_argument("--shim", metavar="FILE", help=f"imported before torchvision; default ${SHIM}")

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from sslprune.errors import CheckpointError, RecipeError
-from sslprune.models.build import build_model, find_callable
+from sslprune.models.build import build_model, find_callable, load_trained
 from sslprune.recipe import ModelSection
 from sslprune.zoo import digits_cnn, resnet_cifar
 
@@ -121,3 +121,26 @@ def test_resnet_cifar():
     assert not any("shortcut" in name or "downsample" in name for name in names)
     assert sum(parameter.numel() for parameter in model.parameters()) == 269_722  # He et al. 2016, table 6: 0.27M
     assert model(torch.randn(3, 3, 32, 32)).shape == (3, 10)
+
+
+class Versioned(nn.Linear):
+    """A module that loads by the version of what it is given, as torchvision's MNASNet does."""
+
+    _version = 2
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, *rest):
+        if local_metadata.get("version") != 2:
+            raise ValueError(f"version should be 2 instead of {local_metadata.get('version')}")
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
+
+
+def test_weights_that_fit_are_of_the_models_own_version(tmp_path):
+    torch.manual_seed(0)
+    weights = Versioned(2, 3).state_dict()
+    save_file(weights, tmp_path / "w.safetensors")
+    section = ModelSection(factory=f"{__name__}:Versioned", arguments={"in_features": 2, "out_features": 3})
+    for model in (
+        build_model(section.model_copy(update={"checkpoint": str(tmp_path / "w.safetensors")}))[0],
+        load_trained(section, tmp_path / "w.safetensors"),
+    ):
+        assert torch.equal(model.get_parameter("weight"), weights["weight"])

@@ -164,7 +164,8 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str | 
     broken = [n for n, value in weights.items() if value.is_floating_point() and not bool(value.isfinite().all())]
     if broken:
         raise CheckpointError(f"{source}: values that are not finite in {few(broken)}; use an earlier checkpoint")
-    model.load_state_dict(dict(weights), strict=False)
+    expected.update(weights)  # which keeps the versions of the model's modules: a module may ask for its own
+    model.load_state_dict(expected)
 
 
 def device_of(section: RunSection) -> torch.device:

@@ -13,7 +13,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -171,7 +170,7 @@ class Trainer:
             self.teacher = self.other
             if self.teacher is None:
                 self.teacher = copy.deepcopy(self.model).eval().requires_grad_(False)
-                self.teacher.load_state_dict(load_file(self.files.dense))
+                load_weights(self.teacher, load_checkpoint(self.files.dense), self.files.dense)
             self._recalibrate(self.teacher)
 
     def _recalibrate(self, model: nn.Module) -> None:
@@ -267,7 +266,7 @@ class Trainer:
                 "over without --resume"
             )
         self.history = json.loads(state["history"])
-        self.model.load_state_dict(state["model"])
+        load_weights(self.model, state["model"], self.files.checkpoint)
         if self.sparsity is not None:
             self.sparsity.load_state_dict(state["sparsity"], self.optimizer)
         self.optimizer.load_state_dict(state["optimizer"])
