@@ -29,7 +29,7 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def wrapper(*args: Any, **kwargs: Any) -> None:
-        from sslprune.errors import SslpruneError
+        from sslprune.errors import SslpruneError, printable
 
         debug = kwargs.get("debug", False)
         if not debug and not sys.warnoptions:
@@ -47,7 +47,7 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
         except SslpruneError as error:
             if debug:
                 raise
-            fail(f"error: {error}")
+            fail(f"error: {printable(str(error))}")
         except OSError as error:
             if debug:
                 raise
