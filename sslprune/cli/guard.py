@@ -42,6 +42,12 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
             raise
         except KeyboardInterrupt as error:
             fail(_interrupted(), 128 + (error.number if isinstance(error, Stopped) else signal.SIGINT))
+        except SystemExit as error:  # of a person's model: nothing of ours ends the program so
+            if debug:
+                raise
+            from sslprune.values.own_code import told
+
+            fail(f"error: code of yours ended the program: {printable(told(error))}")
         except BrokenPipeError:  # `sslprune inspect ... | head` has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         except SslpruneError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from sslprune.data.images import Images, count_images, read_images
 from sslprune.data.tables import TEXT_FILES
 from sslprune.errors import DataError
-from sslprune.models.build import device_of, find_callable
+from sslprune.models.build import call_factory, device_of, find_callable
 from sslprune.recipe import DataSection, Recipe
 from sslprune.values.carry import example_for, with_state
 from sslprune.values.inputs import Inputs, arguments, each, length_of, num_rows
-from sslprune.values.tasks import Task, logits_of, task_of
+from sslprune.values.own_code import guarded, own_code
+from sslprune.values.tasks import Metric, Task, logits_of, task_of
 
 CLASSIFICATION = Task()
 Batch = tuple[Inputs, Tensor]  # the model's arguments (a tuple, or a dict by name), the targets
@@ -104,6 +105,9 @@ class Batches:
         return torch.addcmul(offset, pixels.float(), factor)
 
 
+LOADER = "data.factory: its loader failed"
+
+
 class LoaderBatches:
     """A person's own loader, seen as batches of (inputs, targets): inputs a tensor, a tuple or a dict of tensors."""
 
@@ -113,7 +117,8 @@ class LoaderBatches:
         self.loader, self.device, self.seed = loader, device, train_seed
 
     def __len__(self) -> int:
-        return len(cast(Sized, self.loader))
+        with own_code(LOADER):
+            return len(cast(Sized, self.loader))
 
     def __iter__(self) -> Iterator[Batch]:
         return self.epoch(0)
@@ -123,13 +128,15 @@ class LoaderBatches:
         with torch.random.fork_rng(devices=[]):
             if self.seed is not None:
                 torch.manual_seed(self.seed * 1_000_003 + epoch)
-            batches = iter(self.loader)
+            with own_code(LOADER):
+                batches = iter(self.loader)
             drawn = torch.get_rng_state()
         while True:
             # the loader's draws do not disturb the model's own (dropout), nor the other way round
             outer = torch.get_rng_state()
             torch.set_rng_state(drawn)
-            item = next(batches, None)
+            with own_code(LOADER):
+                item = next(batches, None)
             drawn = torch.get_rng_state()
             torch.set_rng_state(outer)
             if item is None:
@@ -222,9 +229,18 @@ def build_data(recipe: Recipe, show: Any = None) -> Data:
     return data
 
 
+def _own_metric(name: str) -> Any:
+    found, what = find_callable(name, "data.metrics"), f"data.metrics: {name} failed"
+    if isinstance(found, Metric):
+        return replace(found, sums=guarded(found.sums, what), finish=guarded(found.finish, what))
+    metric = guarded(found, what)
+    vars(metric)["lower_is_better"] = bool(getattr(found, "lower_is_better", False))
+    return metric
+
+
 def _build(recipe: Recipe, show: Any) -> Data:
     section, device = recipe.data, device_of(recipe.run)
-    task = task_of(section.task, section.metrics, lambda name: find_callable(name, "data.metrics"))
+    task = task_of(section.task, section.metrics, _own_metric)
     if section.factory is None and section.task == "language-modelling":
         from sslprune.data.text import text_data  # which knows what a batch is from here
 
@@ -238,7 +254,7 @@ def _build(recipe: Recipe, show: Any) -> Data:
         train, test = _reader(section.train, show), _reader(section.test, show)
         valid = _reader(section.valid, show) if section.valid is not None else None
         return _image_data(recipe, train, test, valid, task)
-    made = find_callable(section.factory, "data.factory")(**section.arguments)
+    made = call_factory(find_callable(section.factory, "data.factory"), "data", section.factory, section.arguments)
     if isinstance(made, Data):
         return made
     if not isinstance(made, tuple | list) or len(made) != 2:

@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from sslprune.errors import CheckpointError, RecipeError
+from sslprune.errors import CheckpointError, RecipeError, first_line
 from sslprune.models.checkpoint import load_checkpoint as load_checkpoint
 from sslprune.models.checkpoint import load_weights as load_weights
 from sslprune.models.checkpoint import unwrap
 from sslprune.models.huggingface import PREFIX, load_model
 from sslprune.models.pt2 import read_program
 from sslprune.recipe import ModelSection, RunSection
+from sslprune.values.own_code import own_code, where
 
 
 def build_model(section: ModelSection) -> tuple[nn.Module, list[str]]:
@@ -34,11 +35,9 @@ def build_model(section: ModelSection) -> tuple[nn.Module, list[str]]:
     elif section.factory.endswith(".pt2"):
         model = load_program(section.factory)
     else:
-        factory = find_callable(section.factory, "model.factory")
-        try:
-            model = factory(**section.arguments)
-        except (TypeError, ValueError) as error:
-            raise RecipeError(f"model.arguments: {section.factory} refuses {section.arguments}: {error}") from error
+        model = call_factory(
+            find_callable(section.factory, "model.factory"), "model", section.factory, section.arguments
+        )
     if not isinstance(model, nn.Module):
         raise RecipeError(f"model.factory: {section.factory} returned {type(model).__name__}; expected an nn.Module")
     if section.checkpoint is None:
@@ -63,25 +62,41 @@ def load_program(path: str) -> nn.Module:
     return model
 
 
+def call_factory(factory: Callable[..., Any], section: str, name: str, arguments: dict[str, Any]) -> Any:
+    """What the factory of a ``section`` of the recipe makes of its ``arguments``.
+
+    Raises RecipeError, by its line, for whatever it raises.
+    """
+    with own_code(f"{section}.factory: {name} failed"):
+        try:
+            return factory(**arguments)
+        except (TypeError, ValueError) as error:
+            said = first_line(error)
+            raise RecipeError(f"{section}.arguments: {name} refuses {arguments}: {said}{where(error)}") from error
+
+
 def find_callable(reference: str, field: str) -> Callable[..., Any]:
     """What "module:callable" or "file.py:callable" names; modules are also looked for in the current directory."""
     place, colon, name = reference.rpartition(":")
     if not colon or not place or not name:
         raise RecipeError(f'{field}: expected "module:callable" or "file.py:callable"; got "{reference}"')
-    try:
+    with own_code(f"{field}: cannot import {place}"):
         if place.endswith(".py"):
             spec = importlib.util.spec_from_file_location(Path(place).stem, place)
             assert spec is not None and spec.loader is not None
             module = importlib.util.module_from_spec(spec)
             sys.modules.setdefault(spec.name, module)  # dataclasses look their own module up
-            spec.loader.exec_module(module)
+            try:
+                spec.loader.exec_module(module)
+            except BaseException:
+                if sys.modules.get(spec.name) is module:
+                    del sys.modules[spec.name]
+                raise
         else:
             if "" not in sys.path and str(Path.cwd()) not in sys.path:
                 sys.path.insert(0, str(Path.cwd()))
             module = importlib.import_module(place)
-    except (ImportError, OSError, SyntaxError) as error:
-        raise RecipeError(f"{field}: cannot import {place}: {error}") from error
-    found = getattr(module, name, None)
+        found = getattr(module, name, None)
     if not callable(found):
         raise RecipeError(f"{field}: {place} has no callable {name}")
     return found
