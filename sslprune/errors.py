@@ -57,8 +57,13 @@ class RunError(SslpruneError):
 
 def few(names: list[str], limit: int = 8) -> str:
     """The first ``limit`` names, and how many more there are."""
-    shown = ", ".join(names[:limit])
+    shown = ", ".join(printable(name) for name in names[:limit])
     return f"{shown} and {len(names) - limit} more" if len(names) > limit else shown
+
+
+def printable(text: str) -> str:
+    """``text`` in one line, with what cannot be seen in it written as Python does: a newline as \\n."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 def first_line(error: BaseException | None) -> str:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from typing import Any
@@ -377,6 +378,27 @@ def test_classes_of_the_training_labels(labels, classes):
     with pytest.raises(DataError) as error:
         classes_of("train.tsv", rows, tagging=False)
     assert str(error.value).startswith(classes)
+
+
+def test_code_of_a_directory_is_neither_run_nor_asked_about(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("it asks"))
+    code = f"import os\nos.mkdir({str(tmp_path / 'marker')!r})\n"
+    for name, key, field in (
+        ("config.json", "AutoConfig", r"model\.arguments\.path"),
+        ("config.json", "AutoModelForSequenceClassification", r"model\.arguments\.path"),
+        ("tokenizer_config.json", "AutoTokenizer", r"data\.tokenizer"),
+    ):
+        copy = tmp_path / key
+        shutil.copytree(folder / "model", copy)
+        (copy / "own.py").write_text(code)
+        settings = json.loads((copy / name).read_text())
+        (copy / name).write_text(json.dumps(settings | {"auto_map": {key: "own.Own"}, "model_type": "own"}))
+        wanted = recipe(folder, model={"path": str(copy)})
+        with pytest.raises((RecipeError, DataError), match=rf"{field}: .*{name} has an auto_map") as caught:
+            build_model(wanted.model)
+            build_data(wanted)
+        assert "\n" not in str(caught.value)
+    assert not (tmp_path / "marker").exists()
 
 
 def test_another_architecture(folder, tmp_path):

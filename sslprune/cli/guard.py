@@ -29,7 +29,7 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def wrapper(*args: Any, **kwargs: Any) -> None:
-        from sslprune.errors import SslpruneError
+        from sslprune.errors import SslpruneError, printable
 
         debug = kwargs.get("debug", False)
         if not debug and not sys.warnoptions:
@@ -42,12 +42,18 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
             raise
         except KeyboardInterrupt as error:
             fail(_interrupted(), 128 + (error.number if isinstance(error, Stopped) else signal.SIGINT))
+        except SystemExit as error:  # of a person's model: nothing of ours ends the program so
+            if debug:
+                raise
+            from sslprune.values.own_code import told
+
+            fail(f"error: code of yours ended the program: {printable(told(error))}")
         except BrokenPipeError:  # `sslprune inspect ... | head` has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         except SslpruneError as error:
             if debug:
                 raise
-            fail(_line(str(error), error))
+            fail(_line(printable(str(error)), error))
         except OSError as error:
             if debug:
                 raise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,7 +17,8 @@ from sslprune.models.build import find_callable
 from sslprune.recipe import DataSection
 from sslprune.values.carry import example_for, with_state
 from sslprune.values.inputs import Inputs, arguments, each, length_of, num_rows, tensors_in
-from sslprune.values.tasks import Task, logits_of, task_of
+from sslprune.values.own_code import guarded
+from sslprune.values.tasks import Metric, Task, logits_of, task_of
 
 CLASSIFICATION = Task()
 Batch = tuple[Inputs, Tensor]  # the model's arguments (a tuple, or a dict by name), the targets
@@ -116,9 +117,18 @@ def _together(one: Inputs, other: Inputs) -> Inputs:
     return each(one, lambda value: next(joined))
 
 
+def _own_metric(name: str) -> Any:
+    found, what = find_callable(name, "data.metrics"), f"data.metrics: {name} failed"
+    if isinstance(found, Metric):
+        return replace(found, sums=guarded(found.sums, what), finish=guarded(found.finish, what))
+    metric = guarded(found, what)
+    vars(metric)["lower_is_better"] = bool(getattr(found, "lower_is_better", False))
+    return metric
+
+
 def task_for(section: DataSection) -> Task:
     """What the data are for: the task that ``section`` names, with its metrics."""
-    return task_of(section.task, section.metrics, lambda name: find_callable(name, "data.metrics"))
+    return task_of(section.task, section.metrics, _own_metric)
 
 
 def hold_out(size: int, count: int, source: str) -> tuple[Tensor, Tensor]:

@@ -16,14 +16,18 @@ from sslprune.data.images import Images
 from sslprune.data.pictures import picture_data
 from sslprune.data.samples import Encoder
 from sslprune.errors import DataError
-from sslprune.models.build import find_callable
+from sslprune.models.build import call_factory, find_callable
 from sslprune.recipe import OwnDataSection, Recipe
 from sslprune.values.inputs import Inputs, each
+from sslprune.values.own_code import own_code
 from sslprune.values.tasks import Task
 from sslprune.values.voice import SILENT, Voice
 
 WHOLE = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32)
 OF_PIXELS = ("mean", "std", "augment", "eval_batch_size", "hold_out")
+
+
+LOADER = "data.factory: its loader failed"
 
 
 class LoaderBatches:
@@ -35,7 +39,8 @@ class LoaderBatches:
         self.loader, self.device, self.seed = loader, device, train_seed
 
     def __len__(self) -> int:
-        return len(cast(Sized, self.loader))
+        with own_code(LOADER):
+            return len(cast(Sized, self.loader))
 
     def __iter__(self) -> Iterator[Batch]:
         return self.epoch(0)
@@ -45,13 +50,15 @@ class LoaderBatches:
         with torch.random.fork_rng(devices=[]):
             if self.seed is not None:
                 torch.manual_seed(self.seed * 1_000_003 + epoch)
-            batches = iter(self.loader)
+            with own_code(LOADER):
+                batches = iter(self.loader)
             drawn = torch.get_rng_state()
         while True:
             # the loader's draws do not disturb the model's own (dropout), nor the other way round
             outer = torch.get_rng_state()
             torch.set_rng_state(drawn)
-            item = next(batches, None)
+            with own_code(LOADER):
+                item = next(batches, None)
             drawn = torch.get_rng_state()
             torch.set_rng_state(outer)
             if item is None:
@@ -100,7 +107,7 @@ def read(recipe: Recipe, task: Task, device: torch.device, show: Voice) -> Data:
     """What the factory returns, as data. Raises DataError for anything else, and for fields that it does not read."""
     section = recipe.data
     assert isinstance(section, OwnDataSection)
-    made = find_callable(section.factory, "data.factory")(**section.arguments)
+    made = call_factory(find_callable(section.factory, "data.factory"), "data", section.factory, section.arguments)
     if isinstance(made, Data):
         _refuse(section, (*OF_PIXELS, "max_length", "task", "metrics"), "a Data, which has its own")
         return made

@@ -6,6 +6,7 @@ The kind names one of transformers' Auto classes: "hf:sequence-classification" i
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sslprune.errors import CheckpointError, DataError, RecipeError, SslpruneError, few
+from sslprune.errors import CheckpointError, DataError, RecipeError, SslpruneError, few, first_line
 
 PREFIX = "hf:"
 SAID = {"lm": "LM", "causal": "Causal", "masked": "Masked"}  # words that a class name writes in its own way
@@ -34,9 +35,10 @@ def load_model(kind: str, arguments: dict[str, Any]) -> tuple[nn.Module, list[st
         raise RecipeError(f'model.factory: transformers has no {name}; e.g. "hf:sequence-classification"')
     if not isinstance(path, str):
         raise RecipeError('model.arguments: missing path; name a Hugging Face model directory: { path = "dir" }')
+    _check_code(path, "config.json", "model.arguments.path", RecipeError)
     with _quiet(library):
         try:
-            config = library.AutoConfig.from_pretrained(path)
+            config = library.AutoConfig.from_pretrained(path, trust_remote_code=False)
         except Exception as error:
             raise RecipeError(f"model.arguments.path: {_why(path, error)}") from error
         unknown = [key for key in options if not hasattr(config, key)]
@@ -46,7 +48,7 @@ def load_model(kind: str, arguments: dict[str, Any]) -> tuple[nn.Module, list[st
             options.setdefault("use_cache", False)  # a cache is for generating, and no output of a graph
         try:
             model, found = auto.from_pretrained(
-                path, dtype=torch.float32, use_safetensors=True, output_loading_info=True,
+                path, dtype=torch.float32, use_safetensors=True, output_loading_info=True, trust_remote_code=False,
                 attn_implementation=options.pop("attn_implementation", None), **options,
             )  # fmt: skip
         except Exception as error:
@@ -73,14 +75,29 @@ def load_model(kind: str, arguments: dict[str, Any]) -> tuple[nn.Module, list[st
 def load_tokenizer(path: str) -> Any:
     """The fast tokenizer of a Hugging Face directory; raises DataError where there is none."""
     library = _library("data.tokenizer")
+    _check_code(path, "tokenizer_config.json", "data.tokenizer", DataError)
     with _quiet(library):
         try:
-            tokenizer = library.AutoTokenizer.from_pretrained(path, use_fast=True)
+            tokenizer = library.AutoTokenizer.from_pretrained(path, use_fast=True, trust_remote_code=False)
         except Exception as error:
             raise DataError(f"data.tokenizer: {_why(path, error)}") from error
     if not getattr(tokenizer, "is_fast", False):
         raise DataError(f"data.tokenizer: {path} has no tokenizer.json; save it with its fast tokenizer")
     return tokenizer
+
+
+def _check_code(path: str, name: str, field: str, kind: type[SslpruneError]) -> None:
+    """Raise ``kind`` for a directory that brings classes of its own: they would be asked about, and run."""
+    file = Path(path) / name
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise kind(f"{field}: {file}: not readable JSON ({first_line(error)})") from error
+    if isinstance(settings, dict) and "auto_map" in settings:
+        raise kind(
+            f"{field}: {file} has an auto_map, which names code of its own, and that is not run; save the model with a"
+            " class of transformers, or name a factory of yours"
+        )
 
 
 def max_positions(config: Any) -> int | None:
