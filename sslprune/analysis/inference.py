@@ -21,6 +21,7 @@ from sslprune.analysis.atoms import Atoms, Dim, fixed
 from sslprune.analysis.columns import Columns
 from sslprune.analysis.folding import folded
 from sslprune.analysis.zeros import Keeps, Zero
+from sslprune.capture.draws import draws
 from sslprune.capture.program import Program, module_of, operator_name
 from sslprune.errors import TraceError
 
@@ -109,6 +110,10 @@ class Inference:
                     self.out(node, outputs[index], Keeps(source, output=index))  # type: ignore[index, arg-type]
             elif isinstance(node.target, torch._ops.OpOverload):
                 RULES.get(operator_name(node), unknown)(self, node, arguments(node))
+                if node.graph is self.program.evaluation and draws(node):  # another width would draw other numbers
+                    for touched in (node, *node.all_input_nodes):
+                        for dims in self.facts[touched].outputs:
+                            self.freeze(dims, node, "it draws random numbers in evaluation")
             elif any(self.is_tensor(n) for n in node.all_input_nodes):
                 unknown(self, node, SimpleNamespace())
 

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
+from sslprune.capture.batch import check_rows, fixed_rows
 from sslprune.capture.export import Exported, export_open
 from sslprune.capture.mode import evaluating, row_major
 from sslprune.capture.program import quiet
@@ -19,6 +20,7 @@ from sslprune.export.portable import is_portable, make_portable_
 from sslprune.files import write_atomic
 from sslprune.values.carry import carries
 from sslprune.values.compare import difference
+from sslprune.values.draws import alike
 from sslprune.values.inputs import of_other_lengths
 
 PROGRAM_TOLERANCE = 1e-5  # relative: the same operators on the same device
@@ -48,7 +50,10 @@ def save_program(
             torch.export.save(exported.program, temporary, extra_files=extra)
             again = torch.export.load(temporary).module()
             for args, kwargs in [example, *of_other_lengths(example, sequence)]:
-                _, relative = difference(module(*args, **kwargs), again(*args, **kwargs))
+                with alike():
+                    expected = module(*args, **kwargs)
+                with alike():
+                    _, relative = difference(expected, again(*args, **kwargs))
                 if not relative <= PROGRAM_TOLERANCE:
                     raise ExportError(
                         f"{path.name}: loaded again, its output differs by {relative:.1e} (relative) from the model's"
@@ -94,6 +99,7 @@ def load(run: str | Path) -> nn.Module:
     try:
         exported, carries_state = read_program(path)
         module = exported.module()
+        _check_batch_of(module, exported)
         if carries_state:
             assert exported.example_inputs is not None
             state = exported.example_inputs[0][-1]
@@ -102,6 +108,20 @@ def load(run: str | Path) -> nn.Module:
         return module
     except Exception as error:
         raise RunError(f"{path}: not a readable .pt2 file ({str(error).splitlines()[0]}); repack again") from error
+
+
+def _check_batch_of(module: nn.Module, exported: ExportedProgram) -> None:
+    """Another batch than a fixed one is refused in words about the batch; torch's own are about guards."""
+    graph = module.graph
+    assert isinstance(graph, fx.Graph)
+    fixed, names = fixed_rows(graph), exported.call_spec.in_spec.child(1).context
+
+    def check(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        ordered = {name: kwargs[name] for name in names if name in kwargs}
+        check_rows(pytree.tree_leaves((args, ordered)), fixed)
+
+    if fixed:
+        module.register_forward_pre_hook(check, with_kwargs=True)
 
 
 def read_program(path: Path) -> tuple[ExportedProgram, bool]:

@@ -10,6 +10,7 @@ from safetensors.torch import save
 from torch import nn
 
 from sslprune.bench.fit import Fitted, latency_cost
+from sslprune.capture.demands import check_for_run
 from sslprune.capture.mode import evaluating
 from sslprune.capture.program import Program
 from sslprune.capture.trace import trace
@@ -58,6 +59,7 @@ def repack(directory: RunDirectory, show: Show, program: Program | None = None) 
         program = program.on("cpu") if program is not None else None
         if program is None or not program.serves(masked):
             program = trace(masked, args, kwargs, sequence=data.sequence)
+        check_for_run(program, masked)
         axes = select(find_axes(program), recipe.prune)
         exact = all(axis.exact for axis in axes)  # the recipe allowed the others by name
         removed = removed_groups(masked, program, axes, not exact)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from sslprune.bench.fit import latency_cost
+from sslprune.capture.demands import check_for_run
 from sslprune.capture.program import Program
 from sslprune.capture.trace import trace
 from sslprune.choose.sections import select_with_sections
@@ -141,11 +142,10 @@ class Trainer:
     def _controller(self) -> Controller:
         with self.show.progress("finding the axes"):
             example = self.data.example_for(self.model)
-            args, kwargs = pytree.tree_map_only(Tensor, lambda leaf: leaf.to(self.device), example)
-            program = trace(self.model, args, kwargs, sequence=self.data.sequence)
-            axes = find_axes(program)
-        self.program = program
-        chosen = select_with_sections(axes, self.recipe.prune)
+            example = pytree.tree_map_only(Tensor, lambda leaf: leaf.to(self.device), example)
+            self.program = program = trace(self.model, *example, sequence=self.data.sequence)
+            check_for_run(program, self.model)
+            chosen = select_with_sections(find_axes(program), self.recipe.prune)
         pruned = [axis for axis, _ in chosen]
         tensors = tensors_of(self.model)
         kept = [~zero_mask(self.model, axis, tensors) for axis in pruned] if self.previous is not None else None
