@@ -22,6 +22,7 @@ from sslprune.analysis.columns import Columns
 from sslprune.analysis.folding import folded
 from sslprune.analysis.rewriter import Rewriter
 from sslprune.analysis.zeros import Keeps, Zero
+from sslprune.capture.draws import draws
 from sslprune.capture.program import Program, module_of, operator_name
 from sslprune.errors import TraceError
 
@@ -106,6 +107,10 @@ class Inference:
                     self.out(node, outputs[index], Keeps(source, output=index))  # type: ignore[index, arg-type]
             elif isinstance(node.target, torch._ops.OpOverload):
                 self._rules.get(operator_name(node), self._unknown)(self, node, arguments(node))
+                if node.graph is self.program.evaluation and draws(node):  # another width would draw other numbers
+                    for touched in (node, *node.all_input_nodes):
+                        for dims in self.facts[touched].outputs:
+                            self.freeze(dims, node, "it draws random numbers in evaluation")
             elif any(self.is_tensor(n) for n in node.all_input_nodes):
                 self._unknown(self, node, SimpleNamespace())
 

@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._subclasses import FakeTensor
 from torch.utils import _pytree as pytree
 
+from sslprune.capture.batch import is_open
 from sslprune.capture.lengths import any_length
 from sslprune.capture.program import Program, quiet
 from sslprune.errors import TraceError
@@ -60,16 +62,23 @@ def export_open(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any],
     return Exported.of(program, wide_args, wide_kwargs)
 
 
+def _settle_(program: torch.export.ExportedProgram) -> None:
+    """Sizes of inputs that the model turned into numbers are numbers: ONNX takes any symbol for an open size."""
+    numbers = lambda sizes: [size if is_open(size) else int(size) for size in sizes]  # noqa: E731
+    for node in program.graph.nodes:
+        value = node.meta.get("val") if node.op == "placeholder" else None
+        if isinstance(value, FakeTensor) and any(isinstance(n, torch.SymInt) and not is_open(n) for n in value.shape):
+            with value.fake_mode:
+                node.meta["val"] = torch.empty_strided(
+                    numbers(value.shape), numbers(value.stride()), dtype=value.dtype, device=value.device
+                )
+
+
 def input_values(program: torch.export.ExportedProgram) -> list[torch.Tensor]:
     """What stands for each tensor among the inputs, its open sizes as symbols."""
     inputs = {spec.arg.name for spec in program.graph_signature.input_specs if spec.kind.name == "USER_INPUT"}
     values = [node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder" and node.name in inputs]
     return [value for value in values if isinstance(value, torch.Tensor)]
-
-
-def is_open(size: int | torch.SymInt) -> bool:
-    """Whether a size of an exported graph may change; one that the model turned out to need is a SymInt still."""
-    return isinstance(size, torch.SymInt) and size.node.maybe_as_int() is None
 
 
 def exported_for(program: Program, model: nn.Module) -> Exported | None:
@@ -100,7 +109,9 @@ def export(
     with keywords_named(model, kwargs), quiet(), any_length(), torch.no_grad():
         given = inspect.signature(model.forward).bind(*args, **kwargs).arguments
         shapes = pytree.tree_map(spec, dict(given))
-        return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+        program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+    _settle_(program)
+    return program
 
 
 @contextlib.contextmanager

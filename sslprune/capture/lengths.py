@@ -32,8 +32,11 @@ def _gru(unrolled: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _steps(x: Tensor, hidden: Tensor, params: Params) -> Tensor:
-    """Something of the output's shape: x (steps, batch, in), hidden (batch, units) -> (steps, batch, units)."""
-    return F.linear(x, params[0])[..., : hidden.shape[-1]]
+    """Something of the output's shape: x (steps, batch, in), hidden (batch, units) -> (steps, batch, units).
+
+    A hidden state whose batch size is written down fixes that of the input, as it does in truth.
+    """
+    return F.linear(x, params[0])[..., : hidden.shape[-1]] + hidden
 
 
 @contextlib.contextmanager

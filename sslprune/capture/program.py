@@ -48,6 +48,7 @@ class Program:
     sequence: int | None = None  # the longest sequence (dimension 1 of the inputs); None: lengths are not open
     notes: tuple[str, ...] = ()
     carried: tuple[tuple[int, int], ...] = ()
+    random: tuple[str, ...] = ()  # the operators that draw random numbers in evaluation
     exported: torch.export.ExportedProgram | None = field(default=None, repr=False, compare=False)
 
     @property

@@ -10,6 +10,7 @@ import torch
 from torch import fx, nn
 
 from sslprune.capture.carried import carried_state
+from sslprune.capture.draws import random_operators
 from sslprune.capture.export import export, export_open
 from sslprune.capture.functional import functional
 from sslprune.capture.mode import row_major, set_mode, unchanged
@@ -60,6 +61,9 @@ def trace(
         if not exported.dynamic_batch:
             notes.append("the batch size is fixed: the model does not export with an open one")
         evaluation, module = functional(exported.program)
+        random = random_operators(evaluation)
+        if random:
+            notes.append(f"random numbers are drawn in evaluation: {'; '.join(random)}")
         training = None
         try:
             if not set_mode(model, True):
@@ -90,7 +94,7 @@ def trace(
         evaluation=evaluation, training=training, args=args, kwargs=kwargs, tensors=tensors, constants=constants,
         aliases=aliases, in_spec=exported.program.call_spec.in_spec, out_spec=exported.program.call_spec.out_spec,
         batch=num_rows((args, kwargs)), dynamic_batch=exported.dynamic_batch, sequence=sequence, notes=tuple(notes),
-        carried=carried_state(model, args, kwargs, exported.program), exported=exported.program,
+        carried=carried_state(model, args, kwargs, exported.program), random=random, exported=exported.program,
     )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from sslprune.capture.draws import random_operators, what_is_random
 from sslprune.capture.export import Exported, keywords_named
 from sslprune.capture.lengths import any_length
 from sslprune.capture.mode import evaluating, row_major
@@ -58,6 +59,9 @@ def export_onnx(
     with quiet(), evaluating(module), row_major(module), torch.no_grad():
         made = export_program(module, args, kwargs, sequence=sequence, onnx=True, exported=exported)
         args, kwargs = made.args, made.kwargs
+        random = random_operators(made.program.graph)
+        if random:
+            raise ExportError(f"{path.name}: the model {what_is_random(random)}")
         names = list(output_names or _output_names(module(*args, **kwargs)))
         _check_names(path, module, args, kwargs, input_names, output_names)
         if carries(module) and output_names is None:  # what comes out as next_state_0 goes in as state_0

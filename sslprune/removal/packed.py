@@ -10,6 +10,7 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
+from sslprune.capture.batch import check_rows, fixed_rows
 from sslprune.values.axes import tensors_of
 
 
@@ -41,6 +42,7 @@ class Packed(nn.Module):
                 holder.register_buffer(leaf, tensor)
         self._keyword_names, self._out_spec = keyword_names, out_spec
         self._graphs = graphs
+        self._fixed = fixed_rows(graphs[0])
         self._runs: tuple[Callable[..., Any], ...] = tuple(map(_compile, graphs))
         self._state = state  # of the model that was packed, if it carries one, without the units that are gone
 
@@ -72,7 +74,9 @@ class Packed(nn.Module):
         ordered = {name: kwargs.pop(name) for name in self._keyword_names if name in kwargs} | kwargs
         if self.training and len(self._runs) == 1:
             raise RuntimeError("this model was traced without a training graph; call eval() first")
-        results = self._runs[int(self.training)](self, *pytree.tree_leaves((args, ordered)))
+        leaves = pytree.tree_leaves((args, ordered))
+        check_rows(leaves, self._fixed)
+        results = self._runs[int(self.training)](self, *leaves)
         return pytree.tree_unflatten(list(results), self._out_spec)
 
 

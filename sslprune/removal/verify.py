@@ -13,6 +13,7 @@ from sslprune.capture.mode import evaluating
 from sslprune.capture.program import quiet
 from sslprune.values.carry import Carrying
 from sslprune.values.compare import difference
+from sslprune.values.draws import alike
 
 
 @torch.no_grad()
@@ -26,17 +27,21 @@ def relative_difference(
     """Largest difference of the outputs in evaluation mode, relative to each tensor's largest value; NaN as there.
 
     Models that carry state run twice, from zeros; ``cuts`` say what ``other``'s state has of ``one``'s, and what it
-    lacks has to be zero there.
+    lacks has to be zero there. Random numbers are drawn alike, whatever the widths.
     """
     device = next((p.device for p in one.parameters()), torch.device("cpu"))
     place = lambda leaf: leaf.to(device) if isinstance(leaf, torch.Tensor) else leaf  # noqa: E731
     args, kwargs = pytree.tree_map(place, args), pytree.tree_map(place, kwargs)
-    with evaluating(one), evaluating(other), quiet():
-        if not cuts:
-            return difference(one(*args, **kwargs), other(*args, **kwargs))[1]
-        runs = Carrying(one), Carrying(other)
-        expected, found = ([run(*args[:-1], **kwargs) for _ in range(2)] for run in runs)
-        return difference([expected, runs[0].state], [found, _with_zeros(runs[1].state, cuts)])[1]
+    outputs = []
+    for model, missing in ((one, []), (other, cuts)):
+        with evaluating(model), quiet(), alike():
+            if not cuts:
+                outputs.append(model(*args, **kwargs))
+                continue
+            run = Carrying(model)
+            results = [run(*args[:-1], **kwargs) for _ in range(2)]
+            outputs.append([results, _with_zeros(run.state, missing or [])])
+    return difference(*outputs)[1]
 
 
 def _with_zeros(state: Any, cuts: list[list[np.ndarray]]) -> list[torch.Tensor]:

@@ -9,6 +9,7 @@ from safetensors.torch import save
 from torch import nn
 
 from sslprune.bench.fit import Fitted, latency_cost
+from sslprune.capture.demands import check_for_run
 from sslprune.capture.mode import evaluating
 from sslprune.capture.program import Program
 from sslprune.capture.trace import trace
@@ -64,6 +65,7 @@ def _repack(directory: RunDirectory, place: RunDirectory, show: Show, program: P
         program = program.on("cpu") if program is not None else None
         if program is None or not program.serves(masked):
             program = trace(masked, args, kwargs, sequence=data.sequence)
+        check_for_run(program, masked)
         axes = select(find_axes(program), recipe.prune)
         exact = all(axis.exact for axis in axes)  # the recipe allowed the others by name
         removed = removable(program, selection_of(directory, masked, axes), allow_inexact=not exact)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from sslprune.bench.fit import latency_cost
+from sslprune.capture.demands import check_for_run
 from sslprune.capture.program import Program
 from sslprune.capture.trace import trace
 from sslprune.choose.sections import select_with_sections
@@ -130,10 +131,10 @@ class Trainer:
     def _sparsity(self) -> Sparsity:
         with self.show.progress("finding the axes"):
             example = self.data.example_for(self.model)
-            args, kwargs = pytree.tree_map_only(Tensor, lambda leaf: leaf.to(self.device), example)
-            program = trace(self.model, args, kwargs, sequence=self.data.sequence)
+            example = pytree.tree_map_only(Tensor, lambda leaf: leaf.to(self.device), example)
+            self.program = program = trace(self.model, *example, sequence=self.data.sequence)
+            check_for_run(program, self.model)
             chosen = select_with_sections(find_axes(program), self.recipe.prune)
-        self.program = program
         pruned = [axis for axis, _ in chosen]
         begin = Selection.zeros(self.model, pruned) if self.previous is not None else None
         cost = self._latency() if self.recipe.budget.measure == "latency" else Cost(program, pruned)

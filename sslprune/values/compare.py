@@ -46,11 +46,13 @@ def _numbers(tensor: Tensor) -> Tensor:
 class Beside(nn.Module):
     """``model``, watched: every input also goes through ``reference``, and the largest difference is kept.
 
-    Each carries its own state, where they carry any.
+    Each carries its own state, where they carry any. Models that draw ``random`` numbers are compared by draws that are
+    alike, in a call of their own: what comes out is drawn as ever.
     """
 
-    def __init__(self, reference: nn.Module, model: nn.Module) -> None:
+    def __init__(self, reference: nn.Module, model: nn.Module, *, random: bool = False) -> None:
         super().__init__()
+        self.random = random
         # in a tuple, since an exported program refuses to be put in eval mode
         self.both = (carrying(reference), carrying(model))
         self.max_abs = self.max_relative = 0.0
