@@ -59,7 +59,7 @@ def test_unify_makes_rows_equal(heads: int, size: int) -> None:
 
 
 def test_places_of_one_pair_go_together() -> None:
-    """A grouped convolution's channels (3 groups x 2), flattened with 4 places: 24 inputs, 4 a channel."""
+    """A grouped convolution's channels (3 groups x 2), flattened with 4 places: a layer reads 4 inputs a channel."""
     atoms = Atoms()
     groups, inner, read = atoms.fresh(3), atoms.fresh(2), atoms.fresh(24)
     atoms.unify(read, merge([groups, inner, fixed(4)]), "a flatten")

@@ -180,7 +180,7 @@ class Atoms:
         a, b = self.rows(one), self.rows(other)
         if a.shape == b.shape and (a == b).all():
             return
-        why = one.why or other.why or why
+        why = one.why or other.why or self._first_reason(one) or self._first_reason(other) or why
         if a.shape[1] <= 1 and b.shape[1] <= 1:
             self._unify_block(a, b, why)
             return
@@ -192,6 +192,11 @@ class Atoms:
         for pattern in patterns:  # read afresh each time: solving one block can bind atoms of the next
             rows = np.flatnonzero((shape == pattern).all(axis=1))
             self.unify(one.take(rows), other.take(rows), why)
+
+    def _first_reason(self, dim: Dim) -> str:
+        """What froze ``dim``, or part of it; "" where nothing did."""
+        why = self.why(dim)
+        return self.reasons[why[np.argmax(why > 0)]] if dim.size else ""
 
     def _unify_block(self, a: np.ndarray, b: np.ndarray, why: str) -> None:
         if a.shape[1] == 1 and b.shape[1] == 1:

@@ -50,7 +50,9 @@ def inexact_atoms(g: Inference) -> dict[int, int]:
             for dim, zero in facts.sums:
                 over = atoms_of((dim,))
                 if over.size:
-                    mark(np.setdiff1d(over, vanishing.of(zero)), f"{describe(node)} sums what has not vanished")
+                    mark(np.setdiff1d(over, vanishing.of(zero)), f"{describe(node)}: sums what has not vanished")
+            for zero in facts.infinite:
+                mark(vanishing.of(zero), f"{describe(node)}: not finite at zero")
             for dim in facts.normalised:
-                mark(atoms_of((dim,)), f"{describe(node)} normalises over it")
+                mark(atoms_of((dim,)), f"{describe(node)}: normalises over it")
     return found

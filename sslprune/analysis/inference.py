@@ -8,6 +8,7 @@ change when something is removed. Everything else (axes, exactness, costs, repac
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
@@ -21,9 +22,10 @@ from sslprune.analysis.atoms import Atoms, Dim, fixed
 from sslprune.analysis.columns import Columns
 from sslprune.analysis.folding import folded
 from sslprune.analysis.rewriter import Rewriter
-from sslprune.analysis.zeros import Keeps, Zero
+from sslprune.analysis.zeros import AllOf, Keeps, Zero
 from sslprune.capture.draws import draws
-from sslprune.capture.program import Program, module_of, operator_name
+from sslprune.capture.program import Program, operator_name
+from sslprune.capture.refusals import place
 from sslprune.errors import TraceError
 
 KINDS = (
@@ -51,6 +53,17 @@ class Facts:
     normalised: list[Dim] = field(default_factory=list)  # dimensions whose removal changes what is left
     macs: list[tuple[float, list[Dim]]] = field(default_factory=list)  # constant x product of the kept sizes
     rewrites: list[Callable[[Rewriter], None]] = field(default_factory=list)
+    infinite: list[Zero] = field(default_factory=list)  # where what vanishes gives infinity, or no number at all
+    parts: dict[int, tuple[int, tuple[Part, ...]]] = field(default_factory=dict)  # of an output: along which dimension
+
+
+@dataclass(frozen=True)
+class Part:
+    """One entry along a dimension that a node stacked: read alone, it has a width of its own."""
+
+    dims: tuple[Dim, ...]
+    zero: Zero | None
+    take: Callable[[Rewriter], fx.Node | None]  # what makes it alone in the new graph; None: the stack still does
 
 
 Rule = Callable[["Inference", fx.Node, SimpleNamespace], None]
@@ -69,6 +82,7 @@ class Inference:
         for name, tensor in program.tensors.items():
             self.state[name] = [self.atoms.fresh(n) if n > 1 else fixed(n, "a size of 1") for n in tensor.shape]
         self.unzeroed: set[tuple[str, int]] = set()  # (tensor, dimension) whose zero would be divided by
+        self._taken: set[fx.Node] = set()  # of the inputs of the node that is visited: single entries alone are read
         self.columns: dict[str, Columns] = {}  # of the weights of plain convolutions
         self.folded: dict[fx.Node, set[fx.Node]] = {}  # computed weights, with the computation behind each
         for graph in program.graphs:
@@ -97,6 +111,7 @@ class Inference:
                 self.freeze(self.dims(new)[:1], node, "the batch")
             plain = [leaf for leaf in node.all_input_nodes if leaf not in state or self._also_given(node, leaf)]
             for leaf in plain:
+                self._bind(leaf)
                 for dims in self.facts[leaf].outputs:
                     self.atoms.freeze(dims, "it reaches the model's output")
         elif node.op == "call_function":
@@ -105,8 +120,19 @@ class Inference:
                 outputs = self.facts[source].outputs  # type: ignore[index]
                 if index < len(outputs):  # type: ignore[operator]
                     self.out(node, outputs[index], Keeps(source, output=index))  # type: ignore[index, arg-type]
+                    if index in self.facts[source].parts:  # type: ignore[index]
+                        self.facts[node].parts[0] = self.facts[source].parts[index]  # type: ignore[index]
             elif isinstance(node.target, torch._ops.OpOverload):
-                self._rules.get(operator_name(node), self._unknown)(self, node, arguments(node))
+                rule = self._rules.get(operator_name(node), self._unknown)
+                computed = [name for name in computed_numbers(node) if name not in getattr(rule, "may_be_computed", ())]
+                if computed and rule is not self._unknown:
+                    self.opaque(node, f"its {computed[0]} is computed while the model runs")
+                else:
+                    rule(self, node, arguments(node))
+                for source in node.all_input_nodes:  # whatever a rule reads of it, all but single entries ties it
+                    if source not in self._taken:
+                        self._bind(source)
+                self._taken.clear()
                 if node.graph is self.program.evaluation and draws(node):  # another width would draw other numbers
                     for touched in (node, *node.all_input_nodes):
                         for dims in self.facts[touched].outputs:
@@ -127,7 +153,22 @@ class Inference:
 
     def dims(self, node: fx.Node) -> list[Dim]:
         """The dimensions of the tensor that ``node`` makes."""
+        self._bind(node)
         return list(self.facts[node].outputs[0])
+
+    def parts(self, node: fx.Node, dim: int) -> tuple[Part, ...]:
+        """What lies along dimension ``dim`` of ``node``, an entry each, where nothing has bound it together yet."""
+        at, parts = self.facts[node].parts.get(0, (None, ()))
+        self._taken |= {node} if at == dim else set()
+        return parts if at == dim else ()
+
+    def _bind(self, node: fx.Node) -> None:
+        """What reads ``node`` reads it as one tensor: its parts keep one width."""
+        for _, parts in self.facts[node].parts.values():
+            for part in parts[1:]:
+                for one, other in zip(parts[0].dims, part.dims, strict=True):
+                    self.unify(one, other, node)
+        self.facts[node].parts.clear()
 
     def shape(self, node: fx.Node, output: int = 0) -> tuple[int, ...]:
         """The example sizes of a tensor that ``node`` makes."""
@@ -160,12 +201,45 @@ class Inference:
         self.facts[node].outputs.append(list(dims))
         self.facts[node].zeros.append(zero)
 
+    def same(self, node: fx.Node, source: fx.Node) -> None:
+        """``node`` makes what ``source`` does, its loose parts included."""
+        self.out(node, self.facts[source].outputs[0], Keeps(source))
+        self.facts[node].parts.update(self.facts[source].parts)
+        self._taken.add(source)
+
+    def out_parts(self, node: fx.Node, dim: int, parts: Sequence[Part]) -> None:
+        """``node`` makes one more tensor, of ``parts`` along ``dim``, tied together only if it is read whole."""
+        at = len(self.facts[node].outputs)
+        dims, zeros = parts[0].dims, [part.zero for part in parts]
+        length = self.fixed(len(parts), node, "stacked")
+        zero = None if None in zeros else AllOf(tuple(zero for zero in zeros if zero is not None))
+        self.out(node, [*dims[:dim], length, *dims[dim:]], zero)
+        self.facts[node].parts[at] = dim, tuple(parts)
+
     def unify(self, one: Dim, other: Dim, node: fx.Node) -> None:
         """The two dimensions stay equal."""
-        self.atoms.unify(one, other, describe(node))
+        self.atoms.unify(one, other, f"{describe(node)}: it meets what has to stay")
 
-    def freeze(self, dims: Sequence[Dim], node: fx.Node, because: str = "") -> None:
-        self.atoms.freeze(dims, describe(node) + (f" ({because})" if because else ""))
+    def freeze(self, dims: Sequence[Dim], node: fx.Node, because: str) -> None:
+        """Nothing of ``dims`` ever goes; ``because`` says what ``node`` does with them."""
+        self.atoms.freeze(dims, f"{describe(node)}: {because}")
+
+    def fixed(self, size: int, node: fx.Node, because: str) -> Dim:
+        """A dimension that ``node`` makes, of which nothing ever goes."""
+        return fixed(size, f"{describe(node)}: {because}")
+
+    def opaque(self, node: fx.Node, because: str) -> None:
+        """Freeze all that ``node`` touches: a saving may be missed, never a value changed."""
+        for source in node.all_input_nodes:
+            self._bind(source)
+            for dims in self.facts[source].outputs:
+                self.freeze(dims, node, because)
+        values = node.meta.get("val")
+        for i, value in enumerate(values if isinstance(values, (tuple, list)) else [values]):
+            if hasattr(value, "shape"):
+                self.out(node, [self.fixed(n, node, because) for n in self.shape(node, i)])
+            else:
+                self.out(node, [])  # it may be counted among the results
 
     def label(self, dim: Dim, kind: str) -> None:
         self.atoms.label(dim, RANK[kind])
@@ -201,6 +275,11 @@ class Inference:
             return
         self.facts[node].normalised.extend(dims)
 
+    def infinite(self, node: fx.Node, zero: Zero) -> None:
+        """What ``node`` gives is infinite, or no number, where ``zero`` holds: that cannot be zeroed first."""
+        if node not in self._whole:
+            self.facts[node].infinite.append(zero)
+
     def macs(self, node: fx.Node, dims: Sequence[Dim], times: float = 1.0) -> None:
         """Multiply-accumulates: ``times`` x the product of the kept sizes of ``dims``, for the whole batch."""
         constant = times * prod(dim.size for dim in dims if not dim.rows.shape[1])
@@ -209,6 +288,30 @@ class Inference:
     def on_repack(self, node: fx.Node, rewrite: Callable[[Rewriter], None]) -> None:
         """How the node's own arguments change when something has been removed."""
         self.facts[node].rewrites.append(rewrite)
+
+
+def may_be_computed(*names: str) -> Callable[[Rule], Rule]:
+    """Marks a rule that copes where these arguments, which are numbers to others, are values of the graph."""
+
+    def mark(rule: Rule) -> Rule:
+        rule.may_be_computed = names  # type: ignore[attr-defined]
+        return rule
+
+    return mark
+
+
+NUMBERS = re.compile(r"\b(int|float|number|bool)\b")
+
+
+def computed_numbers(node: fx.Node) -> list[str]:
+    """The node's arguments that its operator takes numbers for, and that the graph computes: a size, an item."""
+    found = []
+    for i, argument in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
+        value = node.args[i] if i < len(node.args) else node.kwargs.get(argument.name)
+        values = value if isinstance(value, (list, tuple)) else [value]
+        if any(isinstance(v, fx.Node) for v in values) and NUMBERS.search(str(argument.type)):
+            found.append(argument.name)
+    return found
 
 
 def arguments(node: fx.Node) -> SimpleNamespace:
@@ -225,9 +328,10 @@ def arguments(node: fx.Node) -> SimpleNamespace:
 
 
 def describe(node: fx.Node) -> str:
-    """The operator and the module that it stands in, for people."""
-    path = module_of(node)
-    return f"{operator_name(node)} in {path}" if path else operator_name(node)
+    """The operator, the module that it stands in and the line of the person's own code, for people."""
+    if "place" not in node.meta:
+        node.meta["place"] = place(node, short=True)
+    return node.meta["place"]
 
 
 def _example(size: Any, node: fx.Node) -> int:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import functools
 import linecache
+import os
 import re
 import sysconfig
 from collections.abc import Mapping
@@ -25,12 +27,20 @@ NOT_THEIRS = tuple(  # source files that a person looks for no mistake in
 REASON, LINE = 300, 100  # characters of torch's reason and of a line of source that are quoted
 
 
-def place(node: fx.Node) -> str:
-    """A node's operator, module and line of the person's source, for people."""
+def place(node: fx.Node, short: bool = False) -> str:
+    """A node's operator, module and line of the person's source, for people.
+
+    ``short``: files are named from the working directory on, or from the folder of installed libraries.
+    """
     path = module_of(node)
     lines = re.findall(r'File "(.+?)", line (\d+), in .*\n\s*(.*)', node.meta.get("stack_trace") or "")
-    theirs = [f" ({_source(file, line, code)})" for file, line, code in lines if _is_theirs(file)]
-    return f"{operator_name(node)}{f' in {path}' if path else ''}{theirs[-1] if theirs else ''}"
+    theirs = [(_short(file) if short else file, line, code) for file, line, code in lines if _is_theirs(file)]
+    source = f" ({_source(*theirs[-1])})" if theirs else ""
+    return f"{operator_name(node)}{f' in {path}' if path else ''}{source}"
+
+
+def _short(file: str) -> str:
+    return file.rpartition("site-packages/")[2].removeprefix(os.getcwd() + "/")
 
 
 def _source(file: str, line: int | str, code: str) -> str:
@@ -121,6 +131,7 @@ def where(error: BaseException, model: nn.Module) -> str:
     return "".join(f" {part}" for part in found if part)
 
 
+@functools.cache
 def _is_theirs(file: str) -> bool:
     """Whether a source file is neither torch's, Python's nor this package's: there a person can mend something."""
     if not Path(file).is_file():

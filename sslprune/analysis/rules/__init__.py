@@ -1,4 +1,4 @@
-"""One small function an operator. To teach sslprune an operator: write its function, add a row here, add a test."""
+"""One small function an operator. To teach sslprune an operator: write its function, add a row in its family's file."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from sslprune.analysis.rules import (
     recurrent,
     reduce,
     shape,
+    stack,
 )
 
 RULES: dict[str, Rule] = {
@@ -24,6 +25,7 @@ RULES: dict[str, Rule] = {
     **pool.RULES,
     **reduce.RULES,
     **shape.RULES,
+    **stack.RULES,
     **index.RULES,
     **create.RULES,
     **attention.RULES,

@@ -28,7 +28,7 @@ def scaled_dot_product(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
             g.unify(one, three, node)
         else:  # grouped queries: (key heads, queries of each)
             g.unify(two, three, node)
-            heads, _ = g.atoms.split(one, (two.size, one.size // two.size), describe(node))
+            heads, _ = g.atoms.split(one, (two.size, one.size // two.size), f"{describe(node)}: queries share keys")
             g.unify(heads, two, node)
         if i:
             g.label(one, "heads")

@@ -6,12 +6,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import torch
 from torch import fx
 
 from sslprune.analysis.atoms import Dim, fixed, merge
 from sslprune.analysis.columns import Columns, read_columns
-from sslprune.analysis.inference import Inference, Rule
+from sslprune.analysis.inference import Inference, Rule, describe
 from sslprune.analysis.zeros import AllOf, AnyOf, Keeps, Zero
+from sslprune.capture.program import operator_name
 
 
 def _with_bias(zero: Zero, bias: Any) -> Zero:
@@ -44,7 +46,7 @@ def convolution(g: Inference, node: fx.Node, a: SimpleNamespace, transposed: boo
         out, inner, group = one, other, fixed(1)
         g.unify(x[channels], other, node)
     else:
-        why = f"{a.weight.name}'s groups"
+        why = f"{describe(node)}: {groups} groups"
         in_split = g.atoms.split(x[channels], (groups, x[channels].size // groups), why)
         if transposed:
             group, inner = g.atoms.split(other, (groups, other.size // groups), why)
@@ -59,7 +61,7 @@ def convolution(g: Inference, node: fx.Node, a: SimpleNamespace, transposed: boo
         g.unify(out, g.dims(a.bias)[0], node)
     g.label(out, "filters")
     g.produces(a.weight, 1 if transposed else 0)
-    dims = [*x[:channels], out, *(fixed(n) for n in shape[channels + 1 :])]
+    dims = [*x[:channels], out, *(g.fixed(n, node, "convolved over") for n in shape[channels + 1 :])]
     free = Keeps(a.input, (*x[:channels], group))
     g.out(node, dims, _with_bias(AnyOf((Keeps(a.weight, (out,)), free)), a.bias))
     g.sums(node, inner, AnyOf((Keeps(a.input), Keeps(a.weight))))
@@ -117,6 +119,23 @@ def linear(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
     g.out(node, dims, _with_bias(AnyOf((Keeps(a.input, tuple(x[:-1])), Keeps(a.weight, (w[0],)))), a.bias))
     g.sums(node, w[1], AnyOf((Keeps(a.input), Keeps(a.weight))))
     g.macs(node, [*dims, w[1]])
+
+
+def bilinear(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
+    """(*, i) and (*, j), weight (out, i, j) -> (*, out)."""
+    x, y, w = g.dims(a.input1), g.dims(a.input2), g.dims(a.weight)
+    for one, other in (*zip(x[:-1], y[:-1], strict=True), (x[-1], w[1]), (y[-1], w[2])):
+        g.unify(one, other, node)
+    if a.bias is not None:
+        g.unify(w[0], g.dims(a.bias)[0], node)
+    g.label(w[0], "neurons")
+    g.produces(a.weight, 0)
+    lead, parts = x[:-1], (Keeps(a.input1), Keeps(a.input2), Keeps(a.weight))
+    free = AnyOf((Keeps(a.input1, tuple(lead)), Keeps(a.input2, tuple(lead)), Keeps(a.weight, (w[0],))))
+    g.out(node, [*lead, w[0]], _with_bias(free, a.bias))
+    for inner in w[1:]:
+        g.sums(node, inner, AnyOf(parts))
+    g.macs(node, [*lead, *w])
 
 
 def matmul(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
@@ -180,6 +199,18 @@ def grouped(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
     g.out(node, [*x[:-1], w[-1]], AnyOf((Keeps(left, tuple(x[:-1])), Keeps(right, (w[-1],)))))
     g.sums(node, w[-2], AnyOf((Keeps(left), Keeps(right))))
     g.macs(node, [*x[:-1], w[-2], w[-1]])
+    if operator_name(node) == "_grouped_mm":
+        g.on_repack(node, lambda r: _aligned(r, right, x[-1], w[-1], 16 // g.dtype(left).itemsize))
+
+
+def _aligned(r: Any, right: fx.Node, inner: Dim, outer: Dim, step: int) -> None:
+    """The kernel takes rows of a multiple of 16 bytes (``step`` numbers): others are filled up with zeros."""
+    if r.size(outer) % step:
+        r.pad_to_old_width(outer, [right])
+    if short := -r.size(inner) % step:
+        pad = torch.ops.aten.constant_pad_nd.default
+        r.set("self", r.insert(pad, r.node.args[0], [0, short]))
+        r.set("mat2", r.insert(pad, r.node.args[1], [0, 0, 0, short]))
 
 
 def _from_input(node: fx.Node) -> bool:
@@ -200,7 +231,8 @@ RULES: dict[str, Rule] = {
     **{f"conv_transpose{n}d": convolution_transposed for n in (1, 2, 3)},
     "convolution": convolution_any,
     "linear": linear,
-    **dict.fromkeys(("matmul", "mm", "bmm", "mv", "dot"), matmul),
+    "bilinear": bilinear,
+    **dict.fromkeys(("matmul", "mm", "bmm", "mv", "dot", "vdot"), matmul),
     **dict.fromkeys(("addmm", "baddbmm"), addmm),
     **dict.fromkeys(("_grouped_mm", "transformers::grouped_mm_fallback"), grouped),
 }

@@ -8,10 +8,11 @@ import torch
 from torch import fx
 
 from sslprune.analysis.atoms import fixed
-from sslprune.analysis.inference import Inference, Rule
+from sslprune.analysis.inference import Inference, Rule, may_be_computed
 from sslprune.analysis.zeros import Joined
 
 
+@may_be_computed("size", "fill_value")
 def filled(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
     """``zeros``, ``ones``, ``full``: every entry alike, so any of them may go; the size argument follows."""
     sizes = g.sizes(node)
@@ -25,6 +26,7 @@ def filled(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
     g.on_repack(node, lambda r: r.resize("size", dims, sizes))
 
 
+@may_be_computed("fill_value", "value")
 def like(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
     x = g.dims(a.self)
     zero = "zeros" in str(node.target._schema.name)  # type: ignore[union-attr]
@@ -35,7 +37,7 @@ def counted(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
     """``arange``, ``eye`` and the like: entries differ by their place."""
     value = node.meta.get("val")
     if isinstance(value, torch.Tensor):
-        g.out(node, [fixed(n, "counted") for n in g.shape(node)])
+        g.out(node, [g.fixed(n, node, "its entries are told apart by their place") for n in g.shape(node)])
 
 
 def triangle(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
@@ -54,6 +56,5 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "fill"), like),
     **dict.fromkeys(("arange", "eye", "linspace", "scalar_tensor", "tril_indices", "triu_indices"), counted),
     **dict.fromkeys(("tril", "triu"), triangle),
-    **dict.fromkeys(("sym_size", "sym_numel", "_assert_tensor_metadata", "_assert_scalar", "sym_constrain_range",
-                     "sym_constrain_range_for_size", "_assert_async"), size_only),
+    "sym_size": size_only,
 }  # fmt: skip

@@ -8,7 +8,7 @@ import torch
 from torch import fx
 
 from sslprune.analysis.atoms import fixed
-from sslprune.analysis.inference import Inference, Rule
+from sslprune.analysis.inference import Inference, Rule, may_be_computed
 from sslprune.analysis.zeros import AllOf, Keeps
 
 
@@ -19,6 +19,21 @@ def embedding(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
     g.label(weight[1], "width")
     g.produces(a.weight, 1)
     g.out(node, [*g.dims(a.indices), weight[1]], Keeps(a.weight, (weight[1],)))
+
+
+def embedding_bag(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
+    """weight (rows, width), indices in bags -> the sum, mean or maximum of each bag's rows, (bags, width)."""
+    weight = g.dims(a.weight)
+    g.freeze([weight[0]], node, "rows are looked up")
+    for read in (a.indices, a.offsets, a.per_sample_weights):
+        if isinstance(read, fx.Node):
+            g.freeze(g.dims(read), node, "rows are looked up")
+    g.label(weight[1], "width")
+    g.produces(a.weight, 1)
+    for i in range(g.num_outputs(node)):
+        shape = g.shape(node, i)
+        dims = [g.fixed(n, node, "bags") for n in shape]
+        g.out(node, [dims[0], weight[1]] if i == 0 else dims, Keeps(a.weight, (weight[1],)) if i == 0 else None)
 
 
 def index_select(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
@@ -65,6 +80,7 @@ def gather(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
     g.out(node, i, Keeps(a.self, tuple(dim for k, dim in enumerate(i) if k != d)))
 
 
+@may_be_computed("start", "end")
 def slice_scatter(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
     """A copy of ``self`` with ``src`` written over a slice of ``dim``, which keeps its places."""
     x, s = g.dims(a.self), g.dims(a.src)
@@ -76,6 +92,19 @@ def slice_scatter(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
     g.out(node, x, AllOf((Keeps(a.self), Keeps(a.src))))
 
 
+@may_be_computed("alpha")
+def index_add(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
+    """A copy of ``self`` with entries of ``source`` added at places of ``dim``, which keeps its places."""
+    x, s = g.dims(a.self), g.dims(a.source)
+    d = a.dim % len(x)
+    for k, (one, other) in enumerate(zip(x, s, strict=True)):
+        if k != d:
+            g.unify(one, other, node)
+    g.freeze([x[d], s[d], *g.dims(a.index)], node, "added at places")
+    g.out(node, x, AllOf((Keeps(a.self), Keeps(a.source))))
+
+
+@may_be_computed("index")
 def select_scatter(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
     x, s = g.dims(a.self), g.dims(a.src)
     d = a.dim % len(x)
@@ -94,6 +123,7 @@ def copy(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
     g.out(node, x, Keeps(a.src))
 
 
+@may_be_computed("k")
 def along(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
     """Scans and sorts along ``dim``: every entry's place counts there; the other dimensions pass."""
     x = g.dims(a.self)
@@ -108,7 +138,8 @@ def along(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
 
 
 RULES: dict[str, Rule] = {
-    "embedding": embedding, "index_select": index_select, "index": index, "gather": gather,
+    "embedding": embedding, "embedding_bag": embedding_bag,
+    "index_select": index_select, "index": index, "gather": gather, "index_add": index_add,
     "slice_scatter": slice_scatter, "select_scatter": select_scatter, "copy": copy, "copy_": copy,
     **dict.fromkeys(("cumsum", "cumprod", "sort", "topk", "argsort", "logcumsumexp", "cummax", "cummin"), along),
 }  # fmt: skip

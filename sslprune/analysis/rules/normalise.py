@@ -8,7 +8,7 @@ from typing import Any
 from torch import fx
 
 from sslprune.analysis.atoms import Dim, fixed
-from sslprune.analysis.inference import Inference, Rule
+from sslprune.analysis.inference import Inference, Rule, describe
 from sslprune.analysis.zeros import AllOf, AnyOf, Keeps, Zero
 
 
@@ -42,7 +42,7 @@ def group_norm(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
     _affine(g, node, x[1], a.weight, a.bias)
     g.freeze(x[2:], node, "normalised over")
     group, inner = g.atoms.split(
-        x[1], (a.num_groups, x[1].size // a.num_groups), f"{a.num_groups} normalisation groups"
+        x[1], (a.num_groups, x[1].size // a.num_groups), f"{describe(node)}: {a.num_groups} groups"
     )
     g.normalises(node, inner)
     g.out(node, x, _zero(a.weight, a.bias))
@@ -110,9 +110,10 @@ def softmax(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
 def weight_norm(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
     """g · v / ‖v‖ (Salimans and Kingma 2016), the norm over all but ``dim``: g at zero makes it zero, v must not be."""
     v = g.dims(a.v)
-    g.unify(v[a.dim], g.dims(a.g)[a.dim], node)
-    g.never_zero(a.v, a.dim)
-    others = tuple(dim for i, dim in enumerate(v) if i != a.dim)
+    own = a.dim % len(v)
+    g.unify(v[own], g.dims(a.g)[own], node)
+    g.never_zero(a.v, own)
+    others = tuple(dim for i, dim in enumerate(v) if i != own)
     g.normalises(node, *others)
     g.out(node, v, AnyOf((Keeps(a.g), Keeps(a.v, others))))
     for extra in range(1, g.num_outputs(node)):
@@ -127,5 +128,5 @@ RULES: dict[str, Rule] = {
     "layer_norm": layer_norm,
     "rms_norm": rms_norm,
     **dict.fromkeys(("_weight_norm", "_weight_norm_interface"), weight_norm),
-    **dict.fromkeys(("softmax", "_softmax", "log_softmax", "_log_softmax", "softmin"), softmax),
+    **dict.fromkeys(("softmax", "_softmax", "log_softmax", "_log_softmax"), softmax),
 }  # fmt: skip

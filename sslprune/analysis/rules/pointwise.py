@@ -9,7 +9,7 @@ from typing import Any
 from torch import fx
 
 from sslprune.analysis.atoms import Dim, fixed
-from sslprune.analysis.inference import Inference, Rule
+from sslprune.analysis.inference import Inference, Rule, may_be_computed
 from sslprune.analysis.zeros import AllOf, AnyOf, Keeps
 
 
@@ -30,22 +30,50 @@ def operands(node: fx.Node) -> list[fx.Node]:
     return [arg for arg in (*node.args, *node.kwargs.values()) if isinstance(arg, fx.Node)]
 
 
+@may_be_computed("other")
 def keeps(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
     """f(0) = 0 in the first operand; the others only broadcast (a slope, a mask, a dropout rate)."""
     sources = operands(node)
     g.out(node, broadcast(g, node, sources), Keeps(sources[0]))
 
 
+@may_be_computed("self", "other", "alpha")
 def loses(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
     """f(0) is not zero."""
     g.out(node, broadcast(g, node, operands(node)))
 
 
+def diverges(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
+    """f(0) is infinite: a weight of zero that reads it gives no number."""
+    loses(g, node, a)
+    if getattr(a, "eps", None) is None:  # logit's keeps away from zero
+        g.infinite(node, Keeps(a.self))
+
+
+@may_be_computed("self", "other")
+def division(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
+    """Zero where the dividend is, unless the divisor is as well."""
+    keeping = Keeps(a.self) if g.is_tensor(a.self) else None
+    g.out(node, broadcast(g, node, operands(node)), keeping)
+    if g.is_tensor(a.other):
+        g.infinite(node, Keeps(a.other))
+
+
+@may_be_computed("self", "other")
+def logarithm_times(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
+    """``xlogy``: x · log(y)."""
+    loses(g, node, a)
+    if g.is_tensor(a.other):
+        g.infinite(node, Keeps(a.other))
+
+
+@may_be_computed("other")
 def product(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
     sources = [source for source in operands(node) if g.is_tensor(source)]
     g.out(node, broadcast(g, node, sources), AnyOf(tuple(Keeps(source) for source in sources)))
 
 
+@may_be_computed("other", "alpha")
 def addition(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
     """Zero where both operands are; a number added to it must be zero itself."""
     dims = broadcast(g, node, operands(node))
@@ -55,6 +83,7 @@ def addition(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
     g.out(node, dims, AllOf(tuple(zeros)) if exact and zeros else None)
 
 
+@may_be_computed("self", "other")
 def choice(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
     """``where``, ``maximum``, ``minimum``: zero where both candidates are."""
     candidates = [value for value in (a.self, a.other) if isinstance(value, fx.Node)]
@@ -63,6 +92,7 @@ def choice(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
     g.out(node, dims, AllOf(tuple(Keeps(value) for value in candidates)) if exact and candidates else None)
 
 
+@may_be_computed("min", "max")
 def clamp(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
     low, high = (
         getattr(a, name, None) for name in (("min_val", "max_val") if hasattr(a, "min_val") else ("min", "max"))
@@ -77,12 +107,16 @@ def threshold(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
     g.out(node, g.dims(a.self), Keeps(a.self) if a.threshold < 0 or a.value == 0 else None)
 
 
+@may_be_computed("self", "exponent")
 def power(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
-    exponent = getattr(a, "exponent", None)
-    positive = isinstance(exponent, (int, float)) and exponent > 0 and g.is_tensor(a.self)
-    g.out(node, broadcast(g, node, operands(node)), Keeps(a.self) if positive else None)
+    exponent, base = a.exponent, Keeps(a.self) if g.is_tensor(a.self) else None
+    number = isinstance(exponent, (int, float))
+    g.out(node, broadcast(g, node, operands(node)), base if number and exponent > 0 else None)
+    if base is not None and not (number and exponent >= 0):
+        g.infinite(node, base)
 
 
+@may_be_computed("value")
 def masked_fill(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
     zero = Keeps(a.self) if isinstance(a.value, (int, float)) and a.value == 0 else None
     g.out(node, broadcast(g, node, operands(node)), zero)
@@ -94,6 +128,12 @@ def prelu(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
     if g.shape(a.weight)[0] > 1:
         g.unify(dims[1], g.dims(a.weight)[0], node)
     g.out(node, dims, Keeps(a.self))
+
+
+def bernoulli(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
+    """A draw of 1 with the probability that a tensor gives, or a number for all of them."""
+    chance = getattr(a, "p", a.self)
+    g.out(node, broadcast(g, node, operands(node)), Keeps(chance) if g.is_tensor(chance) else None)
 
 
 def native_dropout(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
@@ -111,25 +151,27 @@ def addcmul(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
 
 
 KEEPS = (
-    "relu relu6 gelu silu tanh elu selu celu leaky_relu hardswish mish softsign softshrink hardshrink "
-    "tanhshrink rrelu abs neg negative sin tan sqrt square sign sgn round floor ceil trunc frac erf "
-    "asin atan sinh asinh expm1 log1p deg2rad rad2deg positive nan_to_num div divide true_divide floor_divide "
-    "remainder fmod dropout dropout_ feature_dropout alpha_dropout clone contiguous to _to_copy type_as detach "
-    "detach_ alias lift_fresh_copy lift_fresh bernoulli hardtanh_ real conj _conj resolve_conj"
+    "relu relu6 gelu silu tanh elu selu celu leaky_relu hardswish mish softshrink hardshrink rrelu abs neg negative "
+    "sin tan sqrt square sign sgn round floor ceil trunc frac erf asin atan sinh asinh expm1 log1p deg2rad rad2deg "
+    "positive nan_to_num dropout feature_dropout alpha_dropout clone contiguous to _to_copy type_as detach alias "
+    "lift_fresh_copy real conj _conj resolve_conj"
 )
 LOSES = (
-    "sigmoid exp exp2 cos cosh acos log log2 log10 softplus log_sigmoid logit hardsigmoid rsqrt reciprocal "
-    "erfc lgamma digamma eq ne lt le gt ge logical_and logical_or logical_xor logical_not bitwise_and "
-    "bitwise_or bitwise_not bitwise_xor isnan isinf isfinite atan2 rsub special_expit xlogy __and__ __or__"
+    "sigmoid exp exp2 cos cosh acos softplus log_sigmoid hardsigmoid erfc eq ne lt le gt ge logical_and logical_or "
+    "logical_xor logical_not bitwise_and bitwise_or bitwise_not bitwise_xor isnan isinf isfinite atan2 rsub "
+    "special_expit __and__ __or__"
 )
 
 RULES: dict[str, Rule] = {
     **dict.fromkeys(KEEPS.split(), keeps),
     **dict.fromkeys(LOSES.split(), loses),
+    **dict.fromkeys(("log", "log2", "log10", "logit", "rsqrt", "reciprocal", "lgamma", "digamma"), diverges),
+    **dict.fromkeys(("div", "divide", "true_divide", "floor_divide", "remainder", "fmod"), division),
+    "xlogy": logarithm_times,
     "mul": product, "multiply": product,
     "add": addition, "sub": addition, "subtract": addition,
     "where": choice, "maximum": choice, "minimum": choice,
     "clamp": clamp, "clamp_min": clamp, "clamp_max": clamp, "clip": clamp, "hardtanh": clamp,
     "pow": power, "threshold": threshold, "masked_fill": masked_fill, "prelu": prelu, "_prelu_kernel": keeps,
-    "native_dropout": native_dropout, "lerp": lerp, "addcmul": addcmul,
+    "bernoulli": bernoulli, "native_dropout": native_dropout, "lerp": lerp, "addcmul": addcmul,
 }  # fmt: skip

@@ -6,22 +6,41 @@ from types import SimpleNamespace
 
 from torch import fx
 
-from sslprune.analysis.atoms import fixed
-from sslprune.analysis.inference import Inference, Rule
+from sslprune.analysis.inference import Inference, Rule, may_be_computed
 from sslprune.analysis.zeros import Keeps
 
 
 def spatial(count: int) -> Rule:
     """The last ``count`` dimensions are resampled; f(0) = 0 along the others."""
 
+    @may_be_computed("kernel_size", "stride", "padding", "dilation", "output_size", "scale_factors")
     def rule(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
         source = a.self if hasattr(a, "self") else a.input
         x = g.dims(source)
+        if isinstance(getattr(a, "random_samples", None), fx.Node):  # a draw for each channel: (N, C, count)
+            *lead, windows = g.dims(a.random_samples)
+            for one, other in zip(x[:-count], lead, strict=True):
+                g.unify(one, other, node)
+            g.freeze([windows], node, "where its windows lie")
         g.freeze(x[-count:], node, "resampled")
         for i in range(g.num_outputs(node)):
-            g.out(
-                node, [*x[:-count], *(fixed(n) for n in g.shape(node, i)[-count:])], Keeps(source) if i == 0 else None
-            )
+            places = [g.fixed(n, node, "resampled") for n in g.shape(node, i)[-count:]]
+            g.out(node, [*x[:-count], *places], Keeps(source) if i == 0 else None)
+
+    return rule
+
+
+def unpooled(count: int) -> Rule:
+    """``max_unpool``: the indices say which place of its own channel each value had."""
+
+    @may_be_computed("output_size", "stride", "padding")
+    def rule(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
+        x, i = g.dims(a.self), g.dims(a.indices)
+        for one, other in zip(x[:-count], i[:-count], strict=True):
+            g.unify(one, other, node)
+        g.freeze([*x[-count:], *i[-count:]], node, "resampled")
+        places = [g.fixed(n, node, "resampled") for n in g.shape(node)[-count:]]
+        g.out(node, [*x[:-count], *places], Keeps(a.self, tuple(x[:-count])))
 
     return rule
 
@@ -31,11 +50,13 @@ RULES: dict[str, Rule] = {
     for n in (1, 2, 3)
     for prefix, suffix in (
         ("max_pool", ""), ("max_pool", "_with_indices"), ("avg_pool", ""), ("adaptive_avg_pool", ""),
-        ("adaptive_max_pool", ""), ("_adaptive_avg_pool", ""), ("upsample_nearest", ""),
-        ("_upsample_nearest_exact", ""), ("lp_pool", ""), ("fractional_max_pool", ""),
+        ("adaptive_max_pool", ""), ("upsample_nearest", ""), ("_upsample_nearest_exact", ""),
     )
 }  # fmt: skip
 RULES |= {
+    "_adaptive_avg_pool2d": spatial(2), "_adaptive_avg_pool3d": spatial(3),
+    "fractional_max_pool2d": spatial(2), "fractional_max_pool3d": spatial(3),
+    "max_unpool2d": unpooled(2), "max_unpool3d": unpooled(3),
     "upsample_linear1d": spatial(1), "upsample_bilinear2d": spatial(2), "upsample_bicubic2d": spatial(2),
     "upsample_trilinear3d": spatial(3), "_upsample_bilinear2d_aa": spatial(2), "_upsample_bicubic2d_aa": spatial(2),
 }  # fmt: skip

@@ -10,6 +10,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,8 +18,7 @@ import torch
 from torch import fx
 
 from sslprune.analysis.atoms import Dim, concatenate, fixed, merge
-from sslprune.analysis.inference import Inference, Rule
-from sslprune.analysis.rules.unknown import unknown
+from sslprune.analysis.inference import Inference, Part, Rule
 from sslprune.analysis.zeros import AllOf, AnyOf, Keeps, Zero
 from sslprune.capture.program import operator_name
 
@@ -35,15 +35,15 @@ class _Layer:
 def _recurrent(gates: int, states: int) -> Rule:
     def rule(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
         if not hasattr(a, "has_biases") or not hasattr(a, "batch_first"):
-            unknown(g, node, a)  # packed sequences
+            g.opaque(node, "packed sequences")
             return
         initial = list(a.hx) if isinstance(a.hx, Sequence) else [a.hx]
         x = g.dims(a.input)
+        g.freeze([x[1 if a.batch_first and len(x) == 3 else 0]], node, "one step after another")
         directions = 2 if a.bidirectional else 1
         layers = _layers(g, node, a, x[-1], directions, gates)
         started = [s for s in initial if operator_name(s) not in ("zeros", "new_zeros", "zeros_like")]
-        returned = {user.args[1] for user in node.users if user.users and user.target is operator.getitem}
-        if started or returned & {1, 2}:  # one tensor holds the state of all layers: they keep one width
+        if started:  # one tensor holds the state of all layers: they keep one width
             for layer in layers[1:]:
                 g.unify(layers[0].hidden, layer.hidden, node)
                 g.unify(layers[0].out, layer.out, node)
@@ -54,12 +54,16 @@ def _recurrent(gates: int, states: int) -> Rule:
         last = layers[-1]
         g.out(node, [*x[:-1], concatenate([last.out] * directions)], _zero(last, last.out, started))
         lead = x[:-1][(0 if a.batch_first else 1) : (1 if a.batch_first else 2)] if len(x) == 3 else []
+        alone: dict[tuple[int, int], fx.Node] = {}  # in the graph that a repack makes: (state, layer), where unstacked
         for i in range(states):
-            width = layers[0].out if i == 0 else layers[0].hidden
-            zeros = [_zero(layer, layer.out if i == 0 else layer.hidden, started) for layer in layers]
-            zero = AllOf(tuple(z for z in zeros if z)) if all(zeros) else None
-            g.out(node, [fixed(len(layers) * directions), *lead, width], zero)
-        g.on_repack(node, lambda r: _unstack(r, node, a, layers, directions, states, initial, started))
+            parts = []
+            for index in range(len(layers) * directions):
+                layer = layers[index // directions]
+                width = layer.out if i == 0 else layer.hidden
+                take = partial(_entry, alone=alone, state=i + 1, layer=index // directions, at=index % directions)
+                parts.append(Part((*lead, width), _zero(layer, width, started), take))
+            g.out_parts(node, 0, parts)
+        g.on_repack(node, lambda r: _unstack(r, node, a, layers, directions, initial, started, alone))
 
     return rule
 
@@ -118,11 +122,12 @@ def _unstack(
     a: SimpleNamespace,
     layers: list[_Layer],
     directions: int,
-    states: int,
     initial: list[fx.Node],
     started: list[fx.Node],
+    alone: dict[tuple[int, int], fx.Node],
 ) -> None:
     """One operator a layer, each with its own width and its own slice of the initial state."""
+    alone.clear()
     if not any(r.changed(layer.hidden) or r.changed(layer.out) for layer in layers):
         return
     if len(layers) == 1 and len(started) == len(initial):
@@ -157,6 +162,7 @@ def _unstack(
             replacement = value
             if which > 0:
                 parts = [graph.call_function(operator.getitem, (made, which)) for made in results]
+                alone |= {(which, layer): part for layer, part in enumerate(parts)}
                 replacement = graph.call_function(aten.cat.default, (parts, 0)) if len(parts) > 1 else parts[0]
             r.replace(user, replacement)
 
@@ -173,6 +179,12 @@ def _zeros(state: fx.Node, first: int, last: int) -> fx.Node:
         return graph.call_function(aten.new_zeros.default, (state.args[0], [first, *between, last]), kwargs)
     given: list[Any] = [*state.args, *([state.kwargs["size"]] if "size" in state.kwargs else [])]
     return graph.call_function(state.target, (*given[:-1], [first, *given[-1][1:-1], last]), kwargs)  # type: ignore[arg-type]
+
+
+def _entry(r: Any, alone: dict[tuple[int, int], fx.Node], state: int, layer: int, at: int) -> fx.Node | None:
+    """The state of one layer in one direction, from its own operator; None where the stack is still whole."""
+    made = alone.get((state, layer))
+    return r.insert(torch.ops.aten.select.int, made, 0, at) if made is not None else None
 
 
 def cell(gates: int) -> Rule:

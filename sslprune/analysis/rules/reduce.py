@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -63,7 +64,8 @@ def extreme(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
         choice(g, node, a)
         return
     over, left = reduced(g, node, a)
-    if (g.num_outputs(node) > 1 and "mean" not in str(node.target)) or "arg" in str(node.target):
+    read = {user.args[1] for user in node.users if user.users and user.target is operator.getitem}
+    if (1 in read and "mean" not in str(node.target)) or "arg" in str(node.target):
         g.freeze(over, node, "its places are returned")
     g.normalises(node, *over)
     for i in range(g.num_outputs(node)):

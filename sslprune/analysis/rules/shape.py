@@ -12,8 +12,8 @@ import torch
 from torch import fx
 
 from sslprune.analysis.atoms import Dim, concatenate, fixed, merge
-from sslprune.analysis.inference import Inference, Rule, describe
-from sslprune.analysis.zeros import AllOf, Joined, Keeps, Zero
+from sslprune.analysis.inference import Inference, Rule, computed_numbers, describe, may_be_computed
+from sslprune.analysis.zeros import Joined, Keeps, Zero
 from sslprune.errors import RepackError
 
 
@@ -40,13 +40,23 @@ def regroup(g: Inference, node: fx.Node, dims: Sequence[Dim], sizes: Sequence[in
             result.extend(source)
         elif target:
             merged = merge([d for d in source if d.size != 1] or [fixed(1)])
-            result.extend(g.atoms.split(merged, target, describe(node)) if len(target) > 1 else [merged])
+            result.extend(
+                g.atoms.split(merged, target, f"{describe(node)}: a view that no removal survives")
+                if len(target) > 1
+                else [merged]
+            )
     return result
 
 
+@may_be_computed("size", "sizes", "shape")
 def view(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
     """``view``, ``reshape``, ``flatten``, ``squeeze`` and their kin: sizes in the arguments follow the dimensions."""
-    out = regroup(g, node, g.dims(a.self), g.shape(node))
+    x = g.dims(a.self)
+    if getattr(a, "dtype", None) is not None and x and x[-1].size != g.shape(node)[-1]:
+        g.freeze(x[-1:], node, "its numbers are read as others of another size")
+        g.out(node, [*x[:-1], g.fixed(g.shape(node)[-1], node, "read as numbers of another size")], Keeps(a.self))
+        return
+    out = regroup(g, node, x, g.shape(node))
     g.out(node, out, Keeps(a.self))
     sizes = g.sizes(node)
     name = next(
@@ -66,6 +76,20 @@ def view(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
                 r.retarget(torch.ops.aten.reshape.default, (a.self, new))
 
         g.on_repack(node, rewrite)
+
+
+def squeeze(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
+    """What has a size of 1 now goes, and no dimension that a removal leaves at 1."""
+    view(g, node, a)
+    x, sizes, chosen = g.dims(a.self), g.sizes(a.self), getattr(a, "dim", None)
+    asked = [d % len(x) for d in ([chosen] if isinstance(chosen, int) else chosen or range(len(x)))]
+    gone = [d for d in asked if isinstance(sizes[d], int) and sizes[d] == 1]
+
+    def rewrite(r: Any) -> None:
+        if any(r.size(x[d]) == 1 for d in asked if d not in gone):
+            r.retarget(torch.ops.aten.squeeze.dims, (a.self, gone))
+
+    g.on_repack(node, rewrite)
 
 
 PAIRS = (("dim0", "dim1"), ("axis0", "axis1"))  # what transpose and swapaxes call the two dimensions
@@ -110,8 +134,12 @@ def _bounds(a: SimpleNamespace, size: int) -> tuple[Any, Any, int]:
     return start, end, getattr(a, "step", 1) or 1
 
 
+@may_be_computed("start", "end")
 def slice_(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
     source = a.self
+    if a.start in (0, None) and a.end in (torch.iinfo(torch.int64).max, None) and a.step == 1:  # as in x[:, 0]
+        g.same(node, source)
+        return
     x = g.dims(source)
     dim = a.dim % len(x)
     size = x[dim].size
@@ -141,6 +169,7 @@ def slice_(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
     g.on_repack(node, rewrite)
 
 
+@may_be_computed("start", "length")
 def narrow(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
     x = g.dims(a.self)
     dim = a.dim % len(x)
@@ -160,27 +189,15 @@ def narrow(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
     g.on_repack(node, rewrite)
 
 
-def select(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
-    """One index is taken and must stay; the others may go."""
-    x = g.dims(a.self)
-    dim = a.dim % len(x)
-    old = x.pop(dim)
-    if isinstance(a.index, fx.Node):
-        g.freeze([old], node, "an index that depends on the input")
-        g.out(node, x, Keeps(a.self, tuple(x)))
-        return
-    index = a.index % old.size
-    g.freeze([old.take(np.array([index]))], node, f"index {index} is selected")
-    g.out(node, x, Keeps(a.self, tuple(x)))
-    g.on_repack(node, lambda r: r.set("index", int(r.mask(old)[:index].sum())) if r.changed(old) else None)
-
-
+@may_be_computed("split_size", "split_sizes", "chunks", "sections", "indices")
 def split(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
     """``split``, ``chunk``, ``split_with_sizes``, ``tensor_split``: consecutive parts."""
     x = g.dims(a.self)
     dim = a.dim % len(x)
     old = x[dim]
     lengths = [g.shape(node, i)[dim] for i in range(g.num_outputs(node))]
+    if computed_numbers(node):
+        g.freeze([old], node, "split at places that depend on the input")
     starts = np.cumsum([0, *lengths])
     parts = [old.take(np.arange(s, s + n)) for s, n in zip(starts, lengths, strict=False)]
     for part in parts:
@@ -205,14 +222,6 @@ def glu(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
     g.out(node, out, Keeps(a.self, tuple(out)))
 
 
-def unbind(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
-    x = g.dims(a.self)
-    old = x.pop(a.dim % len(x))
-    g.freeze([old], node, "each index is used by itself")
-    for _ in range(g.num_outputs(node)):
-        g.out(node, x, Keeps(a.self, tuple(x)))
-
-
 def cat(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
     sources = [t for t in a.tensors if g.shape(t) != (0,)]
     dims = [g.dims(source) for source in sources]
@@ -225,21 +234,7 @@ def cat(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
     g.out(node, out, Joined(tuple((s, tuple(d)) for s, d in zip(sources, dims, strict=True))))
 
 
-def stack(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
-    dims = broadcast_all(g, node, a.tensors)
-    at = a.dim % (len(dims) + 1)
-    g.out(node, [*dims[:at], fixed(len(a.tensors), "stacked"), *dims[at:]], AllOf(tuple(Keeps(t) for t in a.tensors)))
-
-
-def broadcast_all(g: Inference, node: fx.Node, sources: Sequence[fx.Node]) -> list[Dim]:
-    """Dimensions of tensors of one shape, all unified."""
-    dims = g.dims(sources[0])
-    for source in sources[1:]:
-        for one, other in zip(dims, g.dims(source), strict=True):
-            g.unify(one, other, node)
-    return dims
-
-
+@may_be_computed("pad", "value")
 def pad(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
     """Constant padding adds removable entries, so that a zero-padded shortcut follows what it is added to."""
     x = g.dims(a.self)
@@ -284,6 +279,7 @@ def flip(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
     g.out(node, x, Keeps(a.self))
 
 
+@may_be_computed("shifts")
 def roll(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
     x = g.dims(a.self)
     moved = [d % len(x) for d in a.dims] if a.dims else list(range(len(x)))
@@ -291,6 +287,7 @@ def roll(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
     g.out(node, x, Keeps(a.self))
 
 
+@may_be_computed("size")
 def expand(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
     """A dimension of size 1 that is repeated has removable copies: fewer of them are made."""
     x, old, new, sizes = g.dims(a.self), g.shape(a.self), g.shape(node), g.sizes(node)
@@ -302,12 +299,20 @@ def expand(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
         else:
             out.append(fixed(n) if isinstance(size, torch.SymInt) else g.atoms.fresh(n))
     g.out(node, out, Keeps(a.self))
-    if isinstance(getattr(a, "size", None), (list, tuple)):
-        g.on_repack(node, lambda r: r.resize("size", out, sizes))
-    else:
-        g.freeze(out, node)
+    g.on_repack(node, lambda r: r.resize("size", out, sizes))
 
 
+def expand_as(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
+    """Copies along a dimension of size 1 are as many as the other tensor has entries there."""
+    x, other = g.dims(a.self), g.dims(a.other)
+    lead = len(other) - len(x)
+    for mine, theirs in zip(x, other[lead:], strict=True):
+        if mine.size == theirs.size:
+            g.unify(mine, theirs, node)
+    g.out(node, other, Keeps(a.self))
+
+
+@may_be_computed("repeats")
 def repeat(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
     """Each dimension becomes (copies, old)."""
     x, new, sizes = g.dims(a.self), g.shape(node), g.sizes(node)
@@ -324,6 +329,7 @@ def repeat(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
     g.on_repack(node, rewrite)
 
 
+@may_be_computed("repeats", "output_size")
 def repeat_interleave(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
     """Each dimension becomes (old, copies)."""
     x = g.dims(a.self)
@@ -348,7 +354,7 @@ def pixel_shuffle(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
     """(C·r², H, W) -> (C, H·r, W·r): the r² planes of a channel go together."""
     x = g.dims(a.self)
     r = a.upscale_factor
-    channel, planes = g.atoms.split(x[-3], (x[-3].size // r**2, r**2), describe(node))
+    channel, planes = g.atoms.split(x[-3], (x[-3].size // r**2, r**2), f"{describe(node)}: planes become places")
     g.freeze([planes, *x[-2:]], node, "planes become places")
     g.out(node, [*x[:-3], channel, *(fixed(n) for n in g.shape(node)[-2:])], Keeps(a.self, (*x[:-3], channel)))
 
@@ -375,16 +381,16 @@ def unfold(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
 
 
 RULES: dict[str, Rule] = {
-    **dict.fromkeys(("view", "reshape", "_unsafe_view", "_reshape_alias"), view),
+    **dict.fromkeys(("view", "reshape", "_unsafe_view"), view),
     **dict.fromkeys(("view_as", "reshape_as"), view),
-    **dict.fromkeys(("flatten", "unflatten", "squeeze", "unsqueeze"), view),
+    **dict.fromkeys(("flatten", "unflatten", "unsqueeze"), view), "squeeze": squeeze,
     **dict.fromkeys(("permute", "transpose", "t", "mT", "swapaxes"), permute), "movedim": movedim,
-    "slice": slice_, "narrow": narrow, "select": select, "unbind": unbind,
+    "slice": slice_, "narrow": narrow,
     **dict.fromkeys(("split", "chunk", "split_with_sizes", "tensor_split", "unsafe_split", "unsafe_chunk"), split),
     "glu": glu,
-    **dict.fromkeys(("cat", "concat", "concatenate"), cat), "stack": stack,
+    **dict.fromkeys(("cat", "concat", "concatenate"), cat),
     **dict.fromkeys(("pad", "constant_pad_nd"), pad), "flip": flip, "roll": roll,
-    **dict.fromkeys(("expand", "expand_as"), expand), "repeat": repeat, "repeat_interleave": repeat_interleave,
+    "expand": expand, "expand_as": expand_as, "repeat": repeat, "repeat_interleave": repeat_interleave,
     "pixel_shuffle": pixel_shuffle, "pixel_unshuffle": pixel_unshuffle,
     **dict.fromkeys(("channel_shuffle", "native_channel_shuffle"), channel_shuffle), "im2col": unfold,
 }  # fmt: skip
