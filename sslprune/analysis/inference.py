@@ -1,8 +1,8 @@
 """Runs the operator rules over a program's graphs and collects what they state.
 
 A rule states, for one node: the dimensions of what it makes; which dimensions must stay equal; how exact zeros pass
-through; which dimensions it sums or normalises over; what its multiply-accumulates are; and how its own arguments
-change when something is removed. Everything else (axes, exactness, costs, repack) is read off these statements.
+through; what it multiplies by and sums over, or normalises over; and how its own arguments change when something is
+removed. Everything else (axes, exactness, costs, repack) is read off these statements.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from torch import fx
 
 from sslprune.analysis.atoms import Atoms, Dim, fixed
 from sslprune.analysis.columns import Columns
+from sslprune.analysis.contraction import Contraction
 from sslprune.analysis.folding import folded
 from sslprune.analysis.rewriter import Rewriter
-from sslprune.analysis.zeros import AllOf, Keeps, Zero
+from sslprune.analysis.zeros import AllOf, AnyOf, Keeps, Zero
 from sslprune.capture.draws import draws
 from sslprune.capture.program import Program, operator_name
 from sslprune.capture.refusals import place
@@ -49,9 +50,9 @@ class Facts:
 
     outputs: list[list[Dim]] = field(default_factory=list)  # of each tensor that the node makes
     zeros: list[Zero | None] = field(default_factory=list)  # how exact zeros reach each of them; None: never
-    sums: list[tuple[Dim, Zero | None]] = field(default_factory=list)  # dimensions summed over, and what vanishes there
+    contractions: list[Contraction] = field(default_factory=list)  # what it multiplies by, and sums over
+    sums: list[tuple[Dim, Zero | None]] = field(default_factory=list)  # all that it sums over, and what vanishes there
     normalised: list[Dim] = field(default_factory=list)  # dimensions whose removal changes what is left
-    macs: list[tuple[float, list[Dim]]] = field(default_factory=list)  # constant x product of the kept sizes
     rewrites: list[Callable[[Rewriter], None]] = field(default_factory=list)
     infinite: list[Zero] = field(default_factory=list)  # where what vanishes gives infinity, or no number at all
     parts: dict[int, tuple[int, tuple[Part, ...]]] = field(default_factory=dict)  # of an output: along which dimension
@@ -249,14 +250,28 @@ class Inference:
         if weight.op == "get_attr":
             self.producers[str(weight.target), dim] = None
 
-    def has_columns(self, weight: fx.Node) -> Columns | None:
-        """Single columns of a weight (out, C, *kernel) can go; None where it is computed, or does not train."""
+    def contracts(self, contraction: Contraction) -> None:
+        """Its node multiplies and sums: what that makes is new features, and what is summed has to have vanished."""
+        node, weight, window = contraction.node, contraction.weight, contraction.window
+        self.facts[node].contractions.append(contraction)
+        for dim, along in contraction.summed.items():
+            self.sums(node, dim, AnyOf(tuple(Keeps(operand) for operand in along)))
+        for d in contraction.makes:
+            self.produces(weight, d)
+        if (
+            window is not None
+            and window.conv_groups == 1
+            and not (window.transposed or isinstance(window.padding, str))
+        ):
+            self._add_columns(weight)
+
+    def _add_columns(self, weight: fx.Node) -> None:
+        """Single columns of a weight (out, C, *kernel) can go, unless it is computed, or does not train."""
         name, dims = str(weight.target), self.dims(weight)
         if weight.op != "get_attr" or not self.program.is_trained(name) or prod(dim.size for dim in dims[2:]) == 1:
-            return None
+            return
         if name not in self.columns:
             self.columns[name] = Columns(self.atoms.fresh(prod(dim.size for dim in dims[1:])), tuple(dims[1:]))
-        return self.columns[name]
 
     def never_zero(self, weight: fx.Node, dim: int) -> None:
         """Something divides by the size of ``weight`` along ``dim``: it is sliced at repack, but not zeroed."""
@@ -279,11 +294,6 @@ class Inference:
         """What ``node`` gives is infinite, or no number, where ``zero`` holds: that cannot be zeroed first."""
         if node not in self._whole:
             self.facts[node].infinite.append(zero)
-
-    def macs(self, node: fx.Node, dims: Sequence[Dim], times: float = 1.0) -> None:
-        """Multiply-accumulates: ``times`` x the product of the kept sizes of ``dims``, for the whole batch."""
-        constant = times * prod(dim.size for dim in dims if not dim.rows.shape[1])
-        self.facts[node].macs.append((constant, [dim for dim in dims if dim.rows.shape[1]]))
 
     def on_repack(self, node: fx.Node, rewrite: Callable[[Rewriter], None]) -> None:
         """How the node's own arguments change when something has been removed."""

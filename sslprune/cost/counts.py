@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from math import prod
 from typing import Literal
 
 import numpy as np
@@ -81,21 +82,22 @@ class Cost:
             whole = set(map(id, g.columns[name].whole))
             return [*(dim for dim in dims if id(dim) not in whole), columns[name]]
 
+        def term(dims: Sequence[Dim], times: float, nodes: list[fx.Node]) -> _Term:
+            moving = [d for d in dims if d.rows.shape[1]]
+            constant = times * prod(d.size for d in dims if not d.rows.shape[1])
+            return _Term(constant, [index(d) for d in moving], nodes)
+
         self._terms: dict[str, list[_Term]] = {"macs": [], "parameters": []}
         counted: dict[str, list[fx.Node]] = {}
         for node in graph.nodes:
-            for constant, dims in g.facts[node].macs:
-                for source in node.all_input_nodes:
-                    dims = by_column(str(source.target), dims)
-                self._terms["macs"].append(_Term(constant / program.batch, [index(d) for d in dims], [node]))
+            for contraction in g.facts[node].contractions:
+                dims = by_column(str(contraction.weight.target), contraction.dims)
+                self._terms["macs"].append(term(dims, contraction.times / program.batch, [node]))
             if node.op == "get_attr" and node.users:
                 counted.setdefault(str(node.target), []).append(node)
         for name, nodes in counted.items():
             if name in program.aliases and isinstance(program.tensors[name], nn.Parameter):
-                dims = by_column(name, g.state[name])
-                moving = [d for d in dims if d.rows.shape[1]]
-                constant = float(np.prod([d.size for d in dims if not d.rows.shape[1]]))
-                self._terms["parameters"].append(_Term(constant, [index(d) for d in moving], nodes))
+                self._terms["parameters"].append(term(by_column(name, g.state[name]), 1.0, nodes))
         self.layers = layers
         self.fit = (0.0, 1.0)
         self._moved = 0.0  # microseconds, by what was measured whole near the budget

@@ -82,7 +82,7 @@ def _branch(g: Inference, total: fx.Node, operand: fx.Node, other: fx.Node) -> B
         return None
     body = exclusive(operand)
     names = _producers(g, operand, body)
-    if not names or not any(g.facts[node].macs for node in body):
+    if not names or not any(g.facts[node].contractions for node in body):
         return None
     for node in total.graph.nodes:  # zeroing a weight that something else reads as well would change that too
         if node.op == "get_attr" and str(node.target) in names and node not in body:
@@ -102,7 +102,7 @@ def _path(g: Inference, total: fx.Node, operand: fx.Node) -> Branch | None:
     if not rows.shape[1] or (rows == ALWAYS).all(axis=1).any():
         return None
     body = exclusive(operand)
-    if not any(g.facts[node].macs for node in body):
+    if not any(g.facts[node].contractions for node in body):
         return None
     atoms = np.unique(rows[rows != ALWAYS])
     for node in total.graph.nodes:
@@ -152,7 +152,7 @@ def _producers(g: Inference, node: fx.Node, body: set[fx.Node]) -> set[str] | No
     if names and "norm" in str(node.target):
         # before a normalisation a convolution's own scale says nothing: both shrink together, as one group
         source = node.args[0]
-        if isinstance(source, fx.Node) and source in body and any(g.facts[source].macs):
+        if isinstance(source, fx.Node) and source in body and bool(g.facts[source].contractions):
             names |= _producers(g, source, body) or set()
     return names
 

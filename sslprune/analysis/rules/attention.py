@@ -8,8 +8,9 @@ from typing import Any
 from torch import fx
 
 from sslprune.analysis.atoms import Dim
+from sslprune.analysis.contraction import Contraction
 from sslprune.analysis.inference import Inference, Rule, describe
-from sslprune.analysis.zeros import AnyOf, Keeps
+from sslprune.analysis.zeros import Keeps
 
 
 def scaled_dot_product(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
@@ -40,9 +41,13 @@ def scaled_dot_product(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
             if n > 1:
                 g.unify(dim, m, node)
     g.out(node, [*lead, q[-2], v[-1]], Keeps(a.value, (*v[:-2], v[-1])))
-    g.sums(node, q[-1], AnyOf((Keeps(a.query), Keeps(a.key))))
-    g.macs(node, [*lead, q[-2], k[-2], q[-1]])
-    g.macs(node, [*lead, q[-2], k[-2], v[-1]])
+    rows, keys, last = (*lead, q[-2]), (k[-2],), len(k) - 1
+    scores, weighted = {q[-1]: (a.query, a.key)}, {v[-2]: (a.value,)}
+    for contraction in (
+        Contraction(node, a.query, a.key, rows, keys, scores, (last - 1,), (last,), runs_as="Attention"),
+        Contraction(node, None, a.value, rows, (v[-1],), weighted, (last,), (last - 1,), runs_as="Attention"),
+    ):
+        g.contracts(contraction)
 
     def rewrite(r: Any) -> None:
         if r.changed(q[-1]) and a.scale is None:

@@ -11,6 +11,7 @@ from torch import fx
 
 from sslprune.analysis.atoms import Dim, fixed, merge
 from sslprune.analysis.columns import Columns, read_columns
+from sslprune.analysis.contraction import Contraction, Window
 from sslprune.analysis.inference import Inference, Rule, describe
 from sslprune.analysis.zeros import AllOf, AnyOf, Keeps, Zero
 from sslprune.capture.program import operator_name
@@ -33,14 +34,11 @@ def convolution(g: Inference, node: fx.Node, a: SimpleNamespace, transposed: boo
     for side in w[2:]:
         g.label(side, "kernel")
     g.freeze(x[channels + 1 :], node, "convolved over")
-    padding = getattr(a, "padding", None)
-    if transposed or not isinstance(padding, (list, tuple)):
+    window = _window(a, spatial, transposed)
+    if transposed or isinstance(window.padding, str):
         g.freeze(w[2:], node, "its shape decides the result's")
     else:
-        for side in w[2:]:
-            g.sums(node, side, Keeps(a.weight))
-        columns = g.has_columns(a.weight) if groups == 1 else None
-        g.on_repack(node, lambda r: _shrink(r, a, w[2:], columns, channels))
+        g.on_repack(node, lambda r: _shrink(r, a, w[2:], g.columns.get(str(a.weight.target)), channels))
     one, other = (w[1], w[0]) if transposed else (w[0], w[1])  # output side, input side
     if groups == 1:
         out, inner, group = one, other, fixed(1)
@@ -60,13 +58,29 @@ def convolution(g: Inference, node: fx.Node, a: SimpleNamespace, transposed: boo
     if a.bias is not None:
         g.unify(out, g.dims(a.bias)[0], node)
     g.label(out, "filters")
-    g.produces(a.weight, 1 if transposed else 0)
     dims = [*x[:channels], out, *(g.fixed(n, node, "convolved over") for n in shape[channels + 1 :])]
     free = Keeps(a.input, (*x[:channels], group))
     g.out(node, dims, _with_bias(AnyOf((Keeps(a.weight, (out,)), free)), a.bias))
-    g.sums(node, inner, AnyOf((Keeps(a.input), Keeps(a.weight))))
-    places = x[channels + 1 :] if transposed else dims[channels + 1 :]
-    g.macs(node, [*x[:channels], *places, out, inner, *w[2:]])
+    g.contracts(
+        Contraction(
+            node,
+            a.input,
+            a.weight,
+            batched=(*x[:channels], *(x if transposed else dims)[channels + 1 :]),
+            made=(out,),
+            summed={inner: (a.input, a.weight), **dict.fromkeys(w[2:], (a.weight,))},
+            makes=(1 if transposed else 0,),
+            reads=(0 if transposed else 1, *range(2, len(w))),
+            window=window,
+            runs_as="ConvTranspose" if transposed else "Conv",
+        )
+    )
+
+
+def _window(a: SimpleNamespace, spatial: int, transposed: bool) -> Window:
+    wide = lambda value: tuple(value) * (spatial if len(value) == 1 else 1)  # noqa: E731
+    padding = a.padding if isinstance(a.padding, str) else wide(a.padding)
+    return Window(wide(a.stride), padding, wide(a.dilation), a.groups, transposed)
 
 
 def _shrink(r: Any, a: SimpleNamespace, sides: list[Dim], columns: Columns | None, channel_dim: int) -> None:
@@ -114,11 +128,9 @@ def linear(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
     if a.bias is not None:
         g.unify(w[0], g.dims(a.bias)[0], node)
     g.label(w[0], "neurons")
-    g.produces(a.weight, 0)
-    dims = [*x[:-1], w[0]]
-    g.out(node, dims, _with_bias(AnyOf((Keeps(a.input, tuple(x[:-1])), Keeps(a.weight, (w[0],)))), a.bias))
-    g.sums(node, w[1], AnyOf((Keeps(a.input), Keeps(a.weight))))
-    g.macs(node, [*dims, w[1]])
+    rows, summed = tuple(x[:-1]), {w[1]: (a.input, a.weight)}
+    g.out(node, [*rows, w[0]], _with_bias(AnyOf((Keeps(a.input, rows), Keeps(a.weight, (w[0],)))), a.bias))
+    g.contracts(Contraction(node, a.input, a.weight, rows, (w[0],), summed, makes=(0,), reads=(1,)))
 
 
 def bilinear(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
@@ -129,13 +141,11 @@ def bilinear(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
     if a.bias is not None:
         g.unify(w[0], g.dims(a.bias)[0], node)
     g.label(w[0], "neurons")
-    g.produces(a.weight, 0)
-    lead, parts = x[:-1], (Keeps(a.input1), Keeps(a.input2), Keeps(a.weight))
-    free = AnyOf((Keeps(a.input1, tuple(lead)), Keeps(a.input2, tuple(lead)), Keeps(a.weight, (w[0],))))
+    lead = tuple(x[:-1])
+    free = AnyOf((Keeps(a.input1, lead), Keeps(a.input2, lead), Keeps(a.weight, (w[0],))))
     g.out(node, [*lead, w[0]], _with_bias(free, a.bias))
-    for inner in w[1:]:
-        g.sums(node, inner, AnyOf(parts))
-    g.macs(node, [*lead, *w])
+    summed = {w[1]: (a.input1, a.weight), w[2]: (a.input2, a.weight)}
+    g.contracts(Contraction(node, a.input1, a.weight, lead, (w[0],), summed, makes=(0,), reads=(1, 2)))
 
 
 def matmul(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
@@ -172,7 +182,6 @@ def multiply(g: Inference, node: fx.Node, left: fx.Node, right: fx.Node, bias: f
     rows, columns = ([x[-2]] if len(x) > 1 else []), ([y[-1]] if len(y) > 1 else [])
     if not activations and columns:
         g.label(columns[0], "neurons")
-        g.produces(right, len(y) - 1)
     free_left = Keeps(left, tuple(x[:-1]))
     free_right = Keeps(right, (*y[:-2], *columns))
     dims = [*batch, *rows, *columns]
@@ -182,8 +191,19 @@ def multiply(g: Inference, node: fx.Node, left: fx.Node, right: fx.Node, bias: f
             if n > 1:
                 g.unify(dim, b, node)
     g.out(node, dims, _with_bias(AnyOf((free_left, free_right)), bias))
-    g.sums(node, shared, AnyOf((Keeps(left), Keeps(right))))
-    g.macs(node, [*dims, shared])
+    g.contracts(
+        Contraction(
+            node,
+            left,
+            right,
+            batched=(*batch, *(rows or [fixed(1)])),
+            made=tuple(columns),
+            summed={shared: (left, right)},
+            makes=(len(y) - 1,) if columns else (),
+            reads=(max(len(y) - 2, 0),),
+            runs_as="MatMul" if right.op == "get_attr" and len(y) == 2 else "MatMul2",
+        )
+    )
 
 
 def grouped(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
@@ -196,9 +216,9 @@ def grouped(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
     g.freeze([w[0], *g.dims(ends)], node, "rows go to experts by place")
     g.unify(x[-1], w[-2], node)
     g.label(w[-1], "neurons")
-    g.out(node, [*x[:-1], w[-1]], AnyOf((Keeps(left, tuple(x[:-1])), Keeps(right, (w[-1],)))))
-    g.sums(node, w[-2], AnyOf((Keeps(left), Keeps(right))))
-    g.macs(node, [*x[:-1], w[-2], w[-1]])
+    rows, summed = tuple(x[:-1]), {w[-2]: (left, right)}
+    g.out(node, [*rows, w[-1]], AnyOf((Keeps(left, rows), Keeps(right, (w[-1],)))))
+    g.contracts(Contraction(node, left, right, rows, (w[-1],), summed, reads=(1,)))
     if operator_name(node) == "_grouped_mm":
         g.on_repack(node, lambda r: _aligned(r, right, x[-1], w[-1], 16 // g.dtype(left).itemsize))
 

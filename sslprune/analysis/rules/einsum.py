@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from torch import fx
 
 from sslprune.analysis.atoms import Dim, fixed
+from sslprune.analysis.contraction import Contraction
 from sslprune.analysis.inference import Inference, Rule
 from sslprune.analysis.zeros import AnyOf, Keeps
 
@@ -30,24 +31,42 @@ def einsum(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
             elif letter in of and of[letter].size == dim.size:
                 g.unify(of[letter], dim, node)
             else:
-                of[letter] = dim
+                of[letter] = Dim(dim.rows, dim.why)  # one tensor may stand twice, under different letters
     summed = [letter for letter in of if letter not in result_letters]
-    for letter in summed:
-        parts = tuple(Keeps(t) for term, t in zip(terms, tensors, strict=True) if letter in term)
-        g.sums(node, of[letter], AnyOf(parts))
+    along = {
+        of[letter]: tuple(t for term, t in zip(terms, tensors, strict=True) if letter in term) for letter in summed
+    }
     free = tuple(
         Keeps(tensor, tuple(dim for letter, dim in zip(term, g.dims(tensor), strict=True) if letter not in summed))
         for term, tensor in zip(terms, tensors, strict=True)
     )
     g.out(node, [of.get(letter, fixed(1)) for letter in result_letters], AnyOf(free))
-    if len(tensors) > 1:
-        g.macs(node, list(of.values()))
     for term, tensor in zip(terms, tensors, strict=True):
         if tensor.op == "get_attr":
             for i, letter in enumerate(term):
                 if letter in result_letters:
                     g.label(g.dims(tensor)[i], "neurons")
                     g.produces(tensor, i)
+    if len(tensors) == 1:
+        for dim, operands in along.items():
+            g.sums(node, dim, AnyOf(tuple(Keeps(operand) for operand in operands)))
+        return
+    w = next((i for i, tensor in enumerate(tensors) if tensor.op == "get_attr"), len(tensors) - 1)
+    others = {letter for i, term in enumerate(terms) if i != w for letter in term}
+    made = [letter for letter in terms[w] if letter in result_letters and letter not in others]
+    g.contracts(
+        Contraction(
+            node,
+            tensors[w - 1],
+            tensors[w],
+            batched=tuple(dim for letter, dim in of.items() if letter in result_letters and letter not in made),
+            made=tuple(of[letter] for letter in made),
+            summed=along,
+            makes=tuple(i for i, letter in enumerate(terms[w]) if letter in made),
+            reads=tuple(i for i, letter in enumerate(terms[w]) if letter in summed),
+            runs_as="MatMul" if tensors[w].op == "get_attr" else "MatMul2",
+        )
+    )
 
 
 def _letters(term: str, rank: int) -> list[str]:

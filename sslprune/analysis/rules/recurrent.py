@@ -18,8 +18,9 @@ import torch
 from torch import fx
 
 from sslprune.analysis.atoms import Dim, concatenate, fixed, merge
+from sslprune.analysis.contraction import Contraction
 from sslprune.analysis.inference import Inference, Part, Rule
-from sslprune.analysis.zeros import AllOf, AnyOf, Keeps, Zero
+from sslprune.analysis.zeros import AllOf, Keeps, Zero
 from sslprune.capture.program import operator_name
 
 
@@ -32,7 +33,7 @@ class _Layer:
     out: Dim  # the projection's dimension where there is one, else the hidden one
 
 
-def _recurrent(gates: int, states: int) -> Rule:
+def _recurrent(gates: int, states: int, runs_as: str) -> Rule:
     def rule(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
         if not hasattr(a, "has_biases") or not hasattr(a, "batch_first"):
             g.opaque(node, "packed sequences")
@@ -41,7 +42,7 @@ def _recurrent(gates: int, states: int) -> Rule:
         x = g.dims(a.input)
         g.freeze([x[1 if a.batch_first and len(x) == 3 else 0]], node, "one step after another")
         directions = 2 if a.bidirectional else 1
-        layers = _layers(g, node, a, x[-1], directions, gates)
+        layers = _layers(g, node, a, x[-1], directions, gates, runs_as)
         started = [s for s in initial if operator_name(s) not in ("zeros", "new_zeros", "zeros_like")]
         if started:  # one tensor holds the state of all layers: they keep one width
             for layer in layers[1:]:
@@ -68,7 +69,9 @@ def _recurrent(gates: int, states: int) -> Rule:
     return rule
 
 
-def _layers(g: Inference, node: fx.Node, a: SimpleNamespace, inner: Dim, directions: int, gates: int) -> list[_Layer]:
+def _layers(
+    g: Inference, node: fx.Node, a: SimpleNamespace, inner: Dim, directions: int, gates: int, runs_as: str
+) -> list[_Layer]:
     """Tie each layer's weights together, and to the layer below."""
     x = g.dims(a.input)
     per = len(a.params) // (a.num_layers * directions)
@@ -81,6 +84,27 @@ def _layers(g: Inference, node: fx.Node, a: SimpleNamespace, inner: Dim, directi
         projected = per in (3, 5)
         hidden = g.atoms.fresh(g.shape(weights[0][1])[0] // gates)
         out = g.atoms.fresh(g.shape(weights[0][1])[1]) if projected else hidden
+
+        def contracts(
+            weight: fx.Node, made: Dim, read: Dim, source: fx.Node | None = None, times: int = 1, part: int = index
+        ) -> None:
+            along = {read: (weight,) if source is None else (source, weight)}
+            g.contracts(
+                Contraction(
+                    node,
+                    source,
+                    weight,
+                    batched=tuple(x[:-1]),
+                    made=(made,),
+                    summed=along,
+                    makes=(0,),
+                    reads=(1,),
+                    times=times,
+                    runs_as=runs_as,
+                    part=part,
+                )
+            )
+
         for own in weights:
             w_ih, w_hh = own[:2]
             for tensor in own[: 4 if a.has_biases else 2]:
@@ -90,19 +114,11 @@ def _layers(g: Inference, node: fx.Node, a: SimpleNamespace, inner: Dim, directi
             if projected:
                 g.unify(g.dims(own[-1])[0], out, node)
                 g.unify(g.dims(own[-1])[1], hidden, node)
-                g.sums(node, hidden, Keeps(own[-1]))
-                g.macs(node, [*x[:-1], out, hidden])
                 g.label(out, "neurons")
-                g.produces(own[-1], 0)
-            below: Zero = Keeps(w_ih)
-            if index == 0:
-                below = AnyOf((below, Keeps(a.input)))
-            g.sums(node, g.dims(w_ih)[1], below)
-            g.sums(node, out, Keeps(w_hh))
+                contracts(own[-1], out, hidden)
             g.label(hidden, "hidden")
-            g.produces(w_ih, 0)
-            for columns in (inner, out):
-                g.macs(node, [*x[:-1], hidden, columns], gates)
+            contracts(w_ih, hidden, g.dims(w_ih)[1], a.input if index == 0 else None, times=gates)
+            contracts(w_hh, hidden, out, times=gates)
         layers.append(_Layer(weights, hidden, out))
         inner = concatenate([out] * directions)
     return layers
@@ -201,12 +217,10 @@ def cell(gates: int) -> Rule:
         for state in states[1:]:
             g.unify(g.dims(state)[-1], hidden, node)
         g.label(hidden, "hidden")
-        g.produces(a.w_ih, 0)
-        g.sums(node, g.dims(a.w_ih)[1], AnyOf((Keeps(a.input), Keeps(a.w_ih))))
-        g.sums(node, hidden, AnyOf((Keeps(states[0]), Keeps(a.w_hh))))
-        lead = g.dims(a.input)[:-1]
-        for columns in (g.dims(a.w_ih)[1], hidden):
-            g.macs(node, [*lead, hidden, columns], gates)
+        lead, read = tuple(g.dims(a.input)[:-1]), g.dims(a.w_ih)[1]
+        given, kept = {read: (a.input, a.w_ih)}, {g.dims(a.w_hh)[1]: (states[0], a.w_hh)}
+        g.contracts(Contraction(node, a.input, a.w_ih, lead, (hidden,), given, (0,), (1,), gates))
+        g.contracts(Contraction(node, states[0], a.w_hh, lead, (hidden,), kept, (0,), (1,), gates, part=1))
         zero = AllOf(tuple(Keeps(tensor, (hidden,)) for tensor in (a.w_ih, a.w_hh, *biases, *states)))
         for _ in range(g.num_outputs(node)):
             g.out(node, [*lead, hidden], zero)
@@ -219,8 +233,8 @@ RULES: dict[str, Rule] = {
     "gru_cell": cell(gates=3),
     "rnn_tanh_cell": cell(gates=1),
     "rnn_relu_cell": cell(gates=1),
-    "lstm": _recurrent(gates=4, states=2),
-    "gru": _recurrent(gates=3, states=1),
-    "rnn_tanh": _recurrent(gates=1, states=1),
-    "rnn_relu": _recurrent(gates=1, states=1),
+    "lstm": _recurrent(gates=4, states=2, runs_as="LSTM"),
+    "gru": _recurrent(gates=3, states=1, runs_as="GRU"),
+    "rnn_tanh": _recurrent(gates=1, states=1, runs_as="RNN"),
+    "rnn_relu": _recurrent(gates=1, states=1, runs_as="RNN"),
 }
