@@ -17,6 +17,7 @@ from sslprune.recipe.fields import (
     Count,
     Duration,
     Falling,
+    Folder,
     Fraction,
     Interval,
     Measure,
@@ -278,7 +279,7 @@ class GateSection(GatesSection):
 class ControlSection(Section):
     """``[[control]]``: a model that a person would pick instead; measured beside the dense and the repacked one."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200)
     factory: str | None = None  # as in [model]
     arguments: dict[str, Any] = {}
     checkpoint: str | None = None
@@ -309,7 +310,7 @@ class Sparsifying(Section):
 class Recipe(Section):
     """One run. ``name`` is the stem of the recipe's file unless the file says otherwise."""
 
-    name: str = "run"
+    name: Folder = "run"
     run: RunSection = RunSection()
     model: ModelSection
     data: DataSection
