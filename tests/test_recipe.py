@@ -241,6 +241,17 @@ def test_mistakes_are_named(tmp_path, override, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "name", ["", "..", ".", ".git", "../../evil", "/tmp/evil", "a/b", "a\\b", "a\nb", "a\x00", " a", "x" * 201]
+)
+def test_a_name_is_one_folder(tmp_path, name):
+    values = tomllib.loads(write(tmp_path).read_text()) | {"name": name}
+    with pytest.raises(RecipeError, match=r"recipe: name: expected a name") as error:
+        parse_recipe(values)
+    assert "\n" not in str(error.value)
+    assert parse_recipe(values | {"name": "résumé v2 (a=1)"}).name == "résumé v2 (a=1)"
+
+
 @pytest.mark.parametrize("override", ["schedule", "=3", "prune.9.kind=filters", "budget..macs=1"])
 def test_malformed_overrides(tmp_path, override):
     with pytest.raises(RecipeError, match="--set"):

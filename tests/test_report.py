@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import pytest
 from rich.console import Console
 
-from sslprune.errors import RecipeError, RunError, SslpruneError
+from sslprune.errors import RecipeError, RunError, SslpruneError, printable
 from sslprune.recipe import GatesSection, Recipe, parse_recipe
 from sslprune.report import (
     SCHEMA_FILE,
@@ -33,7 +33,7 @@ from sslprune.report import (
     judge,
     report_schema,
 )
-from sslprune.report.ci import write_ci
+from sslprune.report.ci import escaped, write_ci
 from sslprune.show.summary import Written, grouped, summary
 from sslprune.show.terminal import Show
 
@@ -242,6 +242,22 @@ def test_junit_and_the_step_summary(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "no/step.md"))
     with pytest.raises(SslpruneError, match=r"GITHUB_STEP_SUMMARY=.*cannot be written"):
         write_ci(value, tmp_path / "junit.xml", tmp_path / "summary.md")
+
+
+def test_names_stay_text_in_both_files(tmp_path: Path) -> None:
+    odd = "a\x00\x1b[31m\nb <img src=x onerror=alert(1)> | [x](http://evil) `c` *d* _e_ @f ]]> \ud800"
+    gate = Gate(name="min_speedup", limit=5, value=4.0, passed=False, variant=odd, where=odd)
+    value = report(recipe=odd, variants=[variant(name=odd, notes=[odd])], gates=[*report().gates, gate])
+    value = value.model_copy(update={"environment": {"processor": odd}, "baseline": compare_reports(value, value, odd)})
+    write_ci(value, tmp_path / "junit.xml", tmp_path / "summary.md")
+    suites = ElementTree.parse(tmp_path / "junit.xml").getroot()
+    assert suites.get("name") == f"sslprune {printable(odd)}"
+    text = (tmp_path / "summary.md").read_text(encoding="utf-8")
+    for markup in ("<img", "[x](", "http://", "`c`", " *d*", " _e_", "@f", "\x1b", "\x00"):
+        assert markup not in text, markup
+    assert all(line.count(" | ") == 3 for line in text.splitlines() if line.startswith("| ❌"))
+    assert escaped("max_metric_drop of int8-static") == "max_metric_drop of int8-static"
+    assert escaped("# a - b") == "\\# a - b"
 
 
 def test_what_changed_since_an_earlier_report(tmp_path: Path) -> None:

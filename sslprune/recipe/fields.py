@@ -39,6 +39,18 @@ Measure = Literal["macs", "parameters", "latency"]  # what a budget may be in
 MEASURES: tuple[Measure, ...] = ("macs", "parameters", "latency")
 
 
+def _folder(value: str) -> str:
+    """A name that is one folder below ``runs/``, and no way to another place."""
+    if not value or value != value.strip() or value.startswith(".") or re.search(r"[/\\\\]", value):
+        raise ValueError('expected a name like "digits": not empty, no slashes, no dot or space in front')
+    if not value.isprintable() or len(value.encode("utf-8", "replace")) > 200:
+        raise ValueError("expected a name of at most 200 bytes, all of them visible")
+    return value
+
+
+Folder = Annotated[str, AfterValidator(_folder)]
+
+
 @dataclass(frozen=True)
 class Span:
     """A length of training: ``count`` epochs ("ep") or optimizer steps ("it")."""

@@ -96,7 +96,7 @@ class GateSection(GatesSection):
 class ControlSection(Section):
     """A model that a person would pick instead, measured beside the dense and the repacked one."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200)
     """What reports call it."""
     factory: Annotated[str | None, FACTORY] = None
     """As `model.factory`."""

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, model_validator
 
 from sslprune.recipe.data import AnyData
-from sslprune.recipe.fields import Section
+from sslprune.recipe.fields import Folder, Section
 from sslprune.recipe.method import (
     BudgetSection,
     DistillSection,
@@ -48,7 +48,7 @@ class Sparsifying(Section):
 class Recipe(Section):
     """One run."""
 
-    name: str = "run"
+    name: Folder = "run"
     """What the run is called; left out: the stem of the recipe's file."""
     run: RunSection = RunSection()
     model: ModelSection

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from xml.etree import ElementTree as XML
 
-from sslprune.errors import SslpruneError
+from sslprune.errors import SslpruneError, printable
 from sslprune.files import write_text
 from sslprune.report.curve import curve_rows
 from sslprune.report.figures import Figures, Variant
@@ -33,9 +34,10 @@ def write_ci(report: Report, junit_file: Path, summary_file: Path) -> None:
 def junit(report: Report) -> str:
     """One test case for each gate, in the suite of its model; a gate that was missed is a failure.
 
-    The models of a sweep's points have suites of their own.
+    The models of a sweep's points have suites of their own. What XML has no letter for stands as Python writes it.
     """
-    root = XML.Element("testsuites", name=f"sslprune {report.recipe}")
+    recipe = printable(report.recipe)
+    root = XML.Element("testsuites", name=f"sslprune {recipe}")
     points = [(f"at {point.budget.fraction:g}: ", point.gates) for point in report.curve] or [("", report.gates)]
     suites = [(at, gates, name) for at, gates in points for name in dict.fromkeys(gate.variant for gate in gates)]
     for at, everything, variant in suites:
@@ -43,19 +45,20 @@ def junit(report: Report) -> str:
         suite = XML.SubElement(
             root,
             "testsuite",
-            name=f"{at}{variant}",
+            name=printable(f"{at}{variant}"),
             tests=str(len(gates)),
             failures=str(sum(not gate.passed for gate in gates)),
             errors="0",
             skipped="0",
         )
         for gate in gates:
-            name = f"{gate.name} ({gate.where})" if gate.where else gate.name
-            case = XML.SubElement(suite, "testcase", classname=f"{report.recipe}.{at}{variant}", name=name, time="0")
+            name, told = printable(f"{gate.name} ({gate.where})" if gate.where else gate.name), printable(str(gate))
+            classname = printable(f"{recipe}.{at}{variant}")
+            case = XML.SubElement(suite, "testcase", classname=classname, name=name, time="0")
             if not gate.passed:
-                XML.SubElement(case, "failure", message=str(gate), type="gate").text = str(gate)
+                XML.SubElement(case, "failure", message=told, type="gate").text = told
             else:
-                XML.SubElement(case, "system-out").text = str(gate)
+                XML.SubElement(case, "system-out").text = told
     XML.indent(root)
     return XML.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
 
@@ -64,7 +67,7 @@ def markdown(report: Report) -> str:
     """The story, the gates, every model's figures and, where there is one, the comparison with an earlier report."""
     dense, small = report.dense, report.repacked
     mark = "✅" if report.passed else "❌"
-    lines = [f"## {mark} sslprune: {report.recipe}", ""]
+    lines = [f"## {mark} sslprune: {escaped(report.recipe)}", ""]
     lines += [
         f"{dense.macs / small.macs:.2f}x fewer MACs, {dense.parameters / small.parameters:.2f}x fewer parameters; "
         f"masked = repacked to {report.equivalence.max_relative:.1e} (relative) on"
@@ -111,13 +114,13 @@ def markdown(report: Report) -> str:
         ("model", "parameters", "MACs", "file bytes", *names, *(f"speed-up, {setting_text(s)}" for s in settings)),
         table,
     )
-    lines += [f"{line}.\n" for line in realised(report)]
+    lines += [f"{escaped(line)}.\n" for line in realised(report)]
     for variant in report.variants:
-        lines += [f"{note}.\n" for note in [*variant.notes, *why_not_faster(report, variant)]]
+        lines += [f"{escaped(note)}.\n" for note in [*variant.notes, *why_not_faster(report, variant)]]
     if report.baseline is not None:
         changed = [change for change in report.baseline.changes if change.verdict != "same"]
         where = "" if report.baseline.same_machine else " (measured on another machine)"
-        lines += [f"### Since `{report.baseline.file}`{where}", ""]
+        lines += [f"### Since {escaped(report.baseline.file)}{where}", ""]
         if changed:
             lines += _table(
                 ("model", "figure", "before", "now", ""),
@@ -125,17 +128,25 @@ def markdown(report: Report) -> str:
             )
         else:
             lines += ["No measurable change.", ""]
-    processor = report.environment.get("processor", "")
+    machine = {key: escaped(str(value)) for key, value in report.environment.items()}
     lines += [
-        f"<sub>{processor}, {report.environment.get('cores', '?')} cores, onnxruntime"
-        f" {report.environment.get('onnxruntime', '?')}, torch {report.environment.get('torch', '?')}</sub>",
+        f"<sub>{machine.get('processor', '')}, {machine.get('cores', '?')} cores, onnxruntime"
+        f" {machine.get('onnxruntime', '?')}, torch {machine.get('torch', '?')}</sub>",
         "",
     ]
     return "\n".join(lines)
 
 
-def _table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+def escaped(text: str) -> str:
+    """``text`` as Markdown shows it letter by letter: no markup, no HTML, no link, no mention, on one line."""
+    for letter, entity in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("@", "&#64;"), ("://", "&#58;//")):
+        text = text.replace(letter, entity)
+    marks = r"[\\`*\[\]|~]|(?<![^\W_])_|_(?![^\W_])|^[#+-]"  # an underscore within a word is one
+    return printable(re.sub(marks, lambda mark: f"\\{mark[0]}", text))
 
-    return [line(heading), line(["---"] * len(heading)), *(line(row) for row in rows), ""]
+
+def _table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    def line(cells: Iterable[str]) -> str:
+        return "| " + " | ".join(cells) + " |"
+
+    return [line(map(escaped, heading)), line(["---"] * len(heading)), *(line(map(escaped, row)) for row in rows), ""]
