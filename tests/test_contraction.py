@@ -35,6 +35,17 @@ class Attention(nn.Module):
         return F.scaled_dot_product_attention(q, k, v)
 
 
+class First(nn.Module):
+    """The weight stands before what it is multiplied with, as in a layer that mixes tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix, self.back = (nn.Parameter(torch.randn(*shape)) for shape in ((6, 4), (4, 6)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.back @ (self.mix @ x).relu()
+
+
 def transposed() -> nn.Module:
     return nn.ConvTranspose2d(6, 4, 3, stride=2, groups=2, bias=False)
 
@@ -50,6 +61,7 @@ def stacked() -> nn.Module:
 # by hand, for one sample: of each contraction its input, its weight, the weight's dimensions that are made and that are
 # summed over, its multiply-accumulates; and of each layer that is asked for its widths and rows
 EXPECTED = {
+    "first": (First, (4, 3), ["x mix (0,) (1,) 72", "q back (0,) (1,) 72"], ["MatMul2 4x3 1x6", "MatMul2 6x3 1x4"]),
     "linear": (lambda: nn.Linear(5, 7), (3, 5), ["x weight (0,) (1,) 105"], ["MatMul 5x7 3"]),
     "grouped": (grouped, (6, 9, 9), ["x weight (0,) (1, 2, 3) 2916"], ["Conv 2x3x2 1 9x9 3x1 1x1 1x0 1x1"]),
     "transposed": (
@@ -99,6 +111,21 @@ def test_what_a_rule_states(name: str) -> None:
             asked.append(str(one.make([[dim.size for dim in dims] for dims in one.operands])))
     assert found == contractions and asked == layers
     assert sslprune.Cost(program, []).macs() == sum(int(text.split()[-1]) for text in contractions)
+
+
+def test_roles_of_members() -> None:
+    """Filters are made by a convolution, followed by its bias and norm, and read by the next layer."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 5))
+    lstm = nn.LSTM(5, 6, batch_first=True)
+    for build, shape, expected in (
+        (model, (3, 4, 4), {"0.weight": "makes", "0.bias": "follows", "1.weight": "follows", "3.weight": "reads"}),
+        (First(), (4, 3), {"mix": "makes", "back": "reads"}),
+    ):
+        axis = next(a for a in sslprune.find_axes(sslprune.trace(build, (torch.randn(2, *shape),))) if a.exact)
+        assert expected.items() <= {member.name: member.role for member in axis.members}.items()
+    members = sslprune.find_axes(sslprune.trace(lstm, (torch.randn(2, 3, 5),)))[0].members
+    roles = {(member.name, member.dim): member.role for member in members}
+    assert roles["weight_ih_l0", 0] == roles["weight_hh_l0", 0] == "makes" and roles["weight_hh_l0", 1] == "reads"
 
 
 def test_a_convolution_says_how_its_kernel_moves() -> None:

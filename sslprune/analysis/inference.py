@@ -28,6 +28,7 @@ from sslprune.capture.draws import draws
 from sslprune.capture.program import Program, operator_name
 from sslprune.capture.refusals import place
 from sslprune.errors import TraceError
+from sslprune.values.axes import Role
 
 KINDS = (
     "inputs",
@@ -79,6 +80,7 @@ class Inference:
         self.atoms = Atoms()
         self.facts: dict[fx.Node, Facts] = {}
         self.producers: dict[tuple[str, int], None] = {}  # (weight, its output dimension), in graph order
+        self.readers: set[tuple[str, int]] = set()  # (weight, a dimension that it is summed over along)
         self.state: dict[str, list[Dim]] = {}  # of each parameter, buffer and constant, by graph name
         for name, tensor in program.tensors.items():
             self.state[name] = [self.atoms.fresh(n) if n > 1 else fixed(n, "a size of 1") for n in tensor.shape]
@@ -245,6 +247,10 @@ class Inference:
     def label(self, dim: Dim, kind: str) -> None:
         self.atoms.label(dim, RANK[kind])
 
+    def role(self, name: str, dim: int) -> Role:
+        """What dimension ``dim`` of a tensor of the model is to the layers that have it."""
+        return "makes" if (name, dim) in self.producers else "reads" if (name, dim) in self.readers else "follows"
+
     def produces(self, weight: fx.Node, dim: int) -> None:
         """Dimension ``dim`` of a weight makes new features: it gives an axis its name."""
         if weight.op == "get_attr":
@@ -258,6 +264,7 @@ class Inference:
             self.sums(node, dim, AnyOf(tuple(Keeps(operand) for operand in along)))
         for d in contraction.makes:
             self.produces(weight, d)
+        self.readers.update((str(weight.target), d) for d in contraction.reads if weight.op == "get_attr")
         if (
             window is not None
             and window.conv_groups == 1

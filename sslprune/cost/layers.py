@@ -81,12 +81,15 @@ def _layer(g: Inference, found: list[Contraction], batch: int, columns: Collecti
 
 
 def _product(c: Contraction, rows: Rows) -> Asked:
+    operands = [argument for argument in c.node.args if argument in (c.input, c.weight)]
+    first = len(operands) == 2 and operands[1] is not c.weight  # the weight's rows are those of the result
+
     def make(sizes: Sizes) -> Layer:
-        batched, made, summed = sizes
-        widths = (max(1, prod(summed)), max(1, prod(made)))
+        (*batch, others), made, inner = sizes[0] or [1], prod(sizes[1]), max(1, prod(sizes[2]))
         if c.runs_as == "MatMul":
-            return Layer("MatMul", widths, ((rows(c.times * prod(batched)),),))
-        return Layer("MatMul2", widths, ((rows(prod(batched[:-1])), batched[-1]),))
+            return Layer("MatMul", (inner, max(1, made)), ((rows(c.times * prod(batch) * others),),))
+        count, outer = (made, others) if first else (others, made)
+        return Layer("MatMul2", (inner, max(1, outer)), ((rows(prod(batch)), count),))
 
     return Asked([c.batched, c.made, tuple(c.summed)], make)
 

@@ -75,7 +75,7 @@ def _axes(analysis: Analysis) -> list[Axis]:
             rows = here & (place == p)
             name, d = places[p]
             zeroed = g.program.is_trained(name) and (name, d) not in g.unzeroed
-            members.append(Member(name, d, position[rows].reshape(len(chosen), -1), zeroed))
+            members.append(Member(name, d, position[rows].reshape(len(chosen), -1), zeroed, role=g.role(name, d)))
         why = frozen[chosen[0]]
         kind = KINDS[labels[chosen[0]]]
         producer = min((m for m in members if (m.name, m.dim) in rank_of_producer),
@@ -123,7 +123,7 @@ def _layers(analysis: Analysis) -> list[Axis]:
             members = _members_of(g, atoms)
         else:
             sizes = [(name, g.program.tensors[name].shape[0]) for name in branch.producers]
-            members = [Member(name, 0, np.arange(size)[None, :]) for name, size in sizes]
+            members = [Member(name, 0, np.arange(size)[None, :], role=g.role(name, 0)) for name, size in sizes]
         cuts = tuple(found[key].cut for found in (first, *others))
         axes.append(Axis(branch.name, "layers", 1, True, tuple(members), atoms=atoms[None, :], cuts=cuts))
     return axes
@@ -141,7 +141,7 @@ def _columns(g: Inference) -> list[Axis]:
         alone = all(counted[name] == 1 for counted in num_users) and len(g.program.aliases[name]) == 1
         if alone:
             atoms = columns.own.rows
-            member = Member(name, 1, np.arange(len(atoms))[:, None], flat=True)
+            member = Member(name, 1, np.arange(len(atoms))[:, None], flat=True, role="reads")
             axes.append(Axis(name.rpartition(".")[0] or name, "columns", len(atoms), True, (member,), atoms=atoms))
     return axes
 
@@ -155,7 +155,7 @@ def _members_of(g: Inference, atoms: np.ndarray) -> list[Member]:
             position = np.flatnonzero(np.isin(rows, atoms).any(axis=1)) if rows.shape[1] else np.empty(0, np.int64)
             if position.size:
                 zeroed = g.program.is_trained(name) and (name, d) not in g.unzeroed
-                members.append(Member(name, d, position[None, :], zeroed))
+                members.append(Member(name, d, position[None, :], zeroed, role=g.role(name, d)))
     return members
 
 

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import nn
+
+Role = Literal["makes", "reads", "follows"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,7 +23,9 @@ class Member:
 
     ``positions[i]`` are the indices along ``dim`` that belong to group ``i``: shape (axis size, n), int64.
     ``zeroed`` is False for what is sliced at repack but not driven to zero: buffers, parameters that do not train, and
-    parameters whose zero would be divided by. ``flat``: they are indices of ``tensor.flatten(dim)``.
+    parameters whose zero would be divided by. ``flat``: they are indices of ``tensor.flatten(dim)``. ``role``: a layer
+    makes the groups with it (the filters of a convolution), or reads them (its input channels), or it follows them
+    (a bias, a norm's scale). What does both makes them.
     """
 
     name: str
@@ -28,6 +33,7 @@ class Member:
     positions: np.ndarray
     zeroed: bool = True
     flat: bool = False
+    role: Role = "follows"
 
     def shape(self, tensor: torch.Tensor) -> torch.Size:
         """The shape of what ``positions`` are indices of: one dimension, or all from ``dim`` on."""

@@ -191,16 +191,18 @@ def multiply(g: Inference, node: fx.Node, left: fx.Node, right: fx.Node, bias: f
             if n > 1:
                 g.unify(dim, b, node)
     g.out(node, dims, _with_bias(AnyOf((free_left, free_right)), bias))
+    first = left.op == "get_attr" and _from_input(right)  # the weight stands before what it is multiplied with
+    made, others = (rows, columns) if first else (columns, rows)
     g.contracts(
         Contraction(
             node,
-            left,
-            right,
-            batched=(*batch, *(rows or [fixed(1)])),
-            made=tuple(columns),
+            right if first else left,
+            left if first else right,
+            batched=(*batch, *(others or [fixed(1)])),
+            made=tuple(made),
             summed={shared: (left, right)},
-            makes=(len(y) - 1,) if columns else (),
-            reads=(max(len(y) - 2, 0),),
+            makes=(len(x) - 2 if first else len(y) - 1,) if made else (),
+            reads=(len(x) - 1 if first else max(len(y) - 2, 0),),
             runs_as="MatMul" if right.op == "get_attr" and len(y) == 2 else "MatMul2",
         )
     )
