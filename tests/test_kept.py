@@ -25,6 +25,7 @@ from sslprune.run.directory import RunDirectory
 from sslprune.run.learn import train
 from sslprune.run.repack import repack
 from sslprune.show.terminal import Show
+from tests.test_pt2 import crafted, sample_inputs
 
 RECIPE = """
 [model]
@@ -126,6 +127,14 @@ def test_damaged_weights_cost_no_result(run: RunDirectory) -> None:
     assert "dense.safetensors: truncated or damaged" in refused("repack", run)
     assert "dense.safetensors: truncated or damaged" in refused("export", run)
     assert contents(run) == before
+
+
+def test_a_replaced_model_runs_no_code(run: RunDirectory, tmp_path: Path) -> None:
+    crafted(run.program, tmp_path / "crafted.pt2", lambda records: sample_inputs(records, tmp_path / "marker"))
+    shutil.move(tmp_path / "crafted.pt2", run.program)
+    before = contents(run)
+    assert "repacked/model.pt2: holds a pickled object" in refused("export", run)
+    assert contents(run) == before and not (tmp_path / "marker").exists()
 
 
 @pytest.mark.parametrize("stopped", ["run.export.measure_speed", "run.build.quantize", "report.ci.write_text"])
@@ -267,6 +276,10 @@ def test_the_points_of_a_sweep_are_verified_too(tmp_path: Path) -> None:
     point.dense.unlink()
     train(recipe, run, SHOW, resume=True)
     assert contents(run) == before
+    with pytest.raises(RunError, match="a run of another recipe"):
+        train(load_recipe(tmp_path / "tiny.toml", ["budget.macs=[0.6,0.5]"]), run, SHOW, resume=True)
+    train(load_recipe(tmp_path / "tiny.toml", ["budget.macs=[0.6,0.5]"]), run, SHOW, force=True)
+    assert [point.path.name for point in run.points] == ["0.6"]
 
 
 @pytest.fixture

@@ -64,7 +64,7 @@ def _check(value: Any, rule: Rule) -> None:
         for inner in value:
             _check(inner, rule)
     elif isinstance(value, _Union):
-        _check(value.value, RULES.get(value.type, _safe))
+        _check(value.value, RULES.get(str(value.type), _safe))
     elif is_dataclass(value):
         if isinstance(value, schema.CustomObjArgument):
             raise Refused(f"a custom object {str(value.class_fqn)[:60]!r}")

@@ -42,12 +42,6 @@ class ModelSection(Section):
     checkpoint: str | None = None
     key: str | None = None  # of the table in a checkpoint that holds several: "params_ema"; nested ones as "ema.model"
 
-    @model_validator(mode="after")
-    def _key_of_a_checkpoint(self) -> ModelSection:
-        if self.key is not None and self.checkpoint is None:
-            raise ValueError("key names a table of the checkpoint; give a checkpoint, or leave it out")
-        return self
-
 
 class DataSection(Section):
     factory: str | None = None  # "module:callable": see sslprune.data.build_data; instead of train and test

@@ -15,6 +15,7 @@ RUN/.lock  .writer.json  .new-STAGE/  .done-STAGE/  while a command writes: see 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +31,7 @@ from sslprune.run.writer import one_writer
 Stage = Literal["train", "repack", "export"]
 STAGES: tuple[Stage, ...] = ("train", "repack", "export")
 ControlName = Literal["dense", "scratch", "ticket"]
+FRACTION = re.compile(r"\d(\.\d+)?(e-\d+)?")
 CONTROLS: tuple[ControlName, ...] = ("dense", "scratch", "ticket")
 
 
@@ -104,7 +106,8 @@ class RunDirectory:
     @property
     def points(self) -> list[RunDirectory]:
         """The earlier points of a sweep that have begun, the largest budget first."""
-        begun = [RunDirectory(file.parent) for file in self.points_dir.glob("*/recipe.toml")]
+        files = [file for file in self.points_dir.glob("*/recipe.toml") if FRACTION.fullmatch(file.parent.name)]
+        begun = [RunDirectory(file.parent) for file in files]
         return sorted(begun, key=lambda point: float(point.path.name), reverse=True)
 
     @property

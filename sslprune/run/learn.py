@@ -47,6 +47,8 @@ def _train_points(recipe: Recipe, directory: RunDirectory, show: Show, *, resume
         nonlocal cleared
         if not cleared:
             directory.clear("train")
+            for other in directory.points:  # of another sweep than this one's
+                other.release()
         cleared = True
         directory.claim(recipe)
         place.claim(point)

@@ -20,7 +20,7 @@ TEMPLATE = """\
 [model]
 factory = {factory}  # any "module:callable" or "file.py:callable" that returns an nn.Module
 {arguments}
-# checkpoint = "weights.safetensors"  # or .pt, .pth, .th: weights only, no pickled code
+# checkpoint = "weights.safetensors"  # or a file of torch.save: weights only, no pickled code
 
 [data]
 # Parquet files in the Hugging Face image layout (image: {{bytes, path}}, label: int64) ...
