@@ -126,8 +126,8 @@ def test_a_key_names_the_table(weights: Weights, tmp_path: Path) -> None:
         load(tmp_path / "w.pth", key="ema")
     torch.save({"params": weights, "optimizer": {"state": {0: torch.ones(2)}}}, tmp_path / "one.pth")
     assert check(tmp_path / "one.pth", weights) == ["one.pth: took 'params' of 2 entries"]
-    values = {"model": {"factory": FACTORY, "key": "ema"}, "data": {"factory": "sslprune.data:digits"}}
-    with pytest.raises(RecipeError, match=r"key names a table of the checkpoint"):
+    values = {"model": {"factory": FACTORY, "key": "ema"}, "data": {"factory": "sslprune.data:digits"}, "budget": 0.5}
+    with pytest.raises(RecipeError, match=r"model\.key: names a table of the checkpoint"):
         parse_recipe({**values, "prune": [{"kind": "filters"}], "schedule": {"sparse": "1ep", "heal": "1ep"}})
 
 

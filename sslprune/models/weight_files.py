@@ -18,6 +18,7 @@ from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 from sslprune.errors import CheckpointError, few
 
 TORCH, SAFETENSORS, INDEX = "torch", "safetensors", "index"
+USUAL = (".safetensors", ".pt", ".pth", ".th", ".bin", ".ckpt")  # the names of files that are taken for damaged ones
 OTHERS = {  # first bytes of what people name by mistake
     b"\x89HDF": "an HDF5 file, as Keras writes",
     b"\x1f\x8b": "a gzip archive; unpack it",
@@ -73,10 +74,12 @@ def _kind(path: Path) -> str:
         return TORCH
     if head.lstrip()[:1] == b"{":
         return INDEX
-    known = next((said for first, said in OTHERS.items() if head.startswith(first)), "not a known format")
-    raise CheckpointError(
-        f"{path}: {known if head else 'empty, not a known format'}; expected torch.save or safetensors"
-    )
+    if not head:
+        raise CheckpointError(f"{path}: empty, not a known format; expected torch.save or safetensors")
+    known = next((said for first, said in OTHERS.items() if head.startswith(first)), None)
+    if known is None and path.suffix in USUAL:
+        raise CheckpointError(f"{path}: truncated or damaged; copy or download it again")
+    raise CheckpointError(f"{path}: {known or 'not a known format'}; expected torch.save or safetensors")
 
 
 def _check_archive(path: Path) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import model_validator
-
 from sslprune.recipe.fields import FACTORY, FILE, Arguments, Section, Seed, Threads
 
 
@@ -31,9 +29,3 @@ class ModelSection(Section):
     """Its weights, a .safetensors, .pt, .pth or .th file; left out: those that the factory gives it."""
     key: str | None = None
     """The table in a checkpoint that holds several: "params_ema"; a nested one as "ema.model"."""
-
-    @model_validator(mode="after")
-    def _key_of_a_checkpoint(self) -> ModelSection:
-        if self.key is not None and self.checkpoint is None:
-            raise ValueError("key names a table of the checkpoint; give a checkpoint, or leave it out")
-        return self

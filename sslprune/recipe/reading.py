@@ -40,7 +40,12 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 def parse_recipe(values: dict[str, Any], source: str = "recipe", folder: Path | None = None) -> Recipe:
     """Check plain ``values`` against the schema; ``source`` begins the message of a RecipeError."""
-    return _checked(Recipe, values, source).located(folder or Path())
+    recipe = _checked(Recipe, values, source)
+    if recipe.model.key is not None and recipe.model.checkpoint is None:
+        raise RecipeError(
+            f"{source}: model.key: names a table of the checkpoint; set model.checkpoint, or leave it out"
+        )
+    return recipe.located(folder or Path())
 
 
 def parse_sparsifying(values: dict[str, Any], source: str = "sparsity") -> Sparsifying:
