@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -17,9 +17,9 @@ from sslprune.data.tables import TEXT_FILES
 from sslprune.errors import DataError
 from sslprune.models.build import device_of, find_callable
 from sslprune.recipe import DataSection, Recipe
-from sslprune.values.carry import example_for, with_state
+from sslprune.values.carry import carrying, example_for
 from sslprune.values.inputs import Inputs, arguments, each, length_of, num_rows
-from sslprune.values.tasks import Task, logits_of, task_of
+from sslprune.values.tasks import Task, task_of
 
 CLASSIFICATION = Task()
 Batch = tuple[Inputs, Tensor]  # the model's arguments (a tuple, or a dict by name), the targets
@@ -178,7 +178,7 @@ class Data:
         model.eval()
         try:
             with torch.no_grad():
-                known = logits_of(model(*with_state(model, args), **kwargs)).shape[-1]
+                known = self.task.logits(carrying(model)(*args, **kwargs)).shape[-1]
         except IndexError:
             known = 0
         finally:
@@ -224,7 +224,7 @@ def build_data(recipe: Recipe, show: Any = None) -> Data:
 
 def _build(recipe: Recipe, show: Any) -> Data:
     section, device = recipe.data, device_of(recipe.run)
-    task = task_of(section.task, section.metrics, lambda name: find_callable(name, "data.metrics"))
+    task = task_of(section.task, section.metrics, lambda name: find_callable(name, "data.metrics"), section.output)
     if section.factory is None and section.task == "language-modelling":
         from sslprune.data.text import text_data  # which knows what a batch is from here
 
@@ -240,7 +240,7 @@ def _build(recipe: Recipe, show: Any) -> Data:
         return _image_data(recipe, train, test, valid, task)
     made = find_callable(section.factory, "data.factory")(**section.arguments)
     if isinstance(made, Data):
-        return made
+        return made if section.output is None else replace(made, task=replace(made.task, output=section.output))
     if not isinstance(made, tuple | list) or len(made) != 2:
         raise DataError(f"data.factory: {section.factory} returned {type(made).__name__}; expected (train, test)")
     first, second = made

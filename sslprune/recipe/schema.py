@@ -57,6 +57,7 @@ class DataSection(Section):
     eval_batch_size: Count = 500
     task: str = "classification"  # or "tagging", "language-modelling": see sslprune.values.tasks
     metrics: list[str] = []  # of sslprune.values.tasks.METRICS, or "module:callable"; empty: what the task is judged by
+    output: str | int | None = None  # of a model that gives several: the one that is trained and judged; name or place
     valid: str | None = None  # what the epochs are judged by in place of the test data: a file, as train is ...
     hold_out: int = Field(default=0, ge=0)  # ... or as many samples of the training data, drawn alike for every seed
     vocabulary: str | None = None  # of a language model: words, one a line; else those of the training text

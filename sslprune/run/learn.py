@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from sslprune.capture.program import Program
 from sslprune.models.build import device_of
 from sslprune.recipe import Recipe
 from sslprune.report import MEASURE_WORDS
+from sslprune.run.check import check_model
 from sslprune.run.directory import RunDirectory
 from sslprune.show.terminal import Show
 from sslprune.train.loop import train as train_model
@@ -28,9 +31,8 @@ def train(recipe: Recipe, directory: RunDirectory, show: Show, *, resume: bool =
                 show.stage("train", f"finished already: {place.masked}")
             else:
                 show.stage("train", _plan(point, previous is None))
-                program = train_model(
-                    point, place, show, previous=previous, goal=min(recipe.budget.points, default=None)
-                )
+                goal, ready = min(recipe.budget.points, default=None), partial(check_model, point)
+                program = train_model(point, place, show, previous=previous, goal=goal, ready=ready)
             previous = place
     except BaseException:
         directory.release()

@@ -63,12 +63,13 @@ def predict_run(run: str | Path, samples: Sequence[str], threads: int = 1) -> li
     sessions = [open_session(path, threads) for path in (directory.dense_onnx, directory.onnx)]
     names = [node.name for node in sessions[1].get_inputs()]
     if recipe.data.task == "language-modelling" and recipe.data.factory is None:
-        return _continued(directory, [line for sample in samples for line in _lines(sample)], sessions)
+        return _continued(directory, [line for sample in samples for line in _lines(sample)], sessions, recipe)
     if "input_ids" in names:
         return _sentences(directory, [line for sample in samples for line in _lines(sample)], sessions, names)
     if len(names) != 1 or len(sessions[1].get_inputs()[0].shape) != 4:
         raise RunError(f"{directory}: predict knows models of text (input_ids) and of pictures; this takes {names}")
-    return [_answered(sample, sessions, {names[0]: _picture(sample, sessions[1], recipe)}, []) for sample in samples]
+    pictures = [{names[0]: _picture(sample, sessions[1], recipe)} for sample in samples]
+    return [_answered(name, sessions, feeds, [], recipe) for name, feeds in zip(samples, pictures, strict=True)]
 
 
 def side_by_side(predictions: Sequence[Prediction]) -> str:
@@ -90,7 +91,8 @@ def _sentences(
         raise RunError(f"{directory.tokenizer}: no tokenizer there; the data of this run were not read with one")
     tokenizer = load_tokenizer(str(directory.tokenizer))
     labels = json.loads((directory.tokenizer / "labels.json").read_text(encoding="utf-8"))
-    section = directory.recipe().data
+    recipe = directory.recipe()
+    section = recipe.data
     longest = section.max_length or min(int(tokenizer.model_max_length), 512)
     paired = section.text_pair is not None
     found = []
@@ -102,12 +104,12 @@ def _sentences(
         if not made["input_ids"].size:
             raise DataError(f'"{line}": holds no token')
         feeds = {name: made[name].astype(np.int64) for name in names}
-        found.append(_answered(line, sessions, feeds, labels))
+        found.append(_answered(line, sessions, feeds, labels, recipe))
     return found
 
 
 def _continued(
-    directory: RunDirectory, lines: Sequence[str], sessions: Sequence[onnxruntime.InferenceSession]
+    directory: RunDirectory, lines: Sequence[str], sessions: Sequence[onnxruntime.InferenceSession], recipe: Recipe
 ) -> list[Prediction]:
     file = directory.tokenizer / VOCABULARY
     if not file.is_file():
@@ -128,7 +130,7 @@ def _continued(
         times = interleave([lambda: dense.run(None, first), lambda: repacked.run(None, second)], REPETITIONS)  # noqa: B023
         answers = []
         for session, given, seconds in zip(sessions, feeds, np.median(times, axis=0), strict=True):
-            logits = np.asarray(session.run(None, given)[0], np.float64)[0, count - 1]
+            logits = _logits(session, given, recipe)[0, count - 1]
             shares = np.exp(logits - logits.max())
             shares /= shares.sum()
             best = [int(i) for i in np.argsort(-shares, kind="stable")[:NEXT_WORDS] if i < len(vocabulary)]
@@ -174,13 +176,17 @@ def _picture(sample: str, session: onnxruntime.InferenceSession, recipe: Recipe)
 
 
 def _answered(
-    sample: str, sessions: Sequence[onnxruntime.InferenceSession], feeds: dict[str, np.ndarray], labels: Sequence[str]
+    sample: str,
+    sessions: Sequence[onnxruntime.InferenceSession],
+    feeds: dict[str, np.ndarray],
+    labels: Sequence[str],
+    recipe: Recipe,
 ) -> Prediction:
     dense, repacked = sessions
     times = interleave([lambda: dense.run(None, feeds), lambda: repacked.run(None, feeds)], REPETITIONS)
     answers = []
     for session, milliseconds in zip(sessions, 1e3 * np.median(times, axis=0), strict=True):
-        logits = np.asarray(session.run(None, feeds)[0], np.float64)[0]
+        logits = _logits(session, feeds, recipe)[0]
         logits = logits.reshape(-1, logits.shape[-1])  # (1 or steps, classes)
         chosen = logits.argmax(1)
         shares = np.exp(logits - logits.max(1, keepdims=True))
@@ -188,3 +194,14 @@ def _answered(
         words = [labels[i] if i < len(labels) else str(i) for i in chosen]
         answers.append(Answer(" ".join(words), float(shares.max(1).min()), float(milliseconds)))
     return Prediction(sample, answers[0], answers[1])
+
+
+def _logits(session: onnxruntime.InferenceSession, feeds: dict[str, np.ndarray], recipe: Recipe) -> np.ndarray:
+    """What the file says of the classes: the output that the recipe names, or ``logits``, or the only one there is."""
+    names, wanted = [node.name for node in session.get_outputs()], recipe.data.output
+    place = wanted if isinstance(wanted, int) else names.index("logits") if "logits" in names else 0
+    if isinstance(wanted, str) and len(names) > 1:
+        if wanted not in names:
+            raise RunError(f"data.output: {wanted!r} is none of the file's outputs, {', '.join(names)}; give its place")
+        place = names.index(wanted)
+    return np.asarray(session.run([names[min(place, len(names) - 1)]], feeds)[0], np.float64)

@@ -325,18 +325,17 @@ def train(
     *,
     previous: TrainFiles | None = None,
     goal: float | None = None,
+    ready: Callable[[Data, nn.Module], None] = lambda data, model: None,
 ) -> Program | None:
     """Train ``recipe``, or ``start`` by it, into ``run``; where its checkpoint exists, go on from there, to the same.
 
     Writes checkpoint.pt and history.json after each epoch, dense.safetensors (the model before any sparsity) and, last,
     masked.safetensors; after the first epoch, the weights that a model without a checkpoint began with. Raises the
-    errors of the recipe, its data, its model and its budget before any training, and TrainingError for a loss that is
-    not finite.
+    errors of the recipe, its data, its model and its budget before any training, as ``ready`` does, which is given data
+    and model; TrainingError for a loss that is not finite. Returns the program that the model was traced to, if any.
 
     In a sweep, ``previous`` is the finished point before this one: its masked weights and zeros are the beginning, and
     its dense model stays the dense one. ``goal`` is the sweep's smallest fraction, which has to be reachable as well.
-
-    Returns the program that the model was traced to, where anything is to be removed.
     """
     with _threads(recipe.run.threads):
         torch.manual_seed(recipe.run.seed)
@@ -348,6 +347,7 @@ def train(
         for note in notes if previous is None else ():
             show.say(note)
         data.check(model)
+        ready(data, model)
         trainer = Trainer(recipe, run, data, model, show, previous)
         if goal is not None and isinstance(trainer.controller, BudgetController):
             trainer.controller.check_reachable(goal)
