@@ -23,7 +23,7 @@ from sslprune.run.directory import RunDirectory
 from sslprune.train.checkpoint import write_weights
 from sslprune.values.axes import Axis
 from sslprune.values.inputs import random_like
-from sslprune.values.tasks import logits_of
+from sslprune.values.outputs import logits_of
 
 NUM_SAMPLES, BATCH = 4, 2
 Samples = list[tuple[tuple[Tensor, ...], Tensor]]  # batches of (inputs, targets)

@@ -54,7 +54,7 @@ def test_rules_import_the_interpreter_and_nobody_but_the_analysis_their_table() 
 
 def test_no_import_inside_a_function_dodges_a_circle() -> None:
     late: list[str] = []
-    waiting = ("cli/", "data/")  # what they import late takes seconds, or is an extra
+    waiting = ("cli/", "data/", "bench/footprint.py")  # what they import late takes seconds or memory, or is an extra
     for path in (path for path in MODULES if not path.startswith(waiting)):
         for function in ast.walk(ast.parse((PACKAGE / path).read_text())):
             if isinstance(function, ast.FunctionDef):
@@ -86,10 +86,6 @@ def test_no_vague_names() -> None:
     assert not [path for path in MODULES if vague & set(path.removesuffix(".py").split("/"))]
 
 
-LONG = {"analysis/rules/shape.py", "capture/trace.py", "removal/remove.py", "train/budget.py", "train/loop.py"}
-
-
 def test_files_stay_readable() -> None:
     lines = {path: len((PACKAGE / path).read_text().splitlines()) for path in MODULES}
-    assert {path for path, count in lines.items() if count > 350} <= LONG, "split it by idea"
-    assert max(lines.values()) <= 400
+    assert not {path: count for path, count in lines.items() if count > 350}, "split it by idea"

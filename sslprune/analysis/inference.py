@@ -10,7 +10,6 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from math import prod
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +20,7 @@ from torch import fx
 from sslprune.analysis.atoms import Atoms, Dim, fixed
 from sslprune.analysis.columns import Columns
 from sslprune.analysis.contraction import Contraction
+from sslprune.analysis.facts import Facts, Part
 from sslprune.analysis.folding import folded
 from sslprune.analysis.rewriter import Rewriter
 from sslprune.analysis.zeros import AllOf, AnyOf, Keeps, Zero
@@ -43,29 +43,6 @@ KINDS = (
     "experts",
 )  # by rank
 RANK = {kind: rank for rank, kind in enumerate(KINDS)}
-
-
-@dataclass
-class Facts:
-    """What the rules state about one node."""
-
-    outputs: list[list[Dim]] = field(default_factory=list)  # of each tensor that the node makes
-    zeros: list[Zero | None] = field(default_factory=list)  # how exact zeros reach each of them; None: never
-    contractions: list[Contraction] = field(default_factory=list)  # what it multiplies by, and sums over
-    sums: list[tuple[Dim, Zero | None]] = field(default_factory=list)  # all that it sums over, and what vanishes there
-    normalised: list[Dim] = field(default_factory=list)  # dimensions whose removal changes what is left
-    rewrites: list[Callable[[Rewriter], None]] = field(default_factory=list)
-    infinite: list[Zero] = field(default_factory=list)  # where what vanishes gives infinity, or no number at all
-    parts: dict[int, tuple[int, tuple[Part, ...]]] = field(default_factory=dict)  # of an output: along which dimension
-
-
-@dataclass(frozen=True)
-class Part:
-    """One entry along a dimension that a node stacked: read alone, it has a width of its own."""
-
-    dims: tuple[Dim, ...]
-    zero: Zero | None
-    take: Callable[[Rewriter], fx.Node | None]  # what makes it alone in the new graph; None: the stack still does
 
 
 Rule = Callable[["Inference", fx.Node, SimpleNamespace], None]

@@ -42,7 +42,7 @@ class Program:
     constants: dict[str, torch.Tensor]
     aliases: dict[str, tuple[str, ...]]  # graph name -> every name of that tensor in the model
     in_spec: pytree.TreeSpec
-    out_spec: pytree.TreeSpec
+    out_specs: tuple[pytree.TreeSpec, ...]  # how the outputs of each of the graphs are nested
     batch: int
     dynamic_batch: bool
     sequence: int | None = None  # the longest sequence (dimension 1 of the inputs); None: lengths are not open
@@ -59,7 +59,8 @@ class Program:
         """The inputs of one of the graphs that take the carried state, each with what it will be in the next call."""
         inputs = [node for node in graph.nodes if node.op == "placeholder"]
         outputs = next(node for node in reversed(graph.nodes) if node.op == "output").args[0]
-        return {inputs[i]: outputs[o] for i, o in self.carried}
+        evaluated = self.out_specs[0].num_leaves  # training may return more before the state, which comes last
+        return {inputs[i]: outputs[o - evaluated] for i, o in self.carried}
 
     def is_trained(self, name: str) -> bool:
         """Whether a tensor of the graphs is a parameter that training changes."""

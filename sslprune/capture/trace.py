@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.utils import _pytree as pytree
 
 from sslprune.capture.carried import carried_state
 from sslprune.capture.draws import random_operators
@@ -65,10 +66,14 @@ def trace(
         if random:
             notes.append(f"random numbers are drawn in evaluation: {'; '.join(random)}")
         training = None
+        out_specs: tuple[pytree.TreeSpec, ...] = (exported.program.call_spec.out_spec,)
         try:
             if not set_mode(model, True):
                 raise TraceError("the model has no training mode")
-            training, training_module = functional(export(model, args, kwargs, exported.dynamic_batch, sequence))
+            trained = export(model, args, kwargs, exported.dynamic_batch, sequence)
+            carried_state(model, args, kwargs, trained)
+            training, training_module = functional(trained)
+            out_specs = (*out_specs, trained.call_spec.out_spec)
         except Exception as error:
             notes.append(f"no training graph: {reason(error)}{where(error, model)}")
     own = tensors_of(model)
@@ -92,7 +97,7 @@ def trace(
     }
     return Program(
         evaluation=evaluation, training=training, args=args, kwargs=kwargs, tensors=tensors, constants=constants,
-        aliases=aliases, in_spec=exported.program.call_spec.in_spec, out_spec=exported.program.call_spec.out_spec,
+        aliases=aliases, in_spec=exported.program.call_spec.in_spec, out_specs=out_specs,
         batch=num_rows((args, kwargs)), dynamic_batch=exported.dynamic_batch, sequence=sequence, notes=tuple(notes),
         carried=carried_state(model, args, kwargs, exported.program), random=random, exported=exported.program,
     )  # fmt: skip

@@ -15,10 +15,10 @@ from sslprune.data.samples import Encoder
 from sslprune.errors import DataError
 from sslprune.models.build import find_callable
 from sslprune.recipe import DataSection
-from sslprune.values.carry import example_for, with_state
+from sslprune.values.carry import carrying, example_for
 from sslprune.values.inputs import Inputs, arguments, each, length_of, num_rows, tensors_in
 from sslprune.values.own_code import guarded
-from sslprune.values.tasks import Metric, Task, logits_of, task_of
+from sslprune.values.tasks import Metric, Task, task_of
 
 CLASSIFICATION = Task()
 Batch = tuple[Inputs, Tensor]  # the model's arguments (a tuple, or a dict by name), the targets
@@ -57,7 +57,7 @@ class Data:
         model.eval()
         try:
             with torch.no_grad():
-                known = logits_of(model(*with_state(model, args), **kwargs)).shape[-1]
+                known = self.task.logits(carrying(model)(*args, **kwargs)).shape[-1]
         except IndexError:
             known = 0
         finally:
@@ -128,7 +128,7 @@ def _own_metric(name: str) -> Any:
 
 def task_for(section: DataSection) -> Task:
     """What the data are for: the task that ``section`` names, with its metrics."""
-    return task_of(section.task, section.metrics, _own_metric)
+    return task_of(section.task, section.metrics, _own_metric, section.output)
 
 
 def hold_out(size: int, count: int, source: str) -> tuple[Tensor, Tensor]:

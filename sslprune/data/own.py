@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -110,7 +111,7 @@ def read(recipe: Recipe, task: Task, device: torch.device, show: Voice) -> Data:
     made = call_factory(find_callable(section.factory, "data.factory"), "data", section.factory, section.arguments)
     if isinstance(made, Data):
         _refuse(section, (*OF_PIXELS, "max_length", "task", "metrics"), "a Data, which has its own")
-        return made
+        return made if section.output is None else replace(made, task=replace(made.task, output=section.output))
     if not isinstance(made, tuple | list) or len(made) != 2:
         raise DataError(f"data.factory: {section.factory} returned {type(made).__name__}; expected (train, test)")
     first, second = made

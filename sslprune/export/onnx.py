@@ -23,6 +23,7 @@ from sslprune.export.file import feeds_of, rename_dimensions
 from sslprune.export.program import export_program
 from sslprune.export.session import open_session
 from sslprune.files import write_beside
+from sslprune.values import outputs
 from sslprune.values.carry import carries
 from sslprune.values.compare import difference
 from sslprune.values.inputs import num_rows, of_other_lengths, open_dimensions, random_like, tensors_in
@@ -62,7 +63,7 @@ def export_onnx(
         random = random_operators(made.program.graph)
         if random:
             raise ExportError(f"{path.name}: the model {what_is_random(random)}")
-        names = list(output_names or _output_names(module(*args, **kwargs)))
+        names = list(output_names or outputs.output_names(module(*args, **kwargs)))
         _check_names(path, module, args, kwargs, input_names, output_names)
         if carries(module) and output_names is None:  # what comes out as next_state_0 goes in as state_0
             input_names, names = _names_with_state(module, args, kwargs, names)
@@ -80,6 +81,12 @@ def export_onnx(
         except Exception as error:
             raise ExportError(f"{path.name}: ONNX export failed: {first_line(_told(error))}") from error
         assert converted is not None
+        written = converted.model.opset_imports[""]
+        if opset is not None and written != opset:
+            raise ExportError(
+                f"{path.name}: opset {opset} was asked for, and the exporter writes {written}; set export.opset = "
+                f"{written}, or leave it out"
+            )
         largest = 0.0
 
         def write(temporary: Path) -> None:
@@ -109,18 +116,6 @@ def _names_with_state(
     plain = [*positional, *kwargs] if len(positional) == len(args) - 1 else [f"input_{i}" for i in range(len(args) - 1)]
     others = outputs[: len(outputs) - len(state)]
     return [*plain, *state], [*(["output"] if len(others) == 1 else others), *(f"next_{name}" for name in state)]
-
-
-def _output_names(output: Any) -> list[str]:
-    """``logits`` for the key of a dict, ``output`` for a lone tensor, ``output_0`` and so on for a sequence."""
-    named = [(keys, leaf) for keys, leaf in pytree.tree_flatten_with_path(output)[0] if isinstance(leaf, Tensor)]
-    if len(named) == 1 and not named[0][0]:
-        return ["output"]
-    words = [
-        "_".join(str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", "")))) for key in keys)
-        for keys, _ in named
-    ]
-    return [word if word.isidentifier() else f"output_{word}" for word in words]
 
 
 def _check_names(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import onnx
 import onnxruntime
 
 from sslprune.errors import ExportError, first_line
@@ -40,3 +41,16 @@ def session_options(threads: int) -> onnxruntime.SessionOptions:
     # Idle threads of one session must not take the cores from the other while two are compared.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     return options
+
+
+def knows_opset(opset: int) -> bool:
+    """Whether ONNX Runtime here opens files of the operator set ``opset``."""
+    value = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Identity", ["x"], ["y"])], "one", [value], [])
+    graph.output.add().CopyFrom(onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1]))
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)], ir_version=8)
+    try:
+        onnxruntime.InferenceSession(model.SerializeToString(), session_options(1), providers=["CPUExecutionProvider"])
+    except Exception:
+        return False
+    return True

@@ -32,6 +32,8 @@ class DataSection(Section):
     """What is learned: "classification", "tagging" or "language-modelling"."""
     metrics: list[str] = []
     """Of accuracy, f1, matthews, loss and perplexity, or "module:callable"; empty: what the task is judged by."""
+    output: str | int | None = None
+    """Of a model that gives several: the output that is trained and judged, by its name or its place."""
 
     @classmethod
     def suits(cls, values: dict[str, Any], model: str) -> bool:

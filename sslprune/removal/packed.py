@@ -25,7 +25,7 @@ class Packed(nn.Module):
         graphs: tuple[fx.Graph, ...],  # evaluation, and training where there is one
         tensors: dict[str, torch.Tensor],
         keyword_names: tuple[str, ...],
-        out_spec: pytree.TreeSpec,
+        out_specs: tuple[pytree.TreeSpec, ...],  # how the results of each graph are nested
         state: Any = None,
     ) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class Packed(nn.Module):
                 holder.register_parameter(leaf, tensor)
             else:
                 holder.register_buffer(leaf, tensor)
-        self._keyword_names, self._out_spec = keyword_names, out_spec
+        self._keyword_names, self._out_specs = keyword_names, out_specs
         self._graphs = graphs
         self._fixed = fixed_rows(graphs[0])
         self._runs: tuple[Callable[..., Any], ...] = tuple(map(_compile, graphs))
@@ -55,12 +55,17 @@ class Packed(nn.Module):
         own = tensors_of(self)
         names = dict.fromkeys(str(node.target) for node in graph.nodes if node.op == "get_attr")
         tensors = {name: own[name] for name in names}
-        return Packed((graph,), tensors, self._keyword_names, _plain(self._out_spec), self._state).eval()
+        return Packed((graph,), tensors, self._keyword_names, (_plain(self._out_specs[0]),), self._state).eval()
+
+    def without_training(self) -> Packed:
+        """The evaluation graph alone, with every tensor; shared."""
+        tensors = dict(tensors_of(self))
+        return Packed(self._graphs[:1], tensors, self._keyword_names, self._out_specs[:1], self._state).eval()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Packed:
         """Tensors of its own; the graphs, which nobody changes, are shared: copying them takes seconds."""
         tensors = copy.deepcopy(dict(tensors_of(self)), memo)
-        other = Packed(self._graphs, tensors, self._keyword_names, self._out_spec, self._state)
+        other = Packed(self._graphs, tensors, self._keyword_names, self._out_specs, self._state)
         return other.train(self.training)
 
     @property
@@ -73,11 +78,13 @@ class Packed(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         ordered = {name: kwargs.pop(name) for name in self._keyword_names if name in kwargs} | kwargs
         if self.training and len(self._runs) == 1:
-            raise RuntimeError("this model was traced without a training graph; call eval() first")
+            raise RuntimeError(
+                "this model has no training graph: it was traced without one, or never trains twice alike; call eval()"
+            )
         leaves = pytree.tree_leaves((args, ordered))
         check_rows(leaves, self._fixed)
-        results = self._runs[int(self.training)](self, *leaves)
-        return pytree.tree_unflatten(list(results), self._out_spec)
+        mode = int(self.training)
+        return pytree.tree_unflatten(list(self._runs[mode](self, *leaves)), self._out_specs[mode])
 
 
 def _plain(spec: pytree.TreeSpec) -> pytree.TreeSpec:

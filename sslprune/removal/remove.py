@@ -21,7 +21,7 @@ from sslprune.errors import RepackError
 from sslprune.kinds.branches import operands_of
 from sslprune.kinds.find import analysis_of, too_many
 from sslprune.removal.packed import Packed
-from sslprune.removal.verify import relative_difference
+from sslprune.removal.verify import as_traced, relative_difference
 from sslprune.values.axes import Axis, Cut, tensors_of
 from sslprune.values.selection import Selection
 
@@ -74,9 +74,9 @@ def repack(
 ) -> Packed:
     """``model`` without the groups of ``axes`` that are exactly zero: smaller dense tensors, the same function.
 
-    The result runs in ``train()`` and ``eval()`` mode and keeps the names of parameters and buffers. It is compared
-    with ``model`` on the program's example inputs, in evaluation mode: RepackError above a relative difference of 1e-4
-    (not checked where ``allow_inexact`` takes inexact axes away).
+    The result runs in ``train()`` and ``eval()`` mode, each with the outputs that ``model`` has there, and keeps the
+    names of parameters and buffers. It is compared with ``model`` on the program's example inputs in both modes:
+    RepackError above a relative difference of 1e-4 (not checked where ``allow_inexact`` takes inexact axes away).
     """
     selection = removable(program, Selection.zeros(model, axes), allow_inexact=allow_inexact)
     return remove(model, program, selection, verify=verify and not allow_inexact)
@@ -106,14 +106,23 @@ def remove(model: nn.Module, program: Program, selection: Selection, *, verify: 
             tensors[alias] = small
     cuts = _cuts(program, kept)
     carried = _without(model.initial_state(2), cuts) if cuts else None  # type: ignore[operator]
-    small_model = Packed(tuple(graphs), tensors, tuple(program.kwargs), program.out_spec, carried)
+    small_model = Packed(tuple(graphs), tensors, tuple(program.kwargs), program.out_specs, carried)
     small_model.train(model.training and len(graphs) > 1)
     if verify:
-        difference = relative_difference(model, small_model, program.args, program.kwargs, cuts)
-        if not difference <= TOLERANCE and not _only_rounding(model, program, selection, cuts):
+        for training in (False, True)[: len(graphs)]:
+            inputs = program.args, program.kwargs
+            difference = relative_difference(model, small_model, *inputs, cuts, training=training)
+            if difference <= TOLERANCE or _only_rounding(model, program, selection, cuts, training):
+                continue
+            if (
+                training
+                and not relative_difference(model, as_traced(model, program), *inputs, training=True) <= TOLERANCE
+            ):
+                return small_model.without_training()  # its training does not repeat itself: no graph can say it
             raise RepackError(
                 f"the repacked model differs from the masked one by {difference:.3g} (relative; {TOLERANCE:g} is "
-                "allowed); nothing was written; please report the model"
+                f"allowed) in {'training' if training else 'evaluation'} mode; nothing was written; please report the "
+                "model"
             )
     return small_model
 
@@ -281,14 +290,16 @@ def _mutates(node: fx.Node) -> bool:
     )
 
 
-def _only_rounding(model: nn.Module, program: Program, selection: Selection, cuts: list[list[np.ndarray]]) -> bool:
+def _only_rounding(
+    model: nn.Module, program: Program, selection: Selection, cuts: list[list[np.ndarray]], training: bool
+) -> bool:
     """Whether a difference is float32's rounding, amplified by a deep network: repacked in float64 it is then gone."""
     wide = lambda leaf: leaf.double() if isinstance(leaf, torch.Tensor) and leaf.is_floating_point() else leaf  # noqa: E731
     try:
         masked = copy.deepcopy(model).double()
         small = remove(masked, program, selection, verify=False)
         args, kwargs = pytree.tree_map(wide, program.args), pytree.tree_map(wide, program.kwargs)
-        return relative_difference(masked, small, args, kwargs, cuts) <= ROUNDING
+        return relative_difference(masked, small, args, kwargs, cuts, training=training) <= ROUNDING
     except RuntimeError:  # a model that fixes float32 in its own code has no float64 to compare in
         return False
 

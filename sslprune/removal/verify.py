@@ -1,16 +1,20 @@
-"""A repacked model beside the one that it was made from."""
+"""A repacked model beside the one that it was made from, in each of their modes."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from sslprune.capture.mode import evaluating
-from sslprune.capture.program import quiet
+from sslprune.capture.mode import set_mode, unchanged
+from sslprune.capture.program import Program, copy_graph, quiet
+from sslprune.removal.packed import Packed
+from sslprune.values.axes import tensors_of
 from sslprune.values.carry import Carrying
 from sslprune.values.compare import difference
 from sslprune.values.draws import alike
@@ -23,18 +27,20 @@ def relative_difference(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     cuts: list[list[np.ndarray]] | None = None,
+    *,
+    training: bool = False,
 ) -> float:
-    """Largest difference of the outputs in evaluation mode, relative to each tensor's largest value; NaN as there.
+    """Largest difference of the outputs in one mode, relative to each tensor's largest value; NaN as there.
 
-    Models that carry state run twice, from zeros; ``cuts`` say what ``other``'s state has of ``one``'s, and what it
-    lacks has to be zero there. Random numbers are drawn alike, whatever the widths.
+    Both models are left as they were, batch norms' statistics included, and draw random numbers alike, whatever their
+    widths. Models that carry state run twice, from zeros; ``cuts`` say what ``other``'s state has of ``one``'s, and
+    what it lacks has to be zero there.
     """
     device = next((p.device for p in one.parameters()), torch.device("cpu"))
-    place = lambda leaf: leaf.to(device) if isinstance(leaf, torch.Tensor) else leaf  # noqa: E731
-    args, kwargs = pytree.tree_map(place, args), pytree.tree_map(place, kwargs)
+    args, kwargs = pytree.tree_map_only(Tensor, lambda leaf: leaf.to(device), (args, kwargs))
     outputs = []
     for model, missing in ((one, []), (other, cuts)):
-        with evaluating(model), quiet(), alike():
+        with _asked(model, training), quiet(), alike():
             if not cuts:
                 outputs.append(model(*args, **kwargs))
                 continue
@@ -44,7 +50,27 @@ def relative_difference(
     return difference(*outputs)[1]
 
 
-def _with_zeros(state: Any, cuts: list[list[np.ndarray]]) -> list[torch.Tensor]:
+def as_traced(model: nn.Module, program: Program) -> Packed:
+    """The graphs of ``program`` as they are, on the tensors of ``model``."""
+    own = tensors_of(model)
+    tensors = {name: own.get(name, tensor) for name, tensor in program.tensors.items()}
+    return Packed(
+        tuple(copy_graph(graph)[0] for graph in program.graphs), tensors, tuple(program.kwargs), program.out_specs
+    )
+
+
+@contextmanager
+def _asked(model: nn.Module, training: bool) -> Iterator[None]:
+    """``model`` in one of its modes inside the block; its mode, buffers and attributes come back after it."""
+    saved = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    with unchanged(model):
+        set_mode(model, training)
+        yield
+    for buffer, old in saved:
+        buffer.copy_(old)
+
+
+def _with_zeros(state: Any, cuts: list[list[np.ndarray]]) -> list[Tensor]:
     """The tensors of a carried ``state`` with zeros for the units that are gone."""
     leaves = pytree.tree_leaves(state)
     for i, cut in enumerate(cuts):

@@ -16,7 +16,7 @@ from sslprune.capture.program import Program
 from sslprune.capture.trace import trace
 from sslprune.cost.counts import Cost
 from sslprune.data import Data
-from sslprune.errors import ExportError, RecipeError, SslpruneError
+from sslprune.errors import ExportError, SslpruneError
 from sslprune.export.file import feeds_of
 from sslprune.export.onnx import export_onnx
 from sslprune.export.program import load
@@ -42,18 +42,6 @@ class Built:
     parameters: int | None = None
     macs: int | None = None
     module: Callable[[str], nn.Module] | None = None  # for torch, on a device
-
-
-def check(recipe: Recipe) -> None:
-    """What can be known to fail before any training: a control that cannot be built or opened, in one line."""
-    for control in recipe.control:
-        try:
-            if control.onnx is not None:
-                open_session(control.onnx, 1)
-            else:
-                build_model(_as_model(control))
-        except SslpruneError as error:
-            raise RecipeError(f"control {control.name}: {error}") from error
 
 
 def build(
@@ -122,7 +110,7 @@ def _control(control: ControlSection, directory: RunDirectory, data: Data, named
         if control.onnx is not None:
             open_session(control.onnx, 1)
             return Built(control.name, Path(control.onnx), "control")
-        model, _ = build_model(_as_model(control))
+        model, _ = build_model(as_model(control))
         path = directory.export_dir / f"control-{control.name}.onnx"
         program = trace(model, *data.example_for(model), sequence=data.sequence)
         _export(model, data, path, {**named, "exported": exported_for(program, model)})
@@ -158,6 +146,6 @@ def _calibration(path: Path, module: nn.Module, data: Data, samples: int) -> Ite
             return
 
 
-def _as_model(control: ControlSection) -> ModelSection:
+def as_model(control: ControlSection) -> ModelSection:
     assert control.factory is not None
     return ModelSection(factory=control.factory, arguments=control.arguments, checkpoint=control.checkpoint)

@@ -15,6 +15,7 @@ from sslprune.files import write_atomic, write_json
 from sslprune.models.build import device_of, load_checkpoint
 from sslprune.recipe import Recipe
 from sslprune.report import MEASURE_WORDS
+from sslprune.run.check import check_model
 from sslprune.run.directory import RunDirectory
 from sslprune.show.terminal import Show
 from sslprune.train.checkpoint import write_weights
@@ -71,9 +72,9 @@ def _train_points(recipe: Recipe, directory: RunDirectory, show: Show, *, resume
         else:
             show.stage("train", _plan(point, previous is None))
             goal = min(recipe.budget.points, default=None)
-            begun = partial(begin, point, place, previous)
+            begun, ready = partial(begin, point, place, previous), partial(check_model, point)
             before = previous.training if previous is not None else None
-            program = train_model(point, place.training, show, previous=before, goal=goal, begin=begun)
+            program = train_model(point, place.training, show, previous=before, goal=goal, begin=begun, ready=ready)
             place.record("train")
         previous = place
     return program

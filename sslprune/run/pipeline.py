@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sslprune.recipe import Recipe
 from sslprune.report import Report
-from sslprune.run.build import check
+from sslprune.run.check import check
 from sslprune.run.directory import RunDirectory, Stage
 from sslprune.run.export import export
 from sslprune.run.learn import train

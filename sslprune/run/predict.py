@@ -13,10 +13,12 @@ import torch
 
 from sslprune.bench import Contender, interleave
 from sslprune.data import Encoder, reopen
+from sslprune.errors import RunError
 from sslprune.export.file import feeds_of
 from sslprune.export.session import open_session
 from sslprune.run.directory import RunDirectory
 from sslprune.values.inputs import Inputs, arguments
+from sslprune.values.outputs import Output
 
 REPETITIONS = 30
 
@@ -58,11 +60,11 @@ def predict_run(run: str | Path, samples: Sequence[str], threads: int = 1) -> li
     models = [Contender(path.stem, onnx=path) for path in paths]
     sessions = [open_session(path, threads) for path in paths]
     encoder = reopen(directory.recipe(), directory.tokenizer, models[1].inputs[0].shape)
-    found = []
+    place, found = _place(sessions[1], directory.recipe().data.output), []
     for sample in (sample for given in samples for sample in encoder.samples(given)):
         inputs = encoder.encode(sample)
         feeds = [_feeds(model, session, inputs) for model, session in zip(models, sessions, strict=True)]
-        found.append(_answered(sample, encoder, feeds, sessions))
+        found.append(_answered(sample, encoder, feeds, sessions, place))
     return found
 
 
@@ -91,12 +93,23 @@ def _answered(
     encoder: Encoder,
     feeds: Sequence[dict[str, np.ndarray]],
     sessions: Sequence[onnxruntime.InferenceSession],
+    place: int,
 ) -> Prediction:
     calls = [lambda s=session, f=given: s.run(None, f) for session, given in zip(sessions, feeds, strict=True)]
     times = 1e3 * np.median(interleave(calls, REPETITIONS), axis=0)
     answers = []
     for call, milliseconds in zip(calls, times, strict=True):
-        told = encoder.told(sample, np.asarray(call()[0]))
+        told = encoder.told(sample, np.asarray(call()[place]))
         label, share = next(iter(told.items()))
         answers.append(Answer(label, share, float(milliseconds), told if encoder.continues else {}))
     return Prediction(sample, *answers)
+
+
+def _place(session: onnxruntime.InferenceSession, wanted: Output) -> int:
+    """Where the answer stands among a file's outputs: as the recipe names it, or ``logits``, or the first."""
+    names = [node.name for node in session.get_outputs()]
+    if isinstance(wanted, int):
+        return wanted if len(names) > 1 else 0
+    if wanted is not None and len(names) > 1 and wanted not in names:
+        raise RunError(f"data.output: {wanted!r} is none of the file's outputs, {', '.join(names)}; give its place")
+    return next((names.index(name) for name in (wanted, "logits") if name in names), 0)

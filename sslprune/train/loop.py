@@ -285,13 +285,14 @@ def train(
     previous: TrainingFiles | None = None,
     goal: float | None = None,
     begin: Callable[[nn.Module], None] = lambda _: None,
+    ready: Callable[[Data, nn.Module], None] = lambda data, model: None,
 ) -> Program | None:
     """Train ``recipe``, or ``start`` by it, into ``files``; where its checkpoint exists, go on from there, to the same.
 
     Writes checkpoint.pt and history.json after each epoch, dense.safetensors (the model before any sparsity) and, last,
     selection.json and masked.safetensors; after the first epoch, the weights that a model without a checkpoint began
     with. Raises the errors of the recipe, its data, its model and its budget before any training, and TrainingError for
-    a loss that is not finite.
+    a loss that is not finite. ``ready`` is given data and model, and may raise before anything else does.
 
     In a sweep, ``previous`` is the finished point before this one: its masked weights and zeros are the beginning, and
     its dense model stays the dense one. ``goal`` is the sweep's smallest fraction, which has to be reachable as well.
@@ -309,6 +310,7 @@ def train(
         for note in notes if previous is None else ():
             show.say(note)
         data.check(model)
+        ready(data, model)
         trainer = Trainer(recipe, files, data, model, show, previous)
         if goal is not None and trainer.sparsity is not None:
             trainer.sparsity.check_reachable(goal)

@@ -13,9 +13,9 @@ from sslprune.errors import RecipeError, RunError, SslpruneError
 from sslprune.models.build import build_model, load_trained
 from sslprune.recipe import DistillSection, ModelSection, TeacherSection, load_recipe
 from sslprune.train.checkpoint import TrainingFiles
-from sslprune.values.carry import with_state
+from sslprune.values.carry import carrying
 from sslprune.values.inputs import arguments, each
-from sslprune.values.tasks import Task, logits_of
+from sslprune.values.tasks import Task
 
 FIELD = "distill.teacher"
 
@@ -68,7 +68,7 @@ def _shape(model: nn.Module, data: Data) -> tuple[int, ...]:
     was_training = model.training
     model.eval()
     try:
-        return tuple(logits_of(model(*with_state(model, args), **kwargs)).shape)
+        return tuple(data.task.logits(carrying(model)(*args, **kwargs)).shape)
     finally:
         model.train(was_training)
 

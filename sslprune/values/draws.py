@@ -31,13 +31,15 @@ def alike(seed: int = 0) -> Iterator[None]:
 
 
 class _Alike(TorchDispatchMode):
+    supports_higher_order_operators = True  # they pass as they are
+
     def __init__(self, seed: int) -> None:
         super().__init__()
         self.seed, self.count = seed, 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if torch.Tag.nondeterministic_seeded not in func.tags:
+        if torch.Tag.nondeterministic_seeded not in getattr(func, "tags", ()):
             return func(*args, **kwargs)
         if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"):
             with self:

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sslprune.errors import DataError, RecipeError
-from sslprune.values.inputs import tensors_in
+from sslprune.values.outputs import Output, logits_of
 
 IGNORED = -100  # the target that counts for nothing
 VOID = 255  # what stands for it in pictures of classes (PASCAL VOC, Cityscapes)
@@ -82,11 +82,19 @@ LOWER_IS_BETTER = frozenset(name for name, metric in METRICS.items() if metric.l
 
 @dataclass(frozen=True)
 class Task:
-    """A loss with its metrics. ``classes_last``: logits are (..., classes), otherwise (batch, classes, ...)."""
+    """A loss with its metrics. ``classes_last``: logits are (..., classes), otherwise (batch, classes, ...).
+
+    ``output``: which of a model's outputs holds the logits, by its name or its place.
+    """
 
     name: str = "classification"
     metrics: Mapping[str, Metric] = field(default_factory=lambda: {"accuracy": METRICS["accuracy"]})
     classes_last: bool = False
+    output: Output = None
+
+    def logits(self, outputs: Any) -> Tensor:
+        """The tensor of a model's ``outputs`` that this task is about."""
+        return logits_of(outputs, self.output)
 
     @property
     def lower_is_better(self) -> Collection[str]:
@@ -95,7 +103,7 @@ class Task:
 
     def loss(self, outputs: Any, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
         """Mean cross-entropy per target, in nats."""
-        logits = logits_of(outputs)
+        logits = self.logits(outputs)
         if self.classes_last:
             logits, targets = logits.flatten(0, -2), targets.flatten()
         return F.cross_entropy(logits, targets.long(), label_smoothing=label_smoothing, ignore_index=IGNORED)
@@ -105,7 +113,7 @@ class Task:
 
         t² keeps the gradients in proportion to those of the loss.
         """
-        student, teacher = (self.rows(logits_of(given), targets)[0] / temperature for given in (outputs, taught))
+        student, teacher = (self.rows(self.logits(given), targets)[0] / temperature for given in (outputs, taught))
         soft = F.log_softmax(teacher, dim=1)
         return F.kl_div(F.log_softmax(student, dim=1), soft, log_target=True, reduction="batchmean") * temperature**2
 
@@ -121,7 +129,7 @@ class Task:
 
     def check(self, outputs: Any, targets: Tensor) -> None:
         """Raise DataError, in one line, unless ``targets`` (int64) are classes of what ``outputs`` hold."""
-        logits = logits_of(outputs)
+        logits = self.logits(outputs)
         if logits.dim() < 2 or (self.classes_last and logits.dim() != 3):
             places = None
         else:
@@ -151,14 +159,16 @@ class Task:
 
     def measures(self, outputs: Any, targets: Tensor) -> dict[str, Tensor]:
         """The sums of every metric over one batch, in float64."""
-        logits, targets = self.rows(logits_of(outputs), targets)
+        logits, targets = self.rows(self.logits(outputs), targets)
         return {name: metric.sums(logits, targets).double() for name, metric in self.metrics.items()}
 
 
 DEFAULTS = {"classification": ("accuracy",), "tagging": ("accuracy", "f1"), "language-modelling": ("perplexity",)}
 
 
-def task_of(name: str, metrics: Sequence[str] = (), own: Callable[[str], Any] | None = None) -> Task:
+def task_of(
+    name: str, metrics: Sequence[str] = (), own: Callable[[str], Any] | None = None, output: Output = None
+) -> Task:
     """The task of that name with the metrics of those names; ``own`` finds what "module:callable" names.
 
     A metric of one's own is a ``Metric``, or a function of logits (n, classes) and targets (n,) that returns
@@ -166,20 +176,7 @@ def task_of(name: str, metrics: Sequence[str] = (), own: Callable[[str], Any] | 
     """
     if name not in DEFAULTS:
         raise RecipeError(f'data.task: "{name}" is not known; known are {", ".join(DEFAULTS)}')
-    return Task(name, {_short(m): _metric(m, own) for m in metrics or DEFAULTS[name]}, name != "classification")
-
-
-def logits_of(outputs: Any) -> Tensor:
-    """What a model's outputs say of the classes: a tensor, its ``logits``, or the first tensor of a tuple or dict."""
-    if isinstance(outputs, Tensor):
-        return outputs
-    named = outputs.get("logits") if isinstance(outputs, Mapping) else getattr(outputs, "logits", None)
-    if isinstance(named, Tensor):
-        return named
-    first = next(iter(tensors_in(outputs)), None)
-    if first is None:
-        raise DataError(f"the model returns {type(outputs).__name__}; expected a tensor, or a tuple or dict of them")
-    return first
+    return Task(name, {_short(m): _metric(m, own) for m in metrics or DEFAULTS[name]}, name != "classification", output)
 
 
 def _metric(name: str, own: Callable[[str], Any] | None) -> Metric:

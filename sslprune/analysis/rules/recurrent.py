@@ -19,7 +19,8 @@ from torch import fx
 
 from sslprune.analysis.atoms import Dim, concatenate, fixed, merge
 from sslprune.analysis.contraction import Contraction
-from sslprune.analysis.inference import Inference, Part, Rule
+from sslprune.analysis.facts import Part
+from sslprune.analysis.inference import Inference, Rule
 from sslprune.analysis.zeros import AllOf, Keeps, Zero
 from sslprune.capture.program import operator_name
 

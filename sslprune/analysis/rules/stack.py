@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import fx
 
-from sslprune.analysis.inference import Inference, Part, Rule, may_be_computed
+from sslprune.analysis.facts import Part
+from sslprune.analysis.inference import Inference, Rule, may_be_computed
 from sslprune.analysis.zeros import Keeps
 
 

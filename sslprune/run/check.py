@@ -1,0 +1,94 @@
+"""What can be known to fail at the end is said at the beginning, before any training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import onnxruntime
+import torch
+from torch import nn
+
+from sslprune.bench.compare import Place
+from sslprune.capture.mode import set_mode, unchanged
+from sslprune.data import Data
+from sslprune.errors import DataError, RecipeError, SslpruneError
+from sslprune.export.session import knows_opset, open_session
+from sslprune.models.build import build_model
+from sslprune.recipe import Recipe
+from sslprune.run.build import as_model
+from sslprune.values.carry import carries
+from sslprune.values.inputs import tensors_in
+from sslprune.values.outputs import listed, output_names
+
+DEVICES, RUNTIMES = ("cpu", "cuda"), ("onnxruntime", "tensorrt", "torch", "torch.compile")
+
+
+def check(recipe: Recipe) -> None:
+    """Controls that cannot be built or opened, gates on what is not on this machine, an opset that it does not know."""
+    for control in recipe.control:
+        try:
+            if control.onnx is not None:
+                open_session(control.onnx, 1)
+            else:
+                build_model(as_model(control))
+        except SslpruneError as error:
+            raise RecipeError(f"control {control.name}: {error}") from error
+    for gate in recipe.gate:
+        for field, known in (("device", DEVICES), ("runtime", RUNTIMES)):
+            if getattr(gate, field) not in known:
+                raise RecipeError(f'gate.{field}: "{getattr(gate, field)}" is not known; known are {", ".join(known)}')
+        absent = Place(gate.device, gate.runtime).absent if gate.min_speedup is not None else None
+        reason = (
+            "it is for CUDA alone" if (gate.device, gate.runtime) == ("cpu", "tensorrt") else absent and absent.reason
+        )
+        if gate.min_speedup is not None and reason:
+            raise RecipeError(
+                f"gate: min_speedup of {gate.variant} in {gate.runtime} on {gate.device} cannot be measured here: "
+                f"{reason}; run where it can, or leave the gate out"
+            )
+    opset = recipe.export.opset
+    if opset is not None and not knows_opset(opset):
+        raise RecipeError(f"export.opset: ONNX Runtime {onnxruntime.__version__} knows no opset {opset}; leave it out")
+
+
+def check_model(recipe: Recipe, data: Data, model: nn.Module) -> None:
+    """Outputs among which the task does not say which one it is about, and names of inputs and outputs that do not fit.
+
+    ``model`` is asked once in each mode, on the CPU, and left as it was.
+    """
+    args, kwargs = data.example_for(model)
+    outputs = [_asked(model, training, args, kwargs) for training in (False, True)]
+    if outputs[0] is None:
+        return  # it fails by itself: tracing says how
+    evaluated, trained = (given[0] if carries(model) and given is not None else given for given in outputs)
+    data.task.logits(evaluated)
+    if trained is not None:
+        try:
+            data.task.logits(trained)
+        except DataError as error:
+            one = f"in evaluation it gives {listed(evaluated)}; in training "
+            raise DataError(f"{one}{error}") from error
+    for field, given, names in (
+        ("input_names", recipe.export.input_names, [f"input {i}" for i in range(len(tensors_in((args, kwargs))))]),
+        ("output_names", recipe.export.output_names, output_names(outputs[0])),
+    ):
+        if given and (len(given) != len(names) or len(set(given)) != len(given)):
+            raise RecipeError(
+                f"export.{field}: {', '.join(given)}; the model has {len(names)} ({', '.join(names)}), and each needs "
+                "a name of its own"
+            )
+
+
+@torch.no_grad()
+def _asked(model: nn.Module, training: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What ``model`` returns in one of its modes; None where it does not."""
+    saved = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        with unchanged(model), torch.random.fork_rng(devices=[]):
+            set_mode(model, training)
+            return model(*args, **kwargs)
+    except Exception:
+        return None
+    finally:
+        for buffer, old in saved:
+            buffer.copy_(old)
