@@ -208,7 +208,8 @@ def into_table(file: Path, results: list[dict[str, Any]]) -> None:
     lines = file.read_text(encoding="utf-8").splitlines()
     rows = {result["name"]: result for result in results if result["passed"]}
     for number, line in enumerate(lines):
-        name, *_, last = [cell.strip() for cell in line.strip("|").split("|")]
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        name, last = cells[0], cells[-1]
         if line.startswith("|") and name in rows:
             seconds = (f"{rows[name][key]:.1f}" for key in ("seconds", "export_seconds"))
             shares = (f"{rows[name][key]:.0%}".replace("%", " %") for key in ("share", "left_whole", "left"))
@@ -223,7 +224,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all results there")
     parser.add_argument("--peer", action="store_true", help="Torch-Pruning instead of sslprune")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="keep the run directories there")
-    parser.add_argument("--table", type=Path, metavar="FILE", help="put what passed into the table of README.md")
+    parser.add_argument("--table", type=Path, metavar="FILE", help="put what passed into the table of docs/coverage.md")
     parser.add_argument("--limit", type=float, default=300, help="seconds for each architecture (%(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--verbose", action="store_true", help="also print what keeps the rest of the weights")
