@@ -126,4 +126,4 @@ def _check_batch_of(module: nn.Module, exported: ExportedProgram) -> None:
         check_rows(pytree.tree_leaves((args, ordered)), fixed)
 
     if fixed:
-        module.register_forward_pre_hook(check, with_kwargs=True)
+        module.register_forward_pre_hook(check, with_kwargs=True, prepend=True)  # before torch's own
