@@ -56,7 +56,7 @@ def write_run(
     """
     run = RunDirectory(path)
     train, test = samples(masked, args, 1), samples(masked, args, 2)
-    steps = train[0][1].dim() == 2 and logits_of(_called(masked, args)).dim() == 3
+    steps = train[0][1].dim() == 2 and logits_of(_called(masked, args), 0).dim() == 3
     recipe = parse_recipe(
         {
             "name": path.name,
@@ -68,6 +68,7 @@ def write_run(
                 "batch_size": 1,  # of the timings; the loaders have their own
                 "task": "tagging" if steps else "classification",
                 "metrics": ["accuracy"],
+                "output": 0,  # of several
                 **(data or {}),
             },
             "prune": [{"kind": kind} for kind in dict.fromkeys(axis.kind for axis in axes)],
@@ -92,7 +93,7 @@ def samples(model: nn.Module, args: tuple[Any, ...], seed: int) -> Samples:
     generator = torch.Generator().manual_seed(seed)
     batches = []
     for inputs in (random_like(args, BATCH, seed=seed + 10 * i) for i in range(NUM_SAMPLES // BATCH)):
-        shape = list(logits_of(_called(model, inputs)).shape)
+        shape = list(logits_of(_called(model, inputs), 0).shape)
         classes = shape.pop(2 if len(shape) == 3 else 1)
         batches.append((inputs, torch.randint(classes, shape, generator=generator)))
     return batches

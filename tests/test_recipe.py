@@ -84,10 +84,10 @@ ARGUMENTS = st.dictionaries(
 
 @settings(max_examples=200, deadline=None)
 @given(ARGUMENTS, TEXT)
-def test_what_is_written_is_read_back(arguments, name):
+def test_what_is_written_is_read_back(arguments, device):
     values = tomllib.loads(MINIMAL)
     values["model"]["arguments"] = arguments
-    recipe = parse_recipe({**values, "name": name})
+    recipe = parse_recipe({**values, "run": {"device": device}})  # a field of any text
     again = parse_recipe(tomllib.loads(recipe.to_toml()))
     assert alike(again.model_dump(), recipe.model_dump()) and again.differences(recipe) == []
 
