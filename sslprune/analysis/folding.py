@@ -39,8 +39,9 @@ def folded(graph: fx.Graph, is_trained: Callable[[str], bool]) -> dict[fx.Node, 
                 mixed.add(node)
     return {
         node: behind[node]
-        for node in mixed
-        if any(user not in constant for user in node.users)
+        for node in behind  # the graph's order: a set's would differ between processes, and with it the plan
+        if node in mixed
+        and any(user not in constant for user in node.users)
         and any(n.op == "get_attr" and is_trained(str(n.target)) for n in behind[node])
     }
 
