@@ -4,7 +4,7 @@
 
 Prints, for each convolution and share of its columns, the median of the paired ratios dense / repacked and its 95 %
 interval; LeNet's second convolution is that of Wen et al. 2016, table 2, whose 500 columns become 7 to 14.
-``COLUMNS_PAY`` in ``sslprune/graph/columns.py`` is the largest share at which every row is about 1 or above.
+``COLUMNS_PAY`` in ``sslprune/kinds/columns.py`` is the largest share at which every row is about 1 or above.
 """
 
 from __future__ import annotations

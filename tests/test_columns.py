@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 import sslprune
-from sslprune.analysis.columns import COLUMNS_PAY, columns_gone
 from sslprune.capture.program import Program
 from sslprune.cost.counts import Cost
 from sslprune.errors import RepackError
+from sslprune.kinds.columns import COLUMNS_PAY, columns_gone
 from sslprune.removal.plan import apply_plan, make_plan
 from sslprune.removal.remove import removable
 from sslprune.values.axes import Axis, zero_groups, zero_mask

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 
 from sslprune.analysis.exactness import inexact_atoms
@@ -16,16 +16,17 @@ from sslprune.values.axes import Axis
 class Analysis:
     """What is inferred of one program, each part once, when it is first asked for.
 
-    ``find`` makes the axes of all the rest. `sslprune.kinds.find.analysis_of` keeps one for each program.
+    ``labels`` are the kinds that rules may name, by rank; ``find`` makes the axes of all the rest.
+    `sslprune.kinds.find.analysis_of` keeps one for each program.
     """
 
-    def __init__(self, program: Program, find: Callable[[Analysis], list[Axis]]) -> None:
-        self.program, self._find = program, find
+    def __init__(self, program: Program, labels: Sequence[str], find: Callable[[Analysis], list[Axis]]) -> None:
+        self.program, self._labels, self._find = program, labels, find
 
     @cached_property
     def inference(self) -> Inference:
         """What the rules state of every node, and how the atoms are joined by it."""
-        return Inference(self.program, RULES, unknown)
+        return Inference(self.program, RULES, unknown, self._labels)
 
     @cached_property
     def inexact(self) -> dict[int, int]:

@@ -19,11 +19,6 @@ from torch import fx
 
 from sslprune.analysis.atoms import Dim, merge
 
-# The largest share of a convolution's columns at which gathering them pays. Measured by scripts/bench_columns.py (ONNX
-# Runtime, one thread, AVX-512): at this share 1.02 times as fast (LeNet's second, 20 to 50 channels, 5x5, on a map of
-# 12x12), 1.3 (3x3 of a CIFAR ResNet), 2.9 to 5.1 (3x3 of a ResNet); with 2 % of the columns 2.6, 1.9 to 2.8, 7.8 to 21.
-COLUMNS_PAY = 0.1
-
 
 @dataclass(frozen=True)
 class Columns:
@@ -48,17 +43,6 @@ class Columns:
     def order(self, kept: np.ndarray) -> np.ndarray:
         """The order in which a convolution reads the columns in ``kept``."""
         return np.concatenate(self.by_position(kept))
-
-
-def columns_gone(zero: np.ndarray, left: np.ndarray) -> np.ndarray:
-    """Which columns go when those in ``zero`` are zero and other axes leave those in ``left``: bool, shape (size,).
-
-    None, where too many are left for it to pay; one always stays.
-    """
-    kept = left & ~zero
-    if not kept.any():
-        kept[np.flatnonzero(left)[:1]] = True
-    return ~kept if kept.sum() <= COLUMNS_PAY * left.sum() else np.zeros_like(kept)
 
 
 def read_columns(r: Any, a: SimpleNamespace, columns: Columns, channel_dim: int) -> None:

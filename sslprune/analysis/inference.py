@@ -30,30 +30,18 @@ from sslprune.capture.refusals import place
 from sslprune.errors import TraceError
 from sslprune.values.axes import Role
 
-KINDS = (
-    "inputs",
-    "kernel",
-    "neurons",
-    "filters",
-    "width",
-    "hidden",
-    "value_dim",
-    "head_dim",
-    "heads",
-    "experts",
-)  # by rank
-RANK = {kind: rank for rank, kind in enumerate(KINDS)}
-
-
 Rule = Callable[["Inference", fx.Node, SimpleNamespace], None]
 
 
 class Inference:
-    """The axes of every dimension of every tensor of a program, by ``rules``; ``unknown`` is for what they lack."""
+    """The axes of every dimension of every tensor of a program, by ``rules``; ``unknown`` is for what they lack.
 
-    def __init__(self, program: Program, rules: Mapping[str, Rule], unknown: Rule) -> None:
+    ``labels``: the kinds that rules may name; of several for one dimension the last of these wins.
+    """
+
+    def __init__(self, program: Program, rules: Mapping[str, Rule], unknown: Rule, labels: Sequence[str]) -> None:
         self.program = program
-        self._rules, self._unknown = rules, unknown
+        self._rules, self._unknown, self.labels = rules, unknown, tuple(labels)
         self.atoms = Atoms()
         self.facts: dict[fx.Node, Facts] = {}
         self.producers: dict[tuple[str, int], None] = {}  # (weight, its output dimension), in graph order
@@ -222,7 +210,7 @@ class Inference:
                 self.out(node, [])  # it may be counted among the results
 
     def label(self, dim: Dim, kind: str) -> None:
-        self.atoms.label(dim, RANK[kind])
+        self.atoms.label(dim, self.labels.index(kind))
 
     def role(self, name: str, dim: int) -> Role:
         """What dimension ``dim`` of a tensor of the model is to the layers that have it."""

@@ -15,20 +15,6 @@ from sslprune.analysis.atoms import ALWAYS, Atoms, Dim
 from sslprune.capture.program import module_of, operator_name
 
 
-def even_kernel(zero: np.ndarray) -> np.ndarray:
-    """Which positions along a kernel's side can go when those in ``zero`` are zero: bool, shape (size,).
-
-    A kernel can lose its outer positions, and inner ones where what is left is evenly spaced, as a dilation is.
-    """
-    left = np.flatnonzero(~zero)
-    if not left.size:
-        left = np.array([zero.size // 2])
-    step = max(1, int(np.gcd.reduce(np.diff(left)))) if left.size > 1 else 1
-    gone = np.ones(zero.size, bool)
-    gone[left[0] : left[-1] + 1 : step] = False
-    return gone
-
-
 class Kept:
     """Which atoms stay, and with that which indices of each dimension."""
 

@@ -31,6 +31,7 @@ from sslprune.export.file import feeds_of
 from sslprune.export.onnx import export_onnx
 from sslprune.export.session import open_session
 from sslprune.kinds.find import find_axes
+from sslprune.kinds.table import kind_of
 from sslprune.recipe import Recipe
 from sslprune.removal.remove import remove
 from sslprune.values.axes import Axis
@@ -100,7 +101,7 @@ def latency_cost(
 
 def _narrow(cost: Cost, axes: Sequence[Axis], fraction: float, step: int) -> Selection:
     """About as much of each axis gone as leaves ``fraction`` of the latency; of branches alone, as many."""
-    wide = [axis.kind not in ("layers", "kernel", "columns") for axis in axes]
+    wide = [kind_of(axis).is_width for axis in axes]
     dense, selection = cost.latency(), Selection.none(axes)
     for share in SHARES:
         goes, gone = 0.0, []
@@ -109,7 +110,7 @@ def _narrow(cost: Cost, axes: Sequence[Axis], fraction: float, step: int) -> Sel
             if is_wide:
                 grain = step if axis.size >= 2 * step else 1
                 size = max(1, min(axis.size, round(share * axis.size / grain) * grain))
-            elif axis.kind == "layers" and not any(wide):
+            elif kind_of(axis).is_whole and not any(wide):
                 goes += 1 - share
                 size, goes = (0, goes - 1) if goes >= 1 else (1, goes)
             gone.append(np.arange(axis.size) >= size)

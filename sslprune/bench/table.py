@@ -196,7 +196,7 @@ class _Model:
 
     def call(self) -> Callable[[], Any]:
         result = helper.make_tensor_value_info(self.total, TensorProto.FLOAT, None)
-        graph = helper.make_graph(self.nodes, "layers", self.inputs, [result], self.weights)
+        graph = helper.make_graph(self.nodes, "table", self.inputs, [result], self.weights)
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
         session = onnxruntime.InferenceSession(model.SerializeToString(), session_options(1), ["CPUExecutionProvider"])
         return lambda: session.run(None, self.feeds)

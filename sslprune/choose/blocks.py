@@ -8,9 +8,10 @@ from functools import cached_property
 
 import numpy as np
 
-from sslprune.choose.constraints import Constraints, is_whole
+from sslprune.choose.constraints import Constraints
 from sslprune.cost.counts import Cost
 from sslprune.errors import BudgetError
+from sslprune.kinds.table import kind_of
 from sslprune.recipe.fields import Measure
 from sslprune.values.selection import Selection
 
@@ -116,5 +117,5 @@ def lowest(goal: Goal, evidence: Evidence, selection: Selection, blocks: Sequenc
 
 def usual(goal: Goal, blocks: Sequence[Block]) -> float:
     """What a block saves, at the middle; many large branches beside fine groups do not make it large."""
-    fine = [block.saving for block in blocks if not is_whole(goal.constraints.axes[block.axis])]
+    fine = [block.saving for block in blocks if not kind_of(goal.constraints.axes[block.axis]).is_whole]
     return float(min(np.median([block.saving for block in blocks]), 2 * np.median(fine))) if fine else 0.0

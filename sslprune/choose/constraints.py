@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from sslprune.kinds.table import kind_of
 from sslprune.recipe import PruneSection
 from sslprune.values.axes import Axis
 from sslprune.values.selection import Selection
@@ -42,7 +43,7 @@ class Constraints:
     def count(self, selection: Selection, axis: int, step: int) -> int:
         """How many groups of an axis go next, to bring its width to a multiple of ``step``; a branch goes whole."""
         left = selection.left(axis)
-        return (left - 1) % self.grain(axis, step) + 1 if not is_whole(self.axes[axis]) else left
+        return (left - 1) % self.grain(axis, step) + 1 if left else 0
 
     def grain(self, axis: int, step: int) -> int:
         """How many groups of an axis make ``step`` rows of a matrix, or the fewest whole multiples of it."""
@@ -72,12 +73,7 @@ def constraints_of(chosen: Sequence[tuple[Axis, PruneSection]], floor: float, ro
 
 def floor_of(axis: Axis, share: float, least: int) -> int:
     """How many groups of ``axis`` stay: ``least`` and that ``share``; a branch can always go."""
-    return 0 if is_whole(axis) else min(axis.size, max(least, math.ceil(share * axis.size)))
-
-
-def is_whole(axis: Axis) -> bool:
-    """Whether the axis can go to its last group: it is a branch beside others, not a width."""
-    return axis.kind == "layers"
+    return kind_of(axis).floor(axis, share, least)
 
 
 def rows_of(axis: Axis) -> int:

@@ -10,11 +10,12 @@ import numpy as np
 from torch import fx, nn
 
 from sslprune.analysis.atoms import Dim
-from sslprune.analysis.columns import columns_gone
-from sslprune.analysis.rewriter import even_kernel
 from sslprune.capture.program import Program
 from sslprune.cost.layers import Asked, Layer, Table, layers_of
-from sslprune.kinds.find import analysis_of, too_many
+from sslprune.kinds.branches import too_many
+from sslprune.kinds.closed import Left, closed
+from sslprune.kinds.find import analysis_of
+from sslprune.kinds.table import kind_of
 from sslprune.values.axes import Axis
 from sslprune.values.selection import Selection
 
@@ -48,10 +49,10 @@ class Cost:
         self.axes = list(axes)
         self._dims: list[tuple[np.ndarray, np.ndarray]] = []  # each distinct dimension: (rows of slots, shape (n, k))
         slot = np.zeros(len(g.atoms), np.int64)  # slot 0 is always kept
-        self._starts = np.cumsum([1, *(0 if axis.kind == "layers" else axis.size for axis in self.axes)])
+        self._starts = np.cumsum([1, *(0 if axis.cuts else axis.size for axis in self.axes)])
         for axis, start in zip(self.axes, self._starts, strict=False):
-            if axis.kind != "layers":
-                slot[axis.atoms[:, 0]] = np.arange(start, start + axis.size)
+            if not axis.cuts:
+                slot[axis.atoms] = np.arange(start, start + axis.size)[:, None]
         known: dict[tuple[int, ...] | int, int] = {}
         seen: dict[bytes, int] = {}
 
@@ -71,16 +72,20 @@ class Cost:
         graph = program.evaluation
         self._cuts = {i: axis.cuts[0] for i, axis in enumerate(self.axes) if axis.cuts}
         self._slots = {i: slot[self.axes[i].atoms[0]] for i in self._cuts}  # of the features that only it adds
-        weights = {i: axis.members[0].name for i, axis in enumerate(self.axes) if axis.kind == "columns"}
-        columns = {name: g.columns[name].dim for name in weights.values()}
-        self._columns = {i: index(columns[name]) for i, name in weights.items()}
+        columns: dict[str, tuple[tuple[Dim, ...], Dim]] = {}  # of a weight: what they stand for, and themselves
+        self._columns: dict[int, int] = {}
+        for i, axis in enumerate(self.axes):
+            size = kind_of(axis).sizes(g, axis)
+            if size is not None:
+                columns[axis.members[0].name] = size.whole, size.dim
+                self._columns[i] = index(columns[axis.members[0].name][1])
 
         def by_column(name: str, dims: Sequence[Dim]) -> list[Dim]:
             """``dims`` with a weight's columns in place of its (C, *kernel), where columns are among the axes."""
             if name not in columns:
                 return list(dims)
-            whole = set(map(id, g.columns[name].whole))
-            return [*(dim for dim in dims if id(dim) not in whole), columns[name]]
+            whole, column = columns[name]
+            return [*(dim for dim in dims if not any(dim is one for one in whole)), column]
 
         def term(dims: Sequence[Dim], times: float, nodes: list[fx.Node]) -> _Term:
             moving = [d for d in dims if d.rows.shape[1]]
@@ -112,30 +117,31 @@ class Cost:
         self._live_terms: dict[tuple[str, frozenset[int]], list[_Term]] = {}
 
     def _kept(self, selection: Selection | None) -> tuple[np.ndarray, set[int]]:
-        """Which slots are kept, and which layers are gone."""
-        flags = np.ones(self._starts[-1], bool)
-        gone: set[int] = set()
-        for i, (axis, mask) in enumerate(zip(self.axes, selection if selection is not None else (), strict=False)):
-            if axis.kind not in ("layers", "columns"):
-                flags[self._starts[i] : self._starts[i + 1]] = ~(
-                    even_kernel(mask) if axis.kind == "kernel" and mask.any() else mask
-                )
-            elif axis.kind == "layers" and mask.any() and not self._is_last(i, gone):
-                gone.add(i)
-        for i in gone:
-            flags[self._slots[i][self._slots[i] > 0]] = False
-        if selection is not None:
-            for i, rows in self._columns.items():
-                left = flags[self._rows[rows]].all(axis=1)
-                flags[self._starts[i] : self._starts[i + 1]] = ~columns_gone(selection[i], left)
-        return flags, gone
+        """Which slots are kept, and which branches are gone."""
+        if selection is None:
+            return np.ones(self._starts[-1], bool), set()
+        masks = closed(self.axes, selection, self._columns, self._left_by)
+        return self._flags(masks), {i for i in self._cuts if masks[i].any()}
 
-    def _is_last(self, layer: int, gone: set[int]) -> bool:
-        """Whether a layer is all that its sum or concatenation has left."""
-        return too_many([self._cuts[j] for j in gone], self._cuts[layer])
+    def _flags(self, masks: Sequence[np.ndarray]) -> np.ndarray:
+        """Which slots are kept without the groups in ``masks``."""
+        widths = (mask for axis, mask in zip(self.axes, masks, strict=True) if not axis.cuts)
+        flags = ~np.concatenate([np.zeros(1, bool), *widths])
+        for i in self._cuts:
+            if masks[i].any():
+                flags[self._slots[i][self._slots[i] > 0]] = False
+        return flags
+
+    def _left_by(self, masks: Sequence[np.ndarray]) -> Left:
+        flags = self._flags(masks)
+        return lambda i: flags[self._rows[self._columns[i]]].all(axis=1)
+
+    def _is_last(self, branch: int, gone: set[int]) -> bool:
+        """Whether a branch is all that its sum or concatenation has left."""
+        return too_many([self._cuts[j] for j in gone], self._cuts[branch])
 
     def _needed(self, gone: set[int]) -> set[fx.Node]:
-        """The nodes that the output still needs without the layers that are ``gone``."""
+        """The nodes that the output still needs without the branches that are ``gone``."""
         key = frozenset(gone)
         if key not in self._left:
             cut = {(self._cuts[i].total, self._cuts[i].operand) for i in gone}
@@ -225,7 +231,7 @@ class Cost:
         return [t.make([[sizes[d] for d in dims] for dims in t.operands]) for t in self._timed if t.nodes[0] in live]
 
     def _latencies(self, cases: Sequence[tuple[np.ndarray, set[int]]]) -> list[float]:
-        """Microseconds in each case of (flags, layers gone); what the table lacks for any is measured at once."""
+        """Microseconds in each case of (flags, branches gone); what the table lacks for any is measured at once."""
         asked = [self._asked(self._counts(flags), gone) for flags, gone in cases]
         times = iter(self._table.microseconds([layer for layers in asked for layer in layers]))
         offset, slope = self.fit[0] + self._moved, self.fit[1]
@@ -256,19 +262,14 @@ class Cost:
                 np.add.at(by_slot, alive.reshape(-1), value)
         result = []
         for i, axis in enumerate(self.axes):
-            if axis.kind != "layers":
-                start, end = self._starts[i], self._starts[i + 1]
-                alive = flags[start:end].copy()
-                if axis.kind == "kernel":  # only what lies outermost goes by itself
-                    outer = np.flatnonzero(alive)[[0, -1]]
-                    alive = np.isin(np.arange(axis.size), outer)
-                elif axis.kind == "columns" and selection is not None:  # zero, but still there where it does not pay
-                    alive &= ~selection[i]
-                result.append(np.where(alive, by_slot[start:end], 0.0))
-            else:
+            if axis.cuts:
                 saved = 0.0
                 if i not in gone and not self._is_last(i, gone):
                     saved = whole - sum(totals[term] for term in self._live(measure, gone | {i}))
                     saved += by_slot[self._slots[i]].sum() if self._slots[i].size else 0.0
                 result.append(np.array([saved]))
+            else:
+                part = slice(self._starts[i], self._starts[i + 1])
+                alive = flags[part] if selection is None else flags[part] & ~selection[i]
+                result.append(np.where(kind_of(axis).next(alive), by_slot[part], 0.0))
         return result

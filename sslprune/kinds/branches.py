@@ -8,17 +8,45 @@ concatenation then drops it. Either way one operand has to stay.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from torch import fx
 
+from sslprune.analysis.analysis import Analysis
 from sslprune.analysis.atoms import ALWAYS
 from sslprune.analysis.inference import Inference
 from sslprune.analysis.zeros import AllOf, AnyOf, Joined, Keeps, Zero
 from sslprune.capture.program import operator_name
-from sslprune.values.axes import Cut
+from sslprune.kinds.kind import Kind
+from sslprune.values.axes import Axis, Cut, Member
+
+
+@dataclass(frozen=True)
+class BranchKind(Kind):
+    """An axis of size 1 for each branch that every graph has."""
+
+    name: str = "layers"
+    is_whole: bool = True
+
+    def find(self, analysis: Analysis, labelled: Sequence[Axis]) -> list[Axis]:
+        g = analysis.inference
+        first, *others = ({b.key: b for b in find_branches(g, graph)} for graph in g.program.graphs)
+        axes = []
+        for key, branch in first.items():
+            atoms = np.array(branch.atoms, np.int64)
+            if not all(key in found for found in others) or any(atom in analysis.inexact for atom in branch.atoms):
+                continue
+            if atoms.size:
+                members = _members_of(g, atoms)
+            else:
+                sizes = [(name, g.program.tensors[name].shape[0]) for name in branch.producers]
+                members = [Member(name, 0, np.arange(size)[None, :], role=g.role(name, 0)) for name, size in sizes]
+            cuts = tuple(found[key].cut for found in (first, *others))
+            axes.append(Axis(branch.name, self.name, 1, True, tuple(members), atoms=atoms[None, :], cuts=cuts))
+        return axes
 
 
 @dataclass(frozen=True)
@@ -51,6 +79,11 @@ def operands_of(total: fx.Node) -> list[fx.Node]:
     """The operands that a sum or a concatenation can drop, all but one."""
     first: Any = total.args[0]
     return list(first) if isinstance(first, (list, tuple)) else [a for a in total.args[:2] if isinstance(a, fx.Node)]
+
+
+def too_many(cuts: Iterable[Cut], cut: Cut) -> bool:
+    """Whether ``cut`` after ``cuts`` would leave its sum or concatenation without an operand."""
+    return len({other.operand for other in cuts if other.total == cut.total} | {cut.operand}) >= cut.of
 
 
 def find_branches(g: Inference, graph: fx.Graph) -> list[Branch]:
@@ -113,6 +146,19 @@ def _path(g: Inference, total: fx.Node, operand: fx.Node) -> Branch | None:
                     return None
     paths = [str(n.target).split(".")[:-1] for n in body if n.op == "get_attr"]
     return Branch(".".join(_shared_path(paths)), total, operand, (), frozenset(body), tuple(atoms.tolist()))
+
+
+def _members_of(g: Inference, atoms: np.ndarray) -> list[Member]:
+    """Everything that goes with any of ``atoms``."""
+    members = []
+    for name, dims in g.state.items():
+        for d, dim in enumerate(dims if name not in g.program.constants else []):
+            rows = g.atoms.rows(dim)
+            position = np.flatnonzero(np.isin(rows, atoms).any(axis=1)) if rows.shape[1] else np.empty(0, np.int64)
+            if position.size:
+                zeroed = g.program.is_trained(name) and (name, d) not in g.unzeroed
+                members.append(Member(name, d, position[None, :], zeroed, role=g.role(name, d)))
+    return members
 
 
 def _shared_path(paths: list[list[str]]) -> list[str]:

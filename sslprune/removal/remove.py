@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,14 +12,16 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from sslprune.analysis.atoms import Dim
-from sslprune.analysis.columns import columns_gone, gathered
+from sslprune.analysis.columns import gathered
 from sslprune.analysis.folding import evaluate
 from sslprune.analysis.inference import Inference
-from sslprune.analysis.rewriter import Change, Kept, Rewriter, even_kernel
+from sslprune.analysis.rewriter import Change, Kept, Rewriter
 from sslprune.capture.program import Program, copy_graph, module_of, operator_name
 from sslprune.errors import RepackError
 from sslprune.kinds.branches import operands_of
-from sslprune.kinds.find import analysis_of, too_many
+from sslprune.kinds.closed import closed
+from sslprune.kinds.find import analysis_of
+from sslprune.kinds.table import kind_of
 from sslprune.removal.packed import Packed
 from sslprune.removal.verify import as_traced, relative_difference
 from sslprune.values.axes import Axis, Cut, tensors_of
@@ -34,34 +36,19 @@ def removable(
 ) -> Selection:
     """What of ``wanted`` repack can take away, with all of ``before``, which an earlier removal took.
 
-    Every axis but a layer keeps one group, and every sum one operand. Columns go where what is left of them pays.
+    Frozen axes stay, and inexact ones unless they are allowed; of the others goes what their kinds let go.
     """
     axes, g = wanted.axes, analysis_of(program).inference
-    taken = before if before is not None else Selection.none(axes)
-    dropped = [axis.cuts[0] for axis, mask in zip(axes, taken, strict=True) if axis.cuts and mask.all()]
-    masks: list[np.ndarray] = []
-    for i, axis in enumerate(axes):
-        usable = not axis.frozen and (axis.exact or allow_inexact)
-        gone = wanted[i].copy() if usable else np.zeros(axis.size, bool)
-        if axis.kind == "columns":
-            gone = np.zeros(axis.size, bool)  # only once it is known what the others leave
-        elif axis.kind == "kernel" and gone.any():
-            gone = even_kernel(gone)
-        elif gone.all() and axis.kind != "layers":
-            gone[np.argmin(taken[i])] = False
-        if axis.kind == "layers" and gone.all() and not taken[i].all():
-            if too_many(dropped, axis.cuts[0]):
-                gone[:] = False
-            else:
-                dropped.append(axis.cuts[0])
-        masks.append(gone)
-    columns = [i for i, axis in enumerate(axes) if axis.kind == "columns"]
-    if columns:
+    usable = [not axis.frozen and (axis.exact or allow_inexact) for axis in axes]
+    masks = [mask if may_go else np.zeros_like(mask) for mask, may_go in zip(wanted, usable, strict=True)]
+    sizes = {i: size.dim for i, axis in enumerate(axes) if (size := kind_of(axis).sizes(g, axis)) is not None}
+
+    def left_by(masks: Sequence[np.ndarray]) -> Callable[[int], np.ndarray]:
         kept = kept_atoms(program, Selection.of(axes, masks))
-        for i in columns:
-            left = kept.mask(g.columns[axes[i].members[0].name].dim)
-            masks[i] = columns_gone(wanted[i], left)
-    return Selection.of(axes, masks) | taken
+        return lambda i: kept.mask(sizes[i])
+
+    before = before if before is not None else Selection.none(axes)
+    return Selection.of(axes, closed(axes, masks, sizes, left_by, before.masks)) | before
 
 
 def repack(

@@ -6,10 +6,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from sslprune.kinds.table import kind_named
 from sslprune.report import Inspection
 from sslprune.show.figures import counts
-
-FINE_KINDS = ("kernel", "columns")  # inside convolutions: so many that they have one row, unless the recipe names them
 
 
 def inspection(found: Inspection) -> RenderableType:
@@ -20,7 +19,8 @@ def inspection(found: Inspection) -> RenderableType:
     for heading in ("size", "params/group", "MACs/group"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("removable", overflow="fold")
-    fine = [axis for axis in found.axes if axis.kind in FINE_KINDS and not axis.pruned and not axis.frozen]
+    # inside a layer there are so many that those of a kind have one row, unless the recipe names them
+    fine = [axis for axis in found.axes if kind_named(axis.kind).is_inside and not axis.pruned and not axis.frozen]
     for axis in found.axes:
         if axis in fine:
             continue

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sslprune.kinds.table import kind_of
 from sslprune.values.axes import Axis, tensors_of
 
 
@@ -76,7 +77,7 @@ class GroupLasso:
         weights = None if weights is None else [weights[i] for i in usable]
         self.axes = tuple(axes)
         self.method = method
-        self.floors = [int(axis.kind != "layers") for axis in axes] if floors is None else [floors[i] for i in usable]
+        self.floors = [kind_of(axis).floor(axis) for axis in axes] if floors is None else [floors[i] for i in usable]
         self.starts = np.cumsum([0, *(axis.size for axis in axes)])
         self.num_groups = int(self.starts[-1])
         self._sheets = _sheets(model, self.axes, self.starts)

@@ -93,7 +93,7 @@ def _shrink(r: Any, a: SimpleNamespace, sides: list[Dim], columns: Columns | Non
 def _shrink_kernel(r: Any, a: SimpleNamespace, sides: list[Dim]) -> None:
     """A kernel that lost its outer rows reaches less far to that side: its padding shrinks, or becomes a crop.
 
-    What is left of it is evenly spaced (see ``even_kernel``): the step multiplies the dilation.
+    What is left of it is evenly spaced (see `sslprune.kinds.kernel`): the step multiplies the dilation.
     """
     if not any(r.changed(side) for side in sides):
         return

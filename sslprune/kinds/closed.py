@@ -1,0 +1,44 @@
+"""What of the groups that are to go can go, over all axes together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+
+import numpy as np
+
+from sslprune.kinds.branches import too_many
+from sslprune.kinds.table import kind_of
+from sslprune.values.axes import Axis
+
+Left = Callable[[int], np.ndarray]  # of an axis, by its index: which of its groups the other axes leave
+
+
+def closed(
+    axes: Sequence[Axis],
+    wanted: Iterable[np.ndarray],
+    waiting: Collection[int],
+    left_by: Callable[[Sequence[np.ndarray]], Left],
+    before: Sequence[np.ndarray] | None = None,
+) -> list[np.ndarray]:
+    """Of each axis which groups can go when those in ``wanted`` are zero: bool, shape (size,) each.
+
+    Every axis but a branch keeps a group, and every sum an operand, beside what went ``before``. The ``waiting`` axes,
+    those of kinds with `sizes`, come last: ``left_by(masks)`` says of them what the masks of all others leave.
+    """
+    dropped = [axis.cuts[0] for axis, mask in zip(axes, before or (), strict=False) if axis.cuts and mask.all()]
+    wanted, masks = list(wanted), []
+    for i, (axis, gone) in enumerate(zip(axes, wanted, strict=True)):
+        kind = kind_of(axis)
+        mask = np.zeros(axis.size, bool) if i in waiting else kind.closed(gone, None)
+        if np.count_nonzero(mask) == axis.size:  # faster than all(), and this is asked a million times
+            if axis.cuts and not too_many(dropped, axis.cuts[0]):
+                dropped.append(axis.cuts[0])
+            elif axis.cuts or not kind.is_whole:
+                mask = mask.copy()
+                mask[0 if before is None or axis.cuts else np.argmin(before[i])] = False
+        masks.append(mask)
+    if waiting:
+        left = left_by(masks)
+        for i in waiting:
+            masks[i] = kind_of(axes[i]).closed(wanted[i], left(i))
+    return masks

@@ -1,0 +1,38 @@
+"""The table of kinds, by the names that recipes and the rules' labels give them."""
+
+from __future__ import annotations
+
+from sslprune.kinds.branches import BranchKind
+from sslprune.kinds.columns import ColumnKind
+from sslprune.kinds.kernel import KernelKind
+from sslprune.kinds.kind import Kind
+from sslprune.values.axes import Axis
+
+# Of several labels the lowest row here wins; what has none is of the first.
+KINDS: dict[str, Kind] = {
+    kind.name: kind
+    for kind in (
+        Kind("inputs", is_feature=False),
+        KernelKind(),
+        Kind("neurons"),
+        Kind("filters"),
+        Kind("width"),
+        Kind("hidden"),
+        Kind("value_dim"),
+        Kind("head_dim"),
+        Kind("heads"),
+        Kind("experts"),
+        BranchKind(),
+        ColumnKind(),
+    )
+}
+
+
+def kind_of(axis: Axis) -> Kind:
+    """The kind of ``axis``; what a person made by hand and called by a name of their own is as a module's features."""
+    return kind_named(axis.kind)
+
+
+def kind_named(name: str) -> Kind:
+    """The kind of that ``name``, as `kind_of` has it."""
+    return KINDS.get(name) or Kind(name)
