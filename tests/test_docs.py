@@ -132,9 +132,10 @@ def test_commands_run(folder: Path, found: list[Block]) -> None:
 def test_code_runs_and_prints_what_it_says(folder: Path, found: list[Block]) -> None:
     """The blocks of a page share their names, as in one session; those of README find a reader's own there."""
     from sslprune.analysis.rules import RULES
+    from sslprune.kinds.table import KINDS
 
     names: dict[str, Any] = {"__name__": "page", **of_a_reader()}
-    with mock.patch.dict(RULES):  # a page may add one
+    with mock.patch.dict(RULES), mock.patch.dict(KINDS):  # a page may add one
         for block in found:
             printed = io.StringIO()
             with contextlib.redirect_stdout(printed):

@@ -7,7 +7,7 @@ import gc
 import re
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -97,12 +97,8 @@ def test_nor_does_the_page_of_the_report() -> None:
 # -- a kind of one's own ----------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
 class TailKind(Kind):
     """Neurons two by two, of which only the last can go: a smaller layer is the beginning of a larger one."""
-
-    name: str = "tails"
-    is_feature: bool = False
 
     def find(self, analysis: Analysis, labelled: Sequence[Axis]) -> list[Axis]:
         return [self._paired(axis) for axis in labelled if axis.kind == "neurons" and axis.size % 2 == 0]
@@ -121,7 +117,7 @@ class TailKind(Kind):
 
 @pytest.fixture
 def tails(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(KINDS, "tails", TailKind())  # the one row that it takes
+    monkeypatch.setitem(KINDS, "tails", TailKind("tails", is_feature=False))  # the one row that it takes
 
 
 def build() -> tuple[nn.Module, tuple[torch.Tensor, ...], Program, list[Axis]]:

@@ -24,12 +24,8 @@ from sslprune.kinds.kind import Kind
 from sslprune.values.axes import Axis, Cut, Member
 
 
-@dataclass(frozen=True)
 class BranchKind(Kind):
     """An axis of size 1 for each branch that every graph has."""
-
-    name: str = "layers"
-    is_whole: bool = True
 
     def find(self, analysis: Analysis, labelled: Sequence[Axis]) -> list[Axis]:
         g = analysis.inference

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -24,13 +23,8 @@ from sslprune.values.axes import Axis, Member
 COLUMNS_PAY = 0.1
 
 
-@dataclass(frozen=True)
 class ColumnKind(Kind):
     """The columns of each weight that one convolution has to itself."""
-
-    name: str = "columns"
-    is_feature: bool = False
-    is_inside: bool = True
 
     def find(self, analysis: Analysis, labelled: Sequence[Axis]) -> list[Axis]:
         g = analysis.inference

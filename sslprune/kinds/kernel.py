@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -12,13 +11,8 @@ from sslprune.kinds.kind import Kind
 from sslprune.values.axes import Axis
 
 
-@dataclass(frozen=True)
 class KernelKind(Kind):
     """Positions along one side of a kernel: it can lose its outside, or become a dilation."""
-
-    name: str = "kernel"
-    is_feature: bool = False
-    is_inside: bool = True
 
     def find(self, analysis: Analysis, labelled: Sequence[Axis]) -> list[Axis]:
         return [axis for axis in super().find(analysis, labelled) if not axis.frozen]  # frozen ones are no news

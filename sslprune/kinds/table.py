@@ -13,7 +13,7 @@ KINDS: dict[str, Kind] = {
     kind.name: kind
     for kind in (
         Kind("inputs", is_feature=False),
-        KernelKind(),
+        KernelKind("kernel", is_feature=False, is_inside=True),
         Kind("neurons"),
         Kind("filters"),
         Kind("width"),
@@ -22,8 +22,8 @@ KINDS: dict[str, Kind] = {
         Kind("head_dim"),
         Kind("heads"),
         Kind("experts"),
-        BranchKind(),
-        ColumnKind(),
+        BranchKind("layers", is_whole=True),
+        ColumnKind("columns", is_feature=False, is_inside=True),
     )
 }
 
