@@ -21,9 +21,10 @@ from sslprune.capture.program import Program
 from sslprune.kinds.find import analysis_of
 from sslprune.kinds.kind import Kind
 from sslprune.kinds.table import KINDS
-from sslprune.removal.remove import removable
+from sslprune.removal.remove import removable, remove
 from sslprune.values.axes import Axis
 from sslprune.values.selection import Selection
+from tests.architectures import ARCHITECTURES
 from tests.test_imports import MODULES
 
 PACKAGE = Path(sslprune.__file__).parent
@@ -168,3 +169,29 @@ def test_a_kind_of_ones_own_is_chosen_and_trained_away(tails: None, fraction: fl
     torch.testing.assert_close(small(x), model(x))
     share = sslprune.Cost(sslprune.trace(small, args), []).macs() / whole
     assert fraction - 0.1 < share <= fraction
+
+
+def test_axes_that_share_neurons_are_counted_once(tails: None) -> None:
+    model, args, program, _ = build()
+    axes = [axis for axis in sslprune.find_axes(program) if axis.exact]
+    zeros = {axis.name: [2, 23] if axis.name == "0" else [10, 11] if axis.name == "0/tails" else [] for axis in axes}
+    for axis in axes:
+        sslprune.zero_groups(model, axis, zeros[axis.name])
+    gone = Selection.of(axes, [np.isin(np.arange(axis.size), zeros[axis.name]) for axis in axes])
+    small = sslprune.repack(model, program, axes)
+    cost, left = sslprune.Cost(program, axes), sslprune.Cost(sslprune.trace(small, args), [])
+    assert cost.macs(gone) == left.macs() == cost.macs() - 5 * (8 + 12)
+    savings = dict(zip((axis.name for axis in axes), cost.savings(gone, "macs"), strict=True))
+    assert savings["0"][0] == 8 + 12 and savings["0"][2] == 0 and savings["0/tails"][9] == 2 * (8 + 12)
+
+
+def test_a_branch_of_a_concatenation_costs_what_its_features_do() -> None:
+    """Though they are on no axis of the cost's."""
+    model, args = ARCHITECTURES["branches"]()
+    program = sslprune.trace(model, args)
+    axes = [axis for axis in sslprune.find_axes(program) if axis.exact and axis.kind == "layers"]
+    for i in range(len(axes)):
+        gone = removable(program, Selection.none(axes).plus({i: np.array([0])}))
+        left = sslprune.Cost(sslprune.trace(remove(model, program, gone, verify=False), args), [])
+        cost = sslprune.Cost(program, axes)
+        assert (cost.macs(gone), cost.parameters(gone)) == (left.macs(), left.parameters())

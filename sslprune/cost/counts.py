@@ -47,18 +47,19 @@ class Cost:
     def __init__(self, program: Program, axes: Sequence[Axis], layers: Table | None = None, batch: int = 1) -> None:
         g = analysis_of(program).inference
         self.axes = list(axes)
-        self._dims: list[tuple[np.ndarray, np.ndarray]] = []  # each distinct dimension: (rows of slots, shape (n, k))
-        slot = np.zeros(len(g.atoms), np.int64)  # slot 0 is always kept
-        self._starts = np.cumsum([1, *(0 if axis.cuts else axis.size for axis in self.axes)])
+        self._starts = np.cumsum([1, *(axis.size for axis in self.axes)])
+        slots = np.zeros((len(g.atoms), 1), np.int64)  # of each atom, one for each axis that has it; 0 is always kept
         for axis, start in zip(self.axes, self._starts, strict=False):
-            if not axis.cuts:
-                slot[axis.atoms] = np.arange(start, start + axis.size)[:, None]
+            if slots[axis.atoms, -1].any():
+                slots = np.pad(slots, ((0, 0), (0, 1)))
+            slots[axis.atoms, -1] = np.arange(start, start + axis.size)[:, None]
         known: dict[tuple[int, ...] | int, int] = {}
         seen: dict[bytes, int] = {}
 
         def index(dim: Dim) -> int:
             if id(dim) not in known:
-                rows = slot[g.atoms.rows(dim)]
+                rows = slots[g.atoms.rows(dim)].reshape(dim.size, -1)
+                rows = rows[:, rows.any(axis=0)]
                 key = rows.tobytes() + bytes(str(rows.shape), "ascii")
                 if key not in seen:
                     seen[key] = len(self._rows)
@@ -67,11 +68,10 @@ class Cost:
                 self._alive.append(dim)
             return known[id(dim)]
 
-        self._rows: list[np.ndarray] = []
+        self._rows: list[np.ndarray] = []  # of each distinct dimension: the slots of each index, shape (n, k)
         self._alive: list[Dim] = []  # keeps ids unique while they are keys
         graph = program.evaluation
         self._cuts = {i: axis.cuts[0] for i, axis in enumerate(self.axes) if axis.cuts}
-        self._slots = {i: slot[self.axes[i].atoms[0]] for i in self._cuts}  # of the features that only it adds
         columns: dict[str, tuple[tuple[Dim, ...], Dim]] = {}  # of a weight: what they stand for, and themselves
         self._columns: dict[int, int] = {}
         for i, axis in enumerate(self.axes):
@@ -121,19 +121,10 @@ class Cost:
         if selection is None:
             return np.ones(self._starts[-1], bool), set()
         masks = closed(self.axes, selection, self._columns, self._left_by)
-        return self._flags(masks), {i for i in self._cuts if masks[i].any()}
-
-    def _flags(self, masks: Sequence[np.ndarray]) -> np.ndarray:
-        """Which slots are kept without the groups in ``masks``."""
-        widths = (mask for axis, mask in zip(self.axes, masks, strict=True) if not axis.cuts)
-        flags = ~np.concatenate([np.zeros(1, bool), *widths])
-        for i in self._cuts:
-            if masks[i].any():
-                flags[self._slots[i][self._slots[i] > 0]] = False
-        return flags
+        return _flags(masks), {i for i in self._cuts if masks[i].any()}
 
     def _left_by(self, masks: Sequence[np.ndarray]) -> Left:
-        flags = self._flags(masks)
+        flags = _flags(masks)
         return lambda i: flags[self._rows[self._columns[i]]].all(axis=1)
 
     def _is_last(self, branch: int, gone: set[int]) -> bool:
@@ -262,14 +253,18 @@ class Cost:
                 np.add.at(by_slot, alive.reshape(-1), value)
         result = []
         for i, axis in enumerate(self.axes):
+            part = slice(self._starts[i], self._starts[i + 1])
             if axis.cuts:
                 saved = 0.0
                 if i not in gone and not self._is_last(i, gone):
-                    saved = whole - sum(totals[term] for term in self._live(measure, gone | {i}))
-                    saved += by_slot[self._slots[i]].sum() if self._slots[i].size else 0.0
+                    saved = whole - sum(totals[term] for term in self._live(measure, gone | {i})) + by_slot[part].sum()
                 result.append(np.array([saved]))
             else:
-                part = slice(self._starts[i], self._starts[i + 1])
                 alive = flags[part] if selection is None else flags[part] & ~selection[i]
                 result.append(np.where(kind_of(axis).next(alive), by_slot[part], 0.0))
         return result
+
+
+def _flags(masks: Sequence[np.ndarray]) -> np.ndarray:
+    """Which slots are kept without the groups in ``masks``."""
+    return ~np.concatenate([np.zeros(1, bool), *masks])
