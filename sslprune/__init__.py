@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-_PLACES = {
+_HOMES = {
     "trace": "capture.trace",
     "Program": "capture.program",
     "find_axes": "kinds.find",
@@ -68,8 +68,8 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    if name in _PLACES:
-        return getattr(importlib.import_module(f"sslprune.{_PLACES[name]}"), name)
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"sslprune.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'sslprune' has no attribute {name!r}")
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from sslprune.bench import Contender, Place, bench_files, compare, interleave, median_interval, num_cores, summarize
+from sslprune.bench import Contender, Platform, bench_files, compare, interleave, median_interval, num_cores, summarize
 from sslprune.bench.contenders import module_loader
 from sslprune.bench.timing import in_blocks
 from sslprune.errors import ExportError, SslpruneError
@@ -122,11 +122,11 @@ def test_absent_places_are_said_to_be_absent(files: dict[str, Path], monkeypatch
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
     models = [Contender(name, onnx=files[name]) for name in ("wide", "narrow")]
-    found = compare(models, [Place("cuda", "onnxruntime")])
+    found = compare(models, [Platform("cuda", "onnxruntime")])
     for model in found.models:
         assert model.latency == model.speedup == [Absent(device="cuda", runtime="onnxruntime", reason="no CUDA device")]
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    absent = Place("cuda", "tensorrt").absent
+    absent = Platform("cuda", "tensorrt").absent
     assert absent is not None and absent.reason == "this onnxruntime has no TensorrtExecutionProvider"
     with pytest.raises(ExportError, match="onnxruntime on cuda: this onnxruntime has no CUDA"):
         bench_files([files["wide"], files["narrow"]], devices=["cuda"])
@@ -135,7 +135,7 @@ def test_absent_places_are_said_to_be_absent(files: dict[str, Path], monkeypatch
 def test_modules_are_timed_with_torch() -> None:
     models = [Contender(name, module=module_loader(nn.Linear(3, 3))) for name in "ab"]
     with pytest.raises(ExportError, match="no inputs of their own"):
-        compare(models, [Place("cpu", "torch")])
+        compare(models, [Platform("cpu", "torch")])
 
 
 def test_programs_and_onnx_files_side_by_side(files: dict[str, Path]) -> None:

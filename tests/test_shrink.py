@@ -19,7 +19,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import sslprune
 from sslprune.errors import RecipeError, RepackError, TrainingError
-from sslprune.removal.remove import places
+from sslprune.removal.remove import origins
 from sslprune.values.axes import tensors_of
 from sslprune.values.carry import with_state
 from sslprune.zoo import digits_cnn, lstm_lm
@@ -146,7 +146,7 @@ def test_what_is_left_trains_as_it_would_have(name: str, optimizer: str) -> None
     outputs = [model.eval()(*with_state(model, inputs[:1])) for model in (shrunk.whole, small)]
     torch.testing.assert_close(*(out[0] if isinstance(out, tuple) else out for out in outputs))
     # the averages of what is left, and the optimizer's state, have their numbers, and their layout
-    where = places(shrunk.program, shrunk.shrinker.removed)
+    where = origins(shrunk.program, shrunk.shrinker.removed)
     assert where
     averages, before = tensors_of(shrunk.average.module), tensors_of(masked.average.module)
     for part in shrunk.left:

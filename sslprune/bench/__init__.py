@@ -1,6 +1,6 @@
 """How much faster: any number of models timed in turns, compared pair by pair, and where their time goes."""
 
-from sslprune.bench.compare import Comparison, Place, Timed, compare, compare_onnx, once_absent, places_for
+from sslprune.bench.compare import Comparison, Platform, Timed, compare, compare_onnx, once_absent, platforms_for
 from sslprune.bench.contenders import Contender, Input, from_file
 from sslprune.bench.files import Bench, bench_files
 from sslprune.bench.footprint import Footprint, footprint
@@ -15,7 +15,7 @@ __all__ = [
     "Contender",
     "Footprint",
     "Input",
-    "Place",
+    "Platform",
     "Timed",
     "bench_files",
     "compare",
@@ -27,6 +27,6 @@ __all__ = [
     "num_cores",
     "once_absent",
     "operator_times",
-    "places_for",
+    "platforms_for",
     "summarize",
 ]

@@ -20,7 +20,7 @@ from sslprune.values.voice import SILENT_BAR, Bar
 
 
 @dataclass(frozen=True)
-class Place:
+class Platform:
     """A device and the runtime on it: ``("cpu", "onnxruntime")``."""
 
     device: str
@@ -72,24 +72,24 @@ class Comparison:
         return self.models[1].speedup
 
 
-def places_for(runtimes: Sequence[str], devices: Sequence[str] = ("cpu", "cuda")) -> list[Place]:
+def platforms_for(runtimes: Sequence[str], devices: Sequence[str] = ("cpu", "cuda")) -> list[Platform]:
     """Every pair of a device and a runtime that makes sense: TensorRT is for CUDA alone."""
-    return [Place(d, r) for d in devices for r in runtimes if (d, r) != ("cpu", "tensorrt")]
+    return [Platform(d, r) for d in devices for r in runtimes if (d, r) != ("cpu", "tensorrt")]
 
 
-def once_absent(places: Sequence[Place]) -> list[Place]:
+def once_absent(platforms: Sequence[Platform]) -> list[Platform]:
     """A device that is not there at all is said once, not once for each of its runtimes."""
-    kept: list[Place] = []
-    for place in places:
-        absent = place.absent
+    kept: list[Platform] = []
+    for platform in platforms:
+        absent = platform.absent
         if absent is None or not any(k.absent and k.absent.reason == absent.reason for k in kept):
-            kept.append(place)
+            kept.append(platform)
     return kept
 
 
 def compare(
     models: Sequence[Contender],
-    places: Sequence[Place] = (Place("cpu", "onnxruntime"),),
+    platforms: Sequence[Platform] = (Platform("cpu", "onnxruntime"),),
     *,
     batch_sizes: Sequence[int] = (1,),
     threads: Sequence[int] = (1, 0),
@@ -101,21 +101,20 @@ def compare(
     mixed: bool = False,
     progress: Bar = SILENT_BAR,
 ) -> Comparison:
-    """Time ``models`` in turns: in every place, with every batch size and number of threads (0: all cores).
+    """Time ``models`` in turns: on every platform, with every batch size and number of threads (0: all cores).
 
-    A model that a place's runtime cannot run sits out there; with ``mixed`` it runs in the runtime it has (a ``.pt2``
-    beside ONNX files). Inputs are rows of ``example``, else noise, in each
-    of ``lengths`` where given. ``also_against`` names a second model to hold all
-    others against. Raises ExportError when a file cannot be run, when models take different inputs, and when a device
-    goes away. A place that is not there is absent.
+    A model that a platform's runtime cannot run sits out there; with ``mixed`` it runs in the runtime it has (a
+    ``.pt2`` beside ONNX files). Inputs are rows of ``example``, else noise, in each of ``lengths`` where given.
+    ``also_against`` names a second model to hold all others against. Raises ExportError when a file cannot be run, when
+    models take different inputs, and when a device goes away. A platform that is not there is absent.
     """
     if len({model.name for model in models}) < len(models):
         raise ExportError(f"models need different names; got {', '.join(model.name for model in models)}")
     check_same_inputs(models)
     found = Comparison(tuple(Timed(model.name, against={also_against: []} if also_against else {}) for model in models))
-    for place in places:
-        entered = [m for m in models if place.runtime in m.runtimes]
-        absent = place.absent
+    for platform in platforms:
+        entered = [m for m in models if platform.runtime in m.runtimes]
+        absent = platform.absent
         if absent is not None:
             for model in entered:
                 timed = found[model.name]
@@ -124,15 +123,17 @@ def compare(
                     values.append(absent)
             continue
         if mixed:
-            entered = [m for m in models if m in entered or not Place(place.device, m.runtimes[0]).absent]
-        runtimes = [place.runtime if place.runtime in m.runtimes else m.runtimes[0] for m in entered]
-        wanted = dict.fromkeys(n or num_cores() for n in threads) if place.device == "cpu" else [1]
+            entered = [m for m in models if m in entered or not Platform(platform.device, m.runtimes[0]).absent]
+        runtimes = [platform.runtime if platform.runtime in m.runtimes else m.runtimes[0] for m in entered]
+        wanted = dict.fromkeys(n or num_cores() for n in threads) if platform.device == "cpu" else [1]
         for num_threads in wanted:
             for batch_size, length in product(dict.fromkeys(batch_sizes), dict.fromkeys(lengths) or [None]):
                 feeds = [feeds_for(model, batch_size, example, dims) for model in entered]
                 if length is not None:
                     feeds = [of_length(model, given, length) for model, given in zip(entered, feeds, strict=True)]
-                _add(found, entered, runtimes, place.device, num_threads, feeds, batch_size, repetitions, also_against)
+                _add(
+                    found, entered, runtimes, platform.device, num_threads, feeds, batch_size, repetitions, also_against
+                )
                 progress.advance(batch=batch_size, threads=num_threads)
     return found
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sslprune.bench.compare import Comparison, compare, once_absent, places_for
+from sslprune.bench.compare import Comparison, compare, once_absent, platforms_for
 from sslprune.bench.contenders import feeds_for, from_file
 from sslprune.bench.footprint import Footprint, footprint
 from sslprune.bench.operators import operator_times
@@ -67,15 +67,15 @@ def bench_files(
     for runtime in runtimes:
         if runtime not in models[0].runtimes:
             raise ExportError(f"{files[0]}: {runtime} cannot run it; it is for {' and '.join(models[0].runtimes)}")
-    places = places_for(runtimes or natural, devices or ("cpu", "cuda"))
+    platforms = platforms_for(runtimes or natural, devices or ("cpu", "cuda"))
     if not runtimes and not devices:
-        places = once_absent(places)
-    for place in places:
-        if place.absent and (place.device in devices or place.runtime in runtimes):
-            raise ExportError(f"{place.runtime} on {place.device}: {place.absent.reason}")
+        platforms = once_absent(platforms)
+    for platform in platforms:
+        if platform.absent and (platform.device in devices or platform.runtime in runtimes):
+            raise ExportError(f"{platform.runtime} on {platform.device}: {platform.absent.reason}")
     comparison = compare(
         models,
-        places,
+        platforms,
         batch_sizes=batch_sizes,
         threads=threads,
         repetitions=repetitions,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from sslprune.errors import RecipeError
 
-_PLACES = {"SparseCallback": ("huggingface", "hf"), "LightningSparsity": ("lightning", "lightning")}
+_HOMES = {"SparseCallback": ("huggingface", "hf"), "LightningSparsity": ("lightning", "lightning")}
 
 __all__ = ["LightningSparsity", "SparseCallback"]
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _PLACES:
+    if name not in _HOMES:
         raise AttributeError(f"module 'sslprune.callbacks' has no attribute {name!r}")
-    module, extra = _PLACES[name]
+    module, extra = _HOMES[name]
     try:
         return getattr(importlib.import_module(f"sslprune.callbacks.{module}"), name)
     except ImportError as error:

@@ -22,7 +22,7 @@ Evidence = Sequence[np.ndarray]  # of each axis, what each of its groups carries
 class Block:
     """Groups of one axis that go together: one of them, or as many as bring its width to the next multiple."""
 
-    axis: int  # its place
+    axis: int  # its index
     groups: np.ndarray  # indices within the axis
     saving: float  # estimated, in the goal's measure
     score: float  # what the groups carry for what they cost; the lowest goes first

@@ -14,7 +14,7 @@ from sslprune.values.selection import Selection
 
 @dataclass(frozen=True)
 class Limit:
-    """Of all groups of ``axes`` (places in the constraints') together, ``least`` stay."""
+    """Of all groups of ``axes`` (indices into the constraints') together, ``least`` stay."""
 
     axes: tuple[int, ...]
     least: int
@@ -33,7 +33,7 @@ class Constraints:
     round_to: int = 1
 
     def allow(self, selection: Selection, axis: int, count: int) -> bool:
-        """Whether ``count`` more groups of the axis at that place may go."""
+        """Whether ``count`` more groups of the axis at that index may go."""
         return selection.left(axis) - count >= self.floors[axis] and all(
             sum(selection.left(i) for i in limit.axes) - count >= limit.least
             for limit in self.limits

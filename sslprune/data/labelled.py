@@ -72,8 +72,8 @@ class SentenceEncoder(Encoder):
     def told(self, sample: str, logits: np.ndarray) -> dict[str, float]:
         if not self.tagging:
             return super().told(sample, logits)
-        places = self.tokens([[words_of(sample)]]).word_ids(0)
-        first = [at for at, word in enumerate(places) if word is not None and (not at or places[at - 1] != word)]
+        words = self.tokens([[words_of(sample)]]).word_ids(0)
+        first = [at for at, word in enumerate(words) if word is not None and (not at or words[at - 1] != word)]
         found, shares = likeliest(logits[0, first])
         return {" ".join(self.named(i) for i in found): float(shares.min())}
 
@@ -229,9 +229,9 @@ def _encode(path: str, rows: Sequence[Row], encoder: SentenceEncoder, of_classes
         tags = [number(part, row) for part in words_of(label)]
         if len(tags) != len(texts[i]):
             raise DataError(f"{path}: row {row} has {len(texts[i])} words and {len(tags)} labels; expected one a word")
-        places = made.word_ids(i)
+        words = made.word_ids(i)
         labels += [
-            IGNORED if word is None or (at and places[at - 1] == word) else tags[word] for at, word in enumerate(places)
+            IGNORED if word is None or (at and words[at - 1] == word) else tags[word] for at, word in enumerate(words)
         ]
     if not lengths.all():
         raise DataError(f"{path}: row {rows[int(np.argmin(lengths))][0]} holds no token")

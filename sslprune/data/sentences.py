@@ -84,18 +84,18 @@ class SentenceBatches:
         data, lengths = self.data, self.data.lengths[rows]
         width = min(-(-int(lengths.max()) // self.pad_to) * self.pad_to, self.longest)
         mask = np.arange(width) < lengths[:, None]  # (rows, width)
-        places = np.concatenate([np.arange(data.starts[r], data.starts[r + 1]) for r in rows])
+        tokens = np.concatenate([np.arange(data.starts[r], data.starts[r + 1]) for r in rows])
         ids = np.full(mask.shape, self.pad, np.int64)
-        ids[mask] = data.ids[places]
+        ids[mask] = data.ids[tokens]
         labels: np.ndarray
         if len(data.labels) == len(data):
             labels = data.labels[rows]
         else:
             labels = np.full(mask.shape, IGNORED, np.int64)
-            labels[mask] = data.labels[places]
+            labels[mask] = data.labels[tokens]
         inputs = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask.astype(np.int64))}
         if data.types is not None:
             types = np.zeros(mask.shape, np.int64)
-            types[mask] = data.types[places]
+            types[mask] = data.types[tokens]
             inputs["token_type_ids"] = torch.from_numpy(types)
         return {name: value.to(self.device) for name, value in inputs.items()}, torch.from_numpy(labels).to(self.device)

@@ -144,7 +144,7 @@ def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         yield number, row
 
 
-def _once(place: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _once(where: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object, in which no name may stand twice."""
-    require_distinct(place, [name for name, _ in pairs])
+    require_distinct(where, [name for name, _ in pairs])
     return dict(pairs)

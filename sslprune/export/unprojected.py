@@ -85,8 +85,8 @@ def _rewrite(module: fx.GraphModule, node: fx.Node) -> None:
             if dropout and layer + 1 < num_layers:
                 x = call(aten.dropout.default, x, dropout, train)
         for user in list(node.users):
-            place: Any = user.args[1]
-            user.replace_all_uses_with(x if place == 0 else call(aten.cat.default, (last_h, last_c)[place - 1], 0))
+            output: Any = user.args[1]
+            user.replace_all_uses_with(x if output == 0 else call(aten.cat.default, (last_h, last_c)[output - 1], 0))
             graph.erase_node(user)
     graph.erase_node(node)
 

@@ -77,12 +77,12 @@ def call_factory(factory: Callable[..., Any], section: str, name: str, arguments
 
 def find_callable(reference: str, field: str) -> Callable[..., Any]:
     """What "module:callable" or "file.py:callable" names; modules are also looked for in the current directory."""
-    place, colon, name = reference.rpartition(":")
-    if not colon or not place or not name:
+    source, colon, name = reference.rpartition(":")
+    if not colon or not source or not name:
         raise RecipeError(f'{field}: expected "module:callable" or "file.py:callable"; got "{reference}"')
-    with own_code(f"{field}: cannot import {place}"):
-        if place.endswith(".py"):
-            spec = importlib.util.spec_from_file_location(Path(place).stem, place)
+    with own_code(f"{field}: cannot import {source}"):
+        if source.endswith(".py"):
+            spec = importlib.util.spec_from_file_location(Path(source).stem, source)
             assert spec is not None and spec.loader is not None
             module = importlib.util.module_from_spec(spec)
             sys.modules.setdefault(spec.name, module)  # dataclasses look their own module up
@@ -95,10 +95,10 @@ def find_callable(reference: str, field: str) -> Callable[..., Any]:
         else:
             if "" not in sys.path and str(Path.cwd()) not in sys.path:
                 sys.path.insert(0, str(Path.cwd()))
-            module = importlib.import_module(place)
+            module = importlib.import_module(source)
         found = getattr(module, name, None)
     if not callable(found):
-        raise RecipeError(f"{field}: {place} has no callable {name}")
+        raise RecipeError(f"{field}: {source} has no callable {name}")
     return found
 
 

@@ -102,12 +102,12 @@ def _check_code(path: str, name: str, field: str, kind: type[SslpruneError]) -> 
 
 def max_positions(config: Any) -> int | None:
     """How many tokens a model has places for; None where its configuration does not say."""
-    places = getattr(config, "max_position_embeddings", None)
-    if places is None or getattr(config, "position_embedding_type", "absolute") != "absolute":
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is None or getattr(config, "position_embedding_type", "absolute") != "absolute":
         return None
     # RoBERTa and its kin count positions from the padding's id on
     offset = getattr(config, "pad_token_id", 0) or 0
-    return int(places) - (offset + 1 if getattr(config, "model_type", "") in OFFSET else 0)
+    return int(positions) - (offset + 1 if getattr(config, "model_type", "") in OFFSET else 0)
 
 
 OFFSET = ("roberta", "xlm-roberta", "camembert", "mpnet", "longformer")

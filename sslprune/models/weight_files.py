@@ -167,8 +167,8 @@ def _holds_tensors(value: Any, depth: int = 5) -> bool:
 def _sharded(path: Path) -> dict[str, Any]:
     """The tensors that a ``*.index.json`` spreads over the files beside it."""
     try:
-        places = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-        files = sorted({str(file) for file in places.values()})
+        shards = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        files = sorted({str(file) for file in shards.values()})
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(
             f"{path}: a JSON file without a weight_map; expected torch.save, safetensors, or the index of shards"
@@ -183,7 +183,7 @@ def _sharded(path: Path) -> dict[str, Any]:
         contents = read_weights(shard, whole=False)
         if isinstance(contents, Mapping):
             found.update(contents)
-    missing = [str(name) for name in places if name not in found]
+    missing = [str(name) for name in shards if name not in found]
     if missing:
         raise CheckpointError(f"{path}: its shards lack {few(missing)}; download them again")
-    return {name: found[name] for name in places}
+    return {name: found[name] for name in shards}

@@ -138,8 +138,8 @@ Grain = Annotated[
 
 
 def _plain_table(table: dict[str, Any]) -> dict[str, Any]:
-    for place, why in unwritable(table):
-        raise ValueError(f"{place}: {why}")
+    for field, why in unwritable(table):
+        raise ValueError(f"{field}: {why}")
     return table
 
 
@@ -195,9 +195,9 @@ def _located_path(factory: str | None, arguments: dict[str, Any], folder: Path) 
 
 def _located(path: str | None, folder: Path) -> str | None:
     if path is not None and not Path(path).is_absolute():
-        for place in (Path(), folder):
-            if (place / path).exists():
-                return str((place / path).resolve())
+        for base in (Path(), folder):
+            if (base / path).exists():
+                return str((base / path).resolve())
     return path
 
 
@@ -207,5 +207,5 @@ def _located_factory(factory: str | None, folder: Path) -> str | None:
         return None
     if factory.endswith(".pt2"):
         return _located(factory, folder)
-    place, colon, name = factory.rpartition(":")
-    return f"{_located(place, folder)}:{name}" if colon and place.endswith(".py") else factory
+    source, colon, name = factory.rpartition(":")
+    return f"{_located(source, folder)}:{name}" if colon and source.endswith(".py") else factory

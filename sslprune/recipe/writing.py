@@ -17,22 +17,22 @@ def write_toml(values: dict[str, Any]) -> str:
     return tomli_w.dumps(values)
 
 
-def unwritable(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
+def unwritable(value: Any, field: str = "") -> Iterator[tuple[str, str]]:
     """What in ``value`` TOML cannot hold: where, and why not."""
     if isinstance(value, dict):
         for key, inner in value.items():
             if not isinstance(key, str):
-                yield place, f"a key is of type {type(key).__name__}; expected text"
+                yield field, f"a key is of type {type(key).__name__}; expected text"
             else:
-                yield from unwritable(inner, f"{place}.{key}" if place else key)
+                yield from unwritable(inner, f"{field}.{key}" if field else key)
     elif isinstance(value, list | tuple):
         for index, inner in enumerate(value):
-            yield from unwritable(inner, f"{place}.{index}")
+            yield from unwritable(inner, f"{field}.{index}")
     elif isinstance(value, str):
         if any("\ud800" <= letter <= "\udfff" for letter in value):
-            yield place, "holds bytes that are no text"
+            yield field, "holds bytes that are no text"
     elif isinstance(value, datetime | time):
         if isinstance(value, time) and value.tzinfo is not None:
-            yield place, "a time with a zone; TOML has one of a date alone"
+            yield field, "a time with a zone; TOML has one of a date alone"
     elif not isinstance(value, bool | int | float | date):
-        yield place, f"of type {type(value).__name__}, which TOML does not have"
+        yield field, f"of type {type(value).__name__}, which TOML does not have"

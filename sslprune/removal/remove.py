@@ -114,7 +114,7 @@ def remove(model: nn.Module, program: Program, selection: Selection, *, verify: 
     return small_model
 
 
-def places(program: Program, selection: Selection) -> dict[str, torch.Tensor]:
+def origins(program: Program, selection: Selection) -> dict[str, torch.Tensor]:
     """Where the numbers of the smaller parameters and buffers stand in the whole model's, as `remove` takes them over.
 
     By name, flat indices into the whole tensor: int64, in the shape of the smaller one. What stays whole is left out.

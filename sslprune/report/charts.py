@@ -65,17 +65,17 @@ def chart(
         f'<text class="label" x="{(LEFT + WIDTH) / 2}" y="{HEIGHT - 4}" text-anchor="middle">{escape(x_label)}</text>'
     )
     for line in series:
-        places = [(xs(x), ys(y)) for x, y in line.points if math.isfinite(x) and math.isfinite(y)]
-        if line.line and len(places) > 1:
-            path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+        drawn = [(xs(x), ys(y)) for x, y in line.points if math.isfinite(x) and math.isfinite(y)]
+        if line.line and len(drawn) > 1:
+            path = " ".join(f"{x:.1f},{y:.1f}" for x, y in drawn)
             parts.append(
                 f'<polyline class="s{line.color}" points="{path}"><title>{escape(line.name)}</title></polyline>'
             )
-        for (x, y), name in zip(places, line.names, strict=False):
+        for (x, y), name in zip(drawn, line.names, strict=False):
             inside = min(max(x, LEFT + 14), WIDTH - RIGHT - 14)
             above = y - 7 if y > TOP + 16 else y + 15
             parts.append(f'<text x="{inside:.1f}" y="{above:.1f}" text-anchor="middle">{escape(name)}</text>')
-        for index, (x, y) in enumerate(places if line.marks or len(places) == 1 else []):
+        for index, (x, y) in enumerate(drawn if line.marks or len(drawn) == 1 else []):
             title = escape(line.labels[index] if index < len(line.labels) else line.name)
             parts.append(
                 f'<circle class="s{line.color}" cx="{x:.1f}" cy="{y:.1f}" r="3.5"><title>{title}</title></circle>'

@@ -75,10 +75,10 @@ def curve(report: Report) -> dict[str, Any]:
     charts = []
     for label, dense, cost in costs:
         found = [(point, x) for point in report.curve if (x := cost(point)) is not None and metric in point.metrics]
-        places = [(dense, report.dense.metrics[metric]), *((x, point.metrics[metric]) for point, x in found)]
+        points = [(dense, report.dense.metrics[metric]), *((x, point.metrics[metric]) for point, x in found)]
         names = ["dense", *(f"{point.budget.fraction:g}" for point, _ in found)]
-        labels = [f"{name}: {y:.2f}" for name, (_, y) in zip(names, places, strict=True)]
-        lines = [Series("sweep", places, 1, marks=True, labels=labels, names=names)]
+        labels = [f"{name}: {y:.2f}" for name, (_, y) in zip(names, points, strict=True)]
+        lines = [Series("sweep", points, 1, marks=True, labels=labels, names=names)]
         for color, name in enumerate(CONTROL_WORDS, 2):
             beside = [c for point in report.curve for c in point.controls if c.name == name and metric in c.metrics]
             dots = [(x, c.metrics[metric]) for c in beside if (x := cost(c)) is not None]

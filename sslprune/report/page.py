@@ -136,18 +136,18 @@ def _intervals(report: Report) -> dict[str, Any]:
         return {"rows": [], "one": 0.0, "low": 1.0, "high": 1.0}
     low, high = np.log(min([*every, 0.95])), np.log(max([*every, 1.05]))
 
-    def place(value: float) -> float:
+    def along(value: float) -> float:
         return float(100 * (np.log(value) - low) / (high - low))
 
     return {
-        "one": place(1.0),
+        "one": along(1.0),
         "low": float(np.exp(low)),
         "high": float(np.exp(high)),
         "rows": [
             (
                 setting,
                 [
-                    Interval(n, c, place(s.low), place(s.high), place(s.ratio), verdict_text(s), s.clear)
+                    Interval(n, c, along(s.low), along(s.high), along(s.ratio), verdict_text(s), s.clear)
                     for n, c, s in here
                 ],
             )
@@ -162,8 +162,8 @@ def _latency_charts(report: Report) -> list[tuple[str, Markup]]:
     for name, figures, color in _models(report):
         for value in figures.latency:
             if isinstance(value, Latency):
-                place = "one thread" if value.threads == 1 else f"{value.threads} threads"
-                title = f"{value.runtime} on {value.device.upper()}" + (f", {place}" if value.device == "cpu" else "")
+                threads = "one thread" if value.threads == 1 else f"{value.threads} threads"
+                title = f"{value.runtime} on {value.device.upper()}" + (f", {threads}" if value.device == "cpu" else "")
                 title += f", length {value.length}" if value.length else ""
                 line = found.setdefault(title, {}).setdefault(name, (color, []))
                 line[1].append((float(value.batch_size), value.median_ms / value.batch_size))
@@ -307,14 +307,14 @@ def _matrices(path: Path | None) -> list[dict[str, Any]]:
                     found.append((name, weight, rows, columns))
     except (SafetensorError, TypeError):  # a type that numpy lacks
         return []
-    places = sorted({round(i) for i in np.linspace(0, len(found) - 1, MOST_MATRICES)}) if found else []
+    spread = sorted({round(i) for i in np.linspace(0, len(found) - 1, MOST_MATRICES)}) if found else []
     return [
         {
             "name": name,
             "text": f"{rows} of {weight.shape[0]} rows, {columns} of {weight.shape[1]} columns",
             "png": matrix_png(weight),
         }
-        for name, weight, rows, columns in (found[place] for place in places)
+        for name, weight, rows, columns in (found[i] for i in spread)
     ]
 
 

@@ -8,7 +8,7 @@ import onnxruntime
 import torch
 from torch import nn
 
-from sslprune.bench.compare import Place
+from sslprune.bench.compare import Platform
 from sslprune.capture.mode import set_mode, unchanged
 from sslprune.data import Data
 from sslprune.errors import DataError, RecipeError, SslpruneError
@@ -37,7 +37,7 @@ def check(recipe: Recipe) -> None:
         for field, known in (("device", DEVICES), ("runtime", RUNTIMES)):
             if getattr(gate, field) not in known:
                 raise RecipeError(f'gate.{field}: "{getattr(gate, field)}" is not known; known are {", ".join(known)}')
-        absent = Place(gate.device, gate.runtime).absent if gate.min_speedup is not None else None
+        absent = Platform(gate.device, gate.runtime).absent if gate.min_speedup is not None else None
         reason = (
             "it is for CUDA alone" if (gate.device, gate.runtime) == ("cpu", "tensorrt") else absent and absent.reason
         )

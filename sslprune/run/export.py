@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from sslprune.bench import Comparison, Contender, compare, footprint, once_absent, operator_times, places_for
+from sslprune.bench import Comparison, Contender, compare, footprint, once_absent, operator_times, platforms_for
 from sslprune.bench.contenders import feeds_for
 from sslprune.capture.program import Program
 from sslprune.cost.grain import staircase
@@ -182,20 +182,20 @@ def measure_speed(
     runtimes = list(dict.fromkeys([*bench.runtimes, *(gate.runtime for gate in recipe.gate)]))
     if recipe.budget.measure == "latency" and "onnxruntime" not in runtimes:
         runtimes.append("onnxruntime")
-    places = places_for(runtimes)
+    platforms = platforms_for(runtimes)
     if "torch" not in runtimes:
-        places += [place for place in places_for(["torch"], ["cuda"]) if place.absent is None]
-    places = once_absent(places)
+        platforms += [platform for platform in platforms_for(["torch"], ["cuda"]) if platform.absent is None]
+    platforms = once_absent(platforms)
     assert built[0].module is not None
     args, kwargs = data.example_for(built[0].module("cpu"))
     pack = packer([node.name for node in open_session(built[0].path, 1).get_inputs()], args, kwargs)
     models = [Contender(model.name, onnx=model.path, module=model.module, pack=pack) for model in built]
     steps = len(dict.fromkeys(batch_sizes)) * max(1, len(set(bench.lengths)))
-    steps *= len(dict.fromkeys(threads)) * sum(p.absent is None for p in places)
+    steps *= len(dict.fromkeys(threads)) * sum(p.absent is None for p in platforms)
     with show.progress("timing", steps) as bar:
         return compare(
             models,
-            places,
+            platforms,
             batch_sizes=batch_sizes,
             lengths=bench.lengths,
             threads=threads,

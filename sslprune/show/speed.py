@@ -36,7 +36,7 @@ def comparison(measured: Comparison, files: Mapping[str, tuple[int, Footprint | 
         if isinstance(first, Absent):
             table.add_row(Text(_absent(first), "dim"))
             continue
-        table.add_row(Text(_place(first), "bold"))
+        table.add_row(Text(_heading(first), "bold"))
         for model in measured.models:
             latency, speedup = model.latency[index], model.speedup[index]
             if not isinstance(latency, Latency) or not isinstance(speedup, Speedup):
@@ -121,7 +121,7 @@ def changes(baseline: Baseline) -> RenderableType:
     return Group(heading, table)
 
 
-def _place(latency: Latency) -> str:
+def _heading(latency: Latency) -> str:
     text = setting_text(latency)
     return text if latency.device != "cpu" or latency.runtime != "onnxruntime" else f"CPU, {text}"
 

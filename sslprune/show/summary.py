@@ -177,12 +177,12 @@ def _latencies(
     repacked: Sequence[Latency | Absent],
     speedup: Sequence[Speedup | Absent],
 ) -> None:
-    place = ("", "")
+    platform = ("", "")
     for one, other, ratio in zip(dense, repacked, speedup, strict=True):
         here = isinstance(one, Latency) and isinstance(other, Latency) and isinstance(ratio, Speedup)
-        if (one.device, one.runtime or "") != place:
-            place = (one.device, one.runtime or "")
-            runtime = "" if place[1] in ("", "onnxruntime") else f", {place[1]}"
+        if (one.device, one.runtime or "") != platform:
+            platform = (one.device, one.runtime or "")
+            runtime = "" if platform[1] in ("", "onnxruntime") else f", {platform[1]}"
             missing = Text((one.reason if isinstance(one, Absent) else None) or "no such device here", "dim")
             table.add_row(Text(f"latency on {one.device.upper()}{runtime}"), "", "", "" if here else missing)
         if isinstance(one, Latency) and isinstance(other, Latency) and isinstance(ratio, Speedup):

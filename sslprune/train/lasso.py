@@ -93,15 +93,15 @@ class GroupLasso:
         self.least = torch.zeros(self.num_groups + 1, device=device)  # the least factor that one step may apply
         self.remaining = torch.zeros(self.num_groups + 1, device=device)  # steps to zero of groups that decay
 
-    def follow(self, model: nn.Module, places: Mapping[str, Tensor] | None = None) -> None:
+    def follow(self, model: nn.Module, origins: Mapping[str, Tensor] | None = None) -> None:
         """Act from now on on ``model``: the first one, or what is left of it when groups were taken out.
 
-        ``places[name]``: where each number of a smaller tensor stood in the first one, a flat index; its shape. Groups
+        ``origins[name]``: where each number of a smaller tensor stood in the first one, a flat index; its shape. Groups
         keep their numbers and state; those that are gone have no weights.
         """
-        tensors, places = tensors_of(model), places or {}
+        tensors, origins = tensors_of(model), origins or {}
         left = [
-            (tensors[name], _relaid(sheets, places[name].cpu().numpy()) if name in places else sheets.maps)
+            (tensors[name], _relaid(sheets, origins[name].cpu().numpy()) if name in origins else sheets.maps)
             for name, sheets in self._sheets.items()
             if name in tensors
         ]
@@ -300,7 +300,7 @@ def _bundles(left: Sequence[tuple[Tensor, list[tuple[int, np.ndarray]]]]) -> lis
     """Tensors with their groups, bundled by shape."""
     alike: dict[tuple[Any, ...], list[tuple[Tensor, list[np.ndarray]]]] = {}
     for tensor, maps in left:
-        ordered = sorted(maps, key=_place)
+        ordered = sorted(maps, key=_order)
         dims = tuple(dim for dim, _ in ordered)
         kind = tensor.shape, tensor.dtype, tensor.device, dims, tuple(groups.ndim for _, groups in ordered)
         alike.setdefault(kind, []).append((tensor, [groups for _, groups in ordered]))
@@ -316,13 +316,13 @@ def _bundles(left: Sequence[tuple[Tensor, list[tuple[int, np.ndarray]]]]) -> lis
     ]
 
 
-def _relaid(sheets: _Sheets, places: np.ndarray) -> list[tuple[int, np.ndarray]]:
+def _relaid(sheets: _Sheets, origins: np.ndarray) -> list[tuple[int, np.ndarray]]:
     """The groups of what is left of a tensor: in the dimensions along which they differ there.
 
     Those are the old ones, unless what is left was laid out anew, as the columns of a convolution are.
     """
     maps = []
-    index = np.unravel_index(places, sheets.shape)
+    index = np.unravel_index(origins, sheets.shape)
     for dim, groups in sheets.maps:
         left = groups[index[dim : dim + groups.ndim]]
         differ = [d for d in range(left.ndim) if (left != left.take([0], d)).any()] or [dim]
@@ -331,7 +331,7 @@ def _relaid(sheets: _Sheets, places: np.ndarray) -> list[tuple[int, np.ndarray]]
     return maps
 
 
-def _place(sheet: tuple[int, np.ndarray]) -> tuple[int, int]:
+def _order(sheet: tuple[int, np.ndarray]) -> tuple[int, int]:
     return sheet[0], sheet[1].ndim
 
 

@@ -20,7 +20,7 @@ from torch.optim.swa_utils import AveragedModel
 from sslprune.capture.program import Program
 from sslprune.errors import RepackError, TrainingError
 from sslprune.removal.packed import Packed
-from sslprune.removal.remove import computed_weight, places, removable, remove
+from sslprune.removal.remove import computed_weight, origins, removable, remove
 from sslprune.train.lasso import GroupLasso
 from sslprune.values.axes import Axis, tensors_of, zero_groups
 from sslprune.values.selection import Selection
@@ -62,7 +62,7 @@ class Shrinker:
         self.whole, self.model = model, model
         self.program, self.axes, self.lasso = program, list(axes), lasso
         self.removed = Selection.none(self.axes)  # what is gone
-        self._places: dict[str, Tensor] = {}
+        self._origins: dict[str, Tensor] = {}
         computed = [computed_weight(program, axis) for axis in self.axes]
         self._fixed = [not axis.exact or name is not None for axis, name in zip(self.axes, computed, strict=True)]
         self.notes = [
@@ -103,8 +103,8 @@ class Shrinker:
             assert name in whole, f"{name} is computed"
             parameter.data = _laid_out_as(whole[name], parameter.data)
         small.to(next(self.whole.parameters()).device).train(self.model.training)
-        now = places(self.program, removed)
-        move = _Move({name: tensor.shape for name, tensor in whole.items()}, self._places, now)
+        now = origins(self.program, removed)
+        move = _Move({name: tensor.shape for name, tensor in whole.items()}, self._origins, now)
         for follower in followers:
             if isinstance(follower, Optimizer):
                 _repoint(follower, old, new, move)
@@ -116,7 +116,7 @@ class Shrinker:
             lost = tuple(member for member in axis.members if member.name not in new)
             zero_groups(self.whole, replace(axis, members=lost), range(axis.size))
         self.model.zero_grad()  # nobody reads these gradients any more
-        self.model, self.removed, self._places = small, removed, now
+        self.model, self.removed, self._origins = small, removed, now
 
     @torch.no_grad()
     def restore(self) -> nn.Module:
@@ -126,7 +126,7 @@ class Shrinker:
             for name, tensor in tensors_of(self.model).items():
                 if name in whole:
                     flat = whole[name].reshape(-1)  # a copy where the layout is another
-                    flat[self._places[name].view(-1) if name in self._places else ...] = tensor.reshape(-1)
+                    flat[self._origins[name].view(-1) if name in self._origins else ...] = tensor.reshape(-1)
                     whole[name].copy_(flat.view(whole[name].shape))
         return self.whole
 

@@ -27,8 +27,8 @@ def with_state(model: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         return args
     rows = next(leaf for leaf in pytree.tree_leaves(args) if isinstance(leaf, Tensor))
     begin = cast(Callable[[int], Any], model.initial_state)
-    place = lambda leaf: leaf.to(rows.device) if isinstance(leaf, Tensor) else leaf  # noqa: E731
-    return (*args, pytree.tree_map(place, begin(len(rows))))
+    moved = lambda leaf: leaf.to(rows.device) if isinstance(leaf, Tensor) else leaf  # noqa: E731
+    return (*args, pytree.tree_map(moved, begin(len(rows))))
 
 
 def example_for(model: nn.Module, inputs: Inputs, sequence: int | None) -> tuple[tuple[Any, ...], dict[str, Tensor]]:

@@ -70,12 +70,12 @@ def with_length(value: Any, length: int) -> Any:
     """Inputs of another length: shorter ones keep the first and the last place, longer ones repeat from the start."""
     old = length_of(value)
     shorter = length < old
-    places = torch.linspace(0, old - 1, length).round().long() if shorter else torch.arange(length) % max(1, old)
+    steps = torch.linspace(0, old - 1, length).round().long() if shorter else torch.arange(length) % max(1, old)
 
     def change(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor) or leaf.dim() < 2 or leaf.shape[1] != old:
             return leaf
-        return leaf[:, places.to(leaf.device)]
+        return leaf[:, steps.to(leaf.device)]
 
     return pytree.tree_map(change, value)
 

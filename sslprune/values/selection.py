@@ -50,13 +50,13 @@ class Selection:
         return cls.of(axes, [zero_mask(model, axis, tensors) for axis in axes])
 
     @cached_property
-    def _places(self) -> dict[str, int]:
+    def _index(self) -> dict[str, int]:
         return {axis.name: i for i, axis in enumerate(self.axes)}
 
     def __getitem__(self, axis: Axis | str | int) -> np.ndarray:
-        """Which groups of ``axis`` (the axis, its name or its place) go: bool, shape (size,)."""
-        place = axis if isinstance(axis, int) else self._places[axis if isinstance(axis, str) else axis.name]
-        return self.masks[place]
+        """Which groups of ``axis`` (the axis, its name or its index) go: bool, shape (size,)."""
+        i = axis if isinstance(axis, int) else self._index[axis if isinstance(axis, str) else axis.name]
+        return self.masks[i]
 
     def __iter__(self) -> Iterator[np.ndarray]:
         return iter(self.masks)
@@ -70,16 +70,16 @@ class Selection:
         return any(mask.any() for mask in self.masks)
 
     def plus(self, groups: Mapping[int, np.ndarray]) -> Selection:
-        """More goes: of the axis at each place its ``groups``, as indices or a mask."""
+        """More goes: of the axis at each index its ``groups``, as indices or a mask."""
         masks = list(self.masks)
-        for place, chosen in groups.items():
-            masks[place] = masks[place].copy()
-            masks[place][chosen] = True
+        for i, chosen in groups.items():
+            masks[i] = masks[i].copy()
+            masks[i][chosen] = True
         return Selection(self.axes, tuple(masks))
 
     def over(self, axes: Sequence[Axis]) -> Selection:
         """The same of other ``axes``, known by name; of those that this one does not know nothing goes."""
-        return Selection.of(axes, [self[a] if a.name in self._places else np.zeros(a.size, bool) for a in axes])
+        return Selection.of(axes, [self[a] if a.name in self._index else np.zeros(a.size, bool) for a in axes])
 
     def left(self, axis: Axis | str | int) -> int:
         """How many groups of ``axis`` stay."""

@@ -131,10 +131,10 @@ class Task:
         """Raise DataError, in one line, unless ``targets`` (int64) are classes of what ``outputs`` hold."""
         logits = self.logits(outputs)
         if logits.dim() < 2 or (self.classes_last and logits.dim() != 3):
-            places = None
+            expected_shape = None
         else:
-            places = logits.shape[:-1] if self.classes_last else (logits.shape[0], *logits.shape[2:])
-        if places is None or tuple(targets.shape) != tuple(places):
+            expected_shape = logits.shape[:-1] if self.classes_last else (logits.shape[0], *logits.shape[2:])
+        if expected_shape is None or tuple(targets.shape) != tuple(expected_shape):
             expected = (
                 "(batch, steps, classes) and (batch, steps)" if self.classes_last else "(batch, classes) and (batch,)"
             )
