@@ -86,6 +86,20 @@ def test_no_vague_names() -> None:
     assert not [path for path in MODULES if vague & set(path.removesuffix(".py").split("/"))]
 
 
+def test_a_place_is_where_an_operator_stands_in_a_persons_code() -> None:
+    """`sslprune.capture.refusals.place` alone is called so, with what it gives."""
+    others: dict[str, list[str]] = {}
+    for path in MODULES:
+        for node in ast.walk(ast.parse((PACKAGE / path).read_text())):
+            names = [getattr(node, of, None) for of in ("id", "arg", "attr", "name", "asname")]
+            found = [
+                name for name in names if isinstance(name, str) and {"place", "places"} & set(name.lower().split("_"))
+            ]
+            if found and "sslprune.capture.refusals.place" not in imports(path) and path != "capture/refusals.py":
+                others.setdefault(path, []).extend(found)
+    assert not others
+
+
 def test_files_stay_readable() -> None:
     lines = {path: len((PACKAGE / path).read_text().splitlines()) for path in MODULES}
     assert not {path: count for path, count in lines.items() if count > 350}, "split it by idea"

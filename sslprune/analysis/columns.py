@@ -56,10 +56,10 @@ def read_columns(r: Any, a: SimpleNamespace, columns: Columns, channel_dim: int)
     aten = torch.ops.aten
     pieces: list[fx.Node] = []
     for indices in columns.by_position(r.mask(columns.dim)):
-        channel, *places = np.unravel_index(indices, [dim.size for dim in columns.whole])
+        channel, *positions = np.unravel_index(indices, [dim.size for dim in columns.whole])
         amounts: list[int] = []
-        for place, side, pad, step in zip(places, sides, padding, dilation, strict=True):
-            at = int(place[0])
+        for position, side, pad, step in zip(positions, sides, padding, dilation, strict=True):
+            at = int(position[0])
             amounts = [pad - at * step, pad - (side.size - 1 - at) * step, *amounts]  # the last side first
         index = r.constant(f"{a.weight.target}_columns{len(pieces)}", r.renumber(channels, channel))
         piece = r.insert(aten.index_select.default, r.mapped(a.input), channel_dim, index)

@@ -16,7 +16,7 @@ from sslprune.errors import RepackError
 class FixedRows:
     """An input whose dimension 0 has one size in a graph."""
 
-    place: int  # among the leaves of the inputs
+    index: int  # among the leaves of the inputs
     size: int
     batch: bool  # whether that is the batch
 
@@ -27,8 +27,8 @@ def fixed_rows(graph: fx.Graph) -> tuple[FixedRows, ...]:
     sizes = [value.shape[0] if isinstance(value, torch.Tensor) and value.dim() else None for value in values]
     first = next((size for size in sizes if size is not None), 0)
     batch = None if is_open(first) else int(first)
-    closed = [(place, int(size)) for place, size in enumerate(sizes) if size is not None and not is_open(size)]
-    return tuple(FixedRows(place, size, size == batch) for place, size in closed)
+    closed = [(index, int(size)) for index, size in enumerate(sizes) if size is not None and not is_open(size)]
+    return tuple(FixedRows(index, size, size == batch) for index, size in closed)
 
 
 def check_rows(leaves: Sequence[Any], fixed: Sequence[FixedRows]) -> None:
@@ -37,9 +37,9 @@ def check_rows(leaves: Sequence[Any], fixed: Sequence[FixedRows]) -> None:
     torch.export, where it meets this check, takes the size for a constant too.
     """
     for one in fixed:
-        leaf = leaves[one.place] if one.place < len(leaves) else None
+        leaf = leaves[one.index] if one.index < len(leaves) else None
         if isinstance(leaf, torch.Tensor) and leaf.dim() and leaf.shape[0] != one.size:
-            what = "the batch size" if one.batch else f"dimension 0 of input {one.place}, no batch to this model,"
+            what = "the batch size" if one.batch else f"dimension 0 of input {one.index}, no batch to this model,"
             raise RepackError(
                 f"{what} is fixed at {one.size} in the traced graph, as the model's own code turns it into a number; "
                 f"got {leaf.shape[0]}: give it {one.size}, or mend the code and trace the model again"

@@ -20,7 +20,7 @@ from sslprune.capture.program import module_of, operator_name, quiet
 from sslprune.errors import TraceError
 
 NOT_THEIRS = tuple(  # source files that a person looks for no mistake in
-    str(Path(place).resolve()) + "/" for place in (Path(torch.__file__).parent, Path(__file__).parent)
+    str(Path(folder).resolve()) + "/" for folder in (Path(torch.__file__).parent, Path(__file__).parent)
 )
 
 

@@ -225,17 +225,17 @@ class RunDirectory:
         old result goes; if the block fails, everything is as it was.
         """
         with self.writing():
-            place = RunDirectory(self.path, writing=stage)
+            target = RunDirectory(self.path, writing=stage)
             was = read_record(self._record(stage))
 
             def complete() -> list[Path]:
-                place.record(stage)
+                target.record(stage)
                 new = {self.path / path.relative_to(self._new(stage)) for path in self._new(stage).rglob("*")}
                 unrecorded = [*self.files(stage), *(self.export_dir.glob("*.onnx*") if stage == "export" else ())]
                 return [path for path in [self.path / name for name in was] or unrecorded if path not in new]
 
             with beside(self.path, stage, self.files(stage)[-1], complete):
-                yield place
+                yield target
             now = read_record(self._record(stage))
             told = self.files(stage)[-1].relative_to(self.path).as_posix()  # figures, which are measured anew
             if stage == "repack" and {**was, told: None} != {**now, told: None}:

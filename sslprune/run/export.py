@@ -69,15 +69,15 @@ def export(
             folder.claim(point)  # gates and timings are those of the sweep
             if not folder.finished("export") or Report.load(folder.report).recipe_sha256 != _digest(folder):
                 export(folder, show, program)
-        with directory.stage("export") as place:
-            report = _export(place, show, program)
+        with directory.stage("export") as target:
+            report = _export(target, show, program)
             if earlier is not None and baseline is not None:
                 report = report.model_copy(update={"baseline": compare_reports(earlier, report, baseline)})
-            new, there = str(place.export_dir), str(directory.export_dir)
+            new, there = str(target.export_dir), str(directory.export_dir)
             variants = [v.model_copy(update={"file": v.file.replace(new, there)}) for v in report.variants]
             report = beside(report.model_copy(update={"variants": variants}), directory)
-            write_ci(report, place.junit, place.summary)
-            _write(report, place)
+            write_ci(report, target.junit, target.summary)
+            _write(report, target)
         _tell_sweep(directory)
     return report
 
@@ -277,9 +277,9 @@ def _measured(budget: Budget, batch_size: int, speedup: Sequence[Speedup | Absen
     """The budget with what was measured of it, where it is one in latency: the whole models, in turns."""
     if budget.measure != "latency":
         return budget
-    place = ("cpu", "onnxruntime", batch_size, 1)
+    setting = ("cpu", "onnxruntime", batch_size, 1)
     found = next(
-        s for s in speedup if isinstance(s, Speedup) and (s.device, s.runtime, s.batch_size, s.threads) == place
+        s for s in speedup if isinstance(s, Speedup) and (s.device, s.runtime, s.batch_size, s.threads) == setting
     )
     return budget.model_copy(update={"reached": 1 / found.ratio, "low": 1 / found.high, "high": 1 / found.low})
 

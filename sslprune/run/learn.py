@@ -33,8 +33,8 @@ def train(
     """
     with directory.writing():
         points = directory.each_point(recipe)
-        for point, place in [(recipe, directory), *points]:
-            place.check(point, force=force)
+        for point, run in [(recipe, directory), *points]:
+            run.check(point, force=force)
         if not resume and not force:
             directory.check_new()
         try:
@@ -47,7 +47,7 @@ def train(
 def _train_points(recipe: Recipe, directory: RunDirectory, show: Show, *, resume: bool) -> Program | None:
     cleared = resume
 
-    def begin(point: Recipe, place: RunDirectory, previous: RunDirectory | None, model: nn.Module) -> None:
+    def begin(point: Recipe, run: RunDirectory, previous: RunDirectory | None, model: nn.Module) -> None:
         """All is read and built: from here on, what was there may go."""
         nonlocal cleared
         if not cleared:
@@ -56,60 +56,60 @@ def _train_points(recipe: Recipe, directory: RunDirectory, show: Show, *, resume
                 other.release()
         cleared = True
         directory.claim(recipe)
-        place.claim(point)
-        if place.checkpoint.is_file():
-            _write_beginning(model, point, place, previous)
+        run.claim(point)
+        if run.checkpoint.is_file():
+            _write_beginning(model, point, run, previous)
 
     previous: RunDirectory | None = None
     program: Program | None = None
-    for point, place in directory.each_point(recipe):
+    for point, run in directory.each_point(recipe):
         if resume:
-            _mend(point, place, show, first=previous is None)
-        if resume and place.finished("train"):
+            _mend(point, run, show, first=previous is None)
+        if resume and run.finished("train"):
             directory.claim(recipe)
-            place.claim(point)
-            show.stage("train", f"finished already: {place.masked}")
+            run.claim(point)
+            show.stage("train", f"finished already: {run.masked}")
         else:
             show.stage("train", _plan(point, previous is None))
             goal = min(recipe.budget.points, default=None)
-            begun, ready = partial(begin, point, place, previous), partial(check_model, point)
+            begun, ready = partial(begin, point, run, previous), partial(check_model, point)
             before = previous.training if previous is not None else None
-            program = train_model(point, place.training, show, previous=before, goal=goal, begin=begun, ready=ready)
-            place.record("train")
-        previous = place
+            program = train_model(point, run.training, show, previous=before, goal=goal, begin=begun, ready=ready)
+            run.record("train")
+        previous = run
     return program
 
 
-def _mend(recipe: Recipe, place: RunDirectory, show: Show, *, first: bool) -> None:
+def _mend(recipe: Recipe, run: RunDirectory, show: Show, *, first: bool) -> None:
     """Remove what is damaged of a run that is to go on, and say so: training makes it again, to the same."""
-    if not place.started:
+    if not run.started:
         return
-    damaged = place.damaged("train") if place.masked.is_file() else []
-    damaged += [file for file in (place.checkpoint, place.dense, place.initial) if _unreadable(file)]
+    damaged = run.damaged("train") if run.masked.is_file() else []
+    damaged += [file for file in (run.checkpoint, run.dense, run.initial) if _unreadable(file)]
     for file in dict.fromkeys(damaged):
         show.say(f"{file}: {'damaged' if file.is_file() else 'missing'}; it is made again", "yellow")
         file.unlink(missing_ok=True)
-    if not place.checkpoint.is_file():
+    if not run.checkpoint.is_file():
         return
-    history = json.loads(load_checkpoint(place.checkpoint)["history"])
-    if not place.history.is_file():
-        write_json(place.history, history)
+    history = json.loads(load_checkpoint(run.checkpoint)["history"])
+    if not run.history.is_file():
+        write_json(run.history, history)
     past = any(epoch["phase"] != "dense" for epoch in history)
-    if first and past and recipe.schedule.dense.count and not place.dense.is_file():
-        show.say(f"{place.dense}: no checkpoint holds it; training starts over", "yellow")
-        place.checkpoint.unlink()
+    if first and past and recipe.schedule.dense.count and not run.dense.is_file():
+        show.say(f"{run.dense}: no checkpoint holds it; training starts over", "yellow")
+        run.checkpoint.unlink()
 
 
-def _write_beginning(model: nn.Module, recipe: Recipe, place: RunDirectory, previous: RunDirectory | None) -> None:
+def _write_beginning(model: nn.Module, recipe: Recipe, run: RunDirectory, previous: RunDirectory | None) -> None:
     """Write what was lost of the weights that training began with; ``model`` is as it was built."""
-    if previous is None and recipe.model.checkpoint is None and not place.initial.is_file():
-        write_weights(place.initial, model)
+    if previous is None and recipe.model.checkpoint is None and not run.initial.is_file():
+        write_weights(run.initial, model)
     if previous is not None:
-        for there, here in ((previous.initial, place.initial), (previous.dense, place.dense)):
+        for there, here in ((previous.initial, run.initial), (previous.dense, run.dense)):
             if there.is_file() and not here.is_file():
                 write_atomic(here, partial(shutil.copyfile, there))
-    elif not place.dense.is_file() and not recipe.schedule.dense.count:
-        write_weights(place.dense, model)
+    elif not run.dense.is_file() and not recipe.schedule.dense.count:
+        write_weights(run.dense, model)
 
 
 def _unreadable(file: Path) -> bool:

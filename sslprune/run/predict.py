@@ -60,11 +60,11 @@ def predict_run(run: str | Path, samples: Sequence[str], threads: int = 1) -> li
     models = [Contender(path.stem, onnx=path) for path in paths]
     sessions = [open_session(path, threads) for path in paths]
     encoder = reopen(directory.recipe(), directory.tokenizer, models[1].inputs[0].shape)
-    place, found = _place(sessions[1], directory.recipe().data.output), []
+    index, found = _index_of(sessions[1], directory.recipe().data.output), []
     for sample in (sample for given in samples for sample in encoder.samples(given)):
         inputs = encoder.encode(sample)
         feeds = [_feeds(model, session, inputs) for model, session in zip(models, sessions, strict=True)]
-        found.append(_answered(sample, encoder, feeds, sessions, place))
+        found.append(_answered(sample, encoder, feeds, sessions, index))
     return found
 
 
@@ -93,19 +93,19 @@ def _answered(
     encoder: Encoder,
     feeds: Sequence[dict[str, np.ndarray]],
     sessions: Sequence[onnxruntime.InferenceSession],
-    place: int,
+    index: int,
 ) -> Prediction:
     calls = [lambda s=session, f=given: s.run(None, f) for session, given in zip(sessions, feeds, strict=True)]
     times = 1e3 * np.median(interleave(calls, REPETITIONS), axis=0)
     answers = []
     for call, milliseconds in zip(calls, times, strict=True):
-        told = encoder.told(sample, np.asarray(call()[place]))
+        told = encoder.told(sample, np.asarray(call()[index]))
         label, share = next(iter(told.items()))
         answers.append(Answer(label, share, float(milliseconds), told if encoder.continues else {}))
     return Prediction(sample, *answers)
 
 
-def _place(session: onnxruntime.InferenceSession, wanted: Output) -> int:
+def _index_of(session: onnxruntime.InferenceSession, wanted: Output) -> int:
     """Where the answer stands among a file's outputs: as the recipe names it, or ``logits``, or the first."""
     names = [node.name for node in session.get_outputs()]
     if isinstance(wanted, int):

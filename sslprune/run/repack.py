@@ -48,12 +48,12 @@ def repack(directory: RunDirectory, show: Show, program: Program | None = None) 
         for point in directory.points:
             if point.damaged("repack"):
                 repack(point, show, program)
-        with directory.stage("repack") as place:
-            return _repack(directory, place, show, program)
+        with directory.stage("repack") as target:
+            return _repack(directory, target, show, program)
 
 
-def _repack(directory: RunDirectory, place: RunDirectory, show: Show, program: Program | None) -> RepackResult:
-    """Read from ``directory``, write to ``place``."""
+def _repack(directory: RunDirectory, target: RunDirectory, show: Show, program: Program | None) -> RepackResult:
+    """Read from ``directory``, write to ``target``."""
     recipe = directory.recipe()
     show.stage("repack", f"{recipe.name}: the zeros go, the function stays")
     if recipe.run.threads:
@@ -88,12 +88,12 @@ def _repack(directory: RunDirectory, place: RunDirectory, show: Show, program: P
         axes=changes(removed, small),
     )
     with show.progress("writing the repacked model"):
-        save_program(small.deployed(), cut, place.program, kwargs, sequence=data.sequence)
+        save_program(small.deployed(), cut, target.program, kwargs, sequence=data.sequence)
         weights = {name: tensor.detach().clone().contiguous() for name, tensor in small.state_dict().items()}
-        write_atomic(place.weights, lambda path: path.write_bytes(save(weights)))
-        write_plan(place.plan, plan_of(program, removed))
-        data.save(place.tokenizer)
-    result.save(place.result)
+        write_atomic(target.weights, lambda path: path.write_bytes(save(weights)))
+        write_plan(target.plan, plan_of(program, removed))
+        data.save(target.tokenizer)
+    result.save(target.result)
     before, after, proof = sizes[0], sizes[1], result.equivalence
     show.say(f"{before.parameters:,} parameters -> {after.parameters:,}, {before.macs:,} MACs -> {after.macs:,}")
     show.say(f"masked = repacked to {proof.max_relative:.1e} (relative) on {proof.samples:,} test samples")

@@ -37,7 +37,7 @@ def one_writer(folder: Path) -> Iterator[bool]:
         finally:
             _held[folder] -= 1
         return
-    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    made = [one for one in (folder, *folder.parents) if not one.exists()]
     lock = FileLock(folder / LOCK)
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -59,9 +59,9 @@ def index(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
         return
     for i in used:
         g.freeze(g.dims(i), node, "an index")
-    place = at[0] if at == list(range(at[0], at[0] + len(at))) else 0
+    start = at[0] if at == list(range(at[0], at[0] + len(at))) else 0
     shape = g.shape(node)
-    out = [*rest[:place], *(fixed(n) for n in shape[place : place + new]), *rest[place:]]
+    out = [*rest[:start], *(fixed(n) for n in shape[start : start + new]), *rest[start:]]
     g.out(node, out, Keeps(a.self, tuple(rest)))
 
 

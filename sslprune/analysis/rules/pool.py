@@ -24,8 +24,8 @@ def spatial(count: int) -> Rule:
             g.freeze([windows], node, "where its windows lie")
         g.freeze(x[-count:], node, "resampled")
         for i in range(g.num_outputs(node)):
-            places = [g.fixed(n, node, "resampled") for n in g.shape(node, i)[-count:]]
-            g.out(node, [*x[:-count], *places], Keeps(source) if i == 0 else None)
+            resampled = [g.fixed(n, node, "resampled") for n in g.shape(node, i)[-count:]]
+            g.out(node, [*x[:-count], *resampled], Keeps(source) if i == 0 else None)
 
     return rule
 
@@ -39,8 +39,8 @@ def unpooled(count: int) -> Rule:
         for one, other in zip(x[:-count], i[:-count], strict=True):
             g.unify(one, other, node)
         g.freeze([*x[-count:], *i[-count:]], node, "resampled")
-        places = [g.fixed(n, node, "resampled") for n in g.shape(node)[-count:]]
-        g.out(node, [*x[:-count], *places], Keeps(a.self, tuple(x[:-count])))
+        resampled = [g.fixed(n, node, "resampled") for n in g.shape(node)[-count:]]
+        g.out(node, [*x[:-count], *resampled], Keeps(a.self, tuple(x[:-count])))
 
     return rule
 
