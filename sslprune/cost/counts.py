@@ -59,7 +59,7 @@ class Cost:
         def index(dim: Dim) -> int:
             if id(dim) not in known:
                 rows = slots[g.atoms.rows(dim)].reshape(dim.size, -1)
-                rows = rows[:, rows.any(axis=0)]
+                rows = rows[:, rows.any(axis=0)]  # what no axis has takes time at each count
                 key = rows.tobytes() + bytes(str(rows.shape), "ascii")
                 if key not in seen:
                     seen[key] = len(self._rows)
@@ -121,7 +121,7 @@ class Cost:
         if selection is None:
             return np.ones(self._starts[-1], bool), set()
         masks = closed(self.axes, selection, self._columns, self._left_by)
-        return _flags(masks), {i for i in self._cuts if masks[i].any()}
+        return _flags(masks), {i for i in self._cuts if masks[i][0]}
 
     def _left_by(self, masks: Sequence[np.ndarray]) -> Left:
         flags = _flags(masks)

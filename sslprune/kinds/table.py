@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from sslprune.kinds.branches import BranchKind
 from sslprune.kinds.columns import ColumnKind
 from sslprune.kinds.kernel import KernelKind
 from sslprune.kinds.kind import Kind
-from sslprune.values.axes import Axis
+
+
+class Named(Protocol):
+    """An axis, or what a report tells of one."""
+
+    @property
+    def kind(self) -> str: ...
+
 
 # Of several labels the lowest row here wins; what has none is of the first.
 KINDS: dict[str, Kind] = {
@@ -28,11 +37,6 @@ KINDS: dict[str, Kind] = {
 }
 
 
-def kind_of(axis: Axis) -> Kind:
+def kind_of(axis: Named) -> Kind:
     """The kind of ``axis``; what a person made by hand and called by a name of their own is as a module's features."""
-    return kind_named(axis.kind)
-
-
-def kind_named(name: str) -> Kind:
-    """The kind of that ``name``, as `kind_of` has it."""
-    return KINDS.get(name) or Kind(name)
+    return KINDS.get(axis.kind) or Kind(axis.kind)

@@ -6,7 +6,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from sslprune.kinds.table import kind_named
+from sslprune.kinds.table import kind_of
 from sslprune.report import Inspection
 from sslprune.show.figures import counts
 
@@ -20,7 +20,7 @@ def inspection(found: Inspection) -> RenderableType:
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("removable", overflow="fold")
     # inside a layer there are so many that those of a kind have one row, unless the recipe names them
-    fine = [axis for axis in found.axes if kind_named(axis.kind).is_inside and not axis.pruned and not axis.frozen]
+    fine = [axis for axis in found.axes if kind_of(axis).is_inside and not axis.pruned and not axis.frozen]
     for axis in found.axes:
         if axis in fine:
             continue
