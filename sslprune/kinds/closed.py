@@ -22,8 +22,9 @@ def closed(
 ) -> list[np.ndarray]:
     """Of each axis which groups can go when those in ``wanted`` are zero: bool, shape (size,) each.
 
-    Every axis but a branch keeps a group, and every sum an operand, beside what went ``before``. The ``waiting`` axes,
-    those of kinds with `sizes`, come last: ``left_by(masks)`` says of them what the masks of all others leave.
+    Every sum keeps an operand. ``before`` is what has left a model already: beside that every axis but a branch keeps a
+    group, as a model that runs has to. The ``waiting`` axes, those of kinds with `sizes`, come last: ``left_by(masks)``
+    says of them what the masks of all others leave.
     """
     dropped = [axis.cuts[0] for axis, mask in zip(axes, before or (), strict=False) if axis.cuts and mask.all()]
     wanted, masks = list(wanted), []
@@ -33,9 +34,11 @@ def closed(
         if np.count_nonzero(mask) == axis.size:  # faster than all(), and this is asked a million times
             if axis.cuts and not too_many(dropped, axis.cuts[0]):
                 dropped.append(axis.cuts[0])
-            elif axis.cuts or not kind.is_whole:
+            elif axis.cuts:
+                mask = np.zeros(axis.size, bool)
+            elif before is not None and not kind.is_whole:
                 mask = mask.copy()
-                mask[0 if before is None or axis.cuts else np.argmin(before[i])] = False
+                mask[np.argmin(before[i])] = False
         masks.append(mask)
     if waiting:
         left = left_by(masks)
