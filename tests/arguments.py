@@ -186,7 +186,8 @@ CALLS: dict[str, list[Call]] = {
     **{name: [call((X, Operand((4, 6))))] for name in ("view_as", "reshape_as")},
     "flatten": [Call("using_ints", (X, 1)), Call("using_ints", (Operand((6, 2, 3)), 2))],
     "unflatten": [Call("int", (X, 1, [2, 3])), Call("int", (X, 1, [-1, 3]))],
-    "squeeze": [call((Operand((6, 1, 4)),)), Call("dim", (X, 1)), Call("dims", (X, [1, 2]))],
+    "squeeze": [call((Operand((2, 1, 4)),)), Call("dim", (Operand((1, 4)), 1)),
+                Call("dims", (Operand((2, 4, 1)), [1, 3]))],
     "permute": [call((X, [0, 2, 1]))],
     "t": [call((FLAT,), after=lambda made: made.transpose(0, 1))],
     "numpy_T": [call((FLAT,), after=lambda made: made.transpose(0, 1))],
@@ -262,6 +263,7 @@ CALLS: dict[str, list[Call]] = {
               (("self", (X, Operand())), ("ScalarOther", (X, 0.0)), ("ScalarSelf", (0.5, X)))],
     "masked_fill": [Call("Scalar", (X, WHERE, value)) for value in (0.0, 1.0)]
     + [Call("Tensor", (X, WHERE, Constant(0.5, torch.float32)))],
+    "_prelu_kernel": [call((X, Weight((1, 6, 1))))],
     "prelu": [call((X, Weight((6,)))), call((X, Weight((1,))))],
     "norm": [Call("Scalar", (X,)), Call("ScalarOpt_dim", (X, 2, [1])), Call("ScalarOpt_dim", (X, 3, [2]))],
     "linalg_vector_norm": [call((X, order, [1])) for order in (2, 1, 0, float("inf"))],

@@ -111,7 +111,7 @@ def test_what_draws_in_training_alone_is_not_random(tmp_path: Path) -> None:
     assert sslprune.export_onnx(model, (x,), tmp_path / "m.onnx") < 1e-4
 
 
-def test_a_slope_that_training_draws_is_repacked_in_both_modes() -> None:
+def test_a_slope_that_training_draws_is_repacked_in_both_modes(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model, x = Leaks().eval(), torch.randn(4, 10)
     program = sslprune.trace(model, (x,))
@@ -123,6 +123,7 @@ def test_a_slope_that_training_draws_is_repacked_in_both_modes() -> None:
     small = sslprune.repack(model, program, axes)
     assert difference(model(x), small.eval()(x))[1] < 1e-5
     assert small.train()(x).shape == (4, 4)
+    assert sslprune.export_onnx(small.eval(), (x,), tmp_path / "m.onnx") < 1e-4
 
 
 @pytest.mark.parametrize(
