@@ -16,6 +16,7 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
+from sslprune.capture.batch import closed_inputs
 from sslprune.values.axes import tensors_of
 
 
@@ -54,6 +55,11 @@ class Program:
     @property
     def graphs(self) -> tuple[fx.Graph, ...]:
         return (self.evaluation,) if self.training is None else (self.evaluation, self.training)
+
+    @property
+    def closed(self) -> frozenset[int]:
+        """The tensors among the inputs, by their numbers, whose dimension 0 has one size."""
+        return closed_inputs([node.meta.get("val") for node in self.evaluation.nodes if node.op == "placeholder"])
 
     def carried_inputs(self, graph: fx.Graph) -> dict[fx.Node, fx.Node]:
         """The inputs of one of the graphs that take the carried state, each with what it will be in the next call."""

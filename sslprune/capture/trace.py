@@ -10,9 +10,10 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
+from sslprune.capture.batch import fixed_inputs
 from sslprune.capture.carried import carried_state
 from sslprune.capture.draws import random_operators
-from sslprune.capture.export import export, export_open
+from sslprune.capture.export import export_fixed, export_open, export_rows
 from sslprune.capture.functional import functional
 from sslprune.capture.mode import row_major, set_mode, unchanged
 from sslprune.capture.program import Program, operator_name
@@ -59,9 +60,11 @@ def trace(
             raise TraceError(f"{type(model).__name__} {why_not(model, args, kwargs, error)}") from error
         args, kwargs = exported.args, exported.kwargs
         _check_types(exported.program.graph, model, *given)
-        if not exported.dynamic_batch:
-            notes.append("the batch size is fixed: the model does not export with an open one")
         evaluation, module = functional(exported.program)
+        if exported.dynamic_batch:
+            notes += fixed_inputs(evaluation)
+        else:
+            notes.append("the batch size is fixed: the model does not export with an open one")
         random = random_operators(evaluation)
         if random:
             notes.append(f"random numbers are drawn in evaluation: {'; '.join(random)}")
@@ -70,7 +73,8 @@ def trace(
         try:
             if not set_mode(model, True):
                 raise TraceError("the model has no training mode")
-            trained = export(model, args, kwargs, exported.dynamic_batch, sequence)
+            again = export_rows if exported.dynamic_batch else export_fixed
+            trained = again(model, args, kwargs, sequence)
             carried_state(model, args, kwargs, trained)
             training, training_module = functional(trained)
             out_specs = (*out_specs, trained.call_spec.out_spec)
