@@ -69,20 +69,24 @@ def export_open(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any],
 
 
 def export_rows(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], sequence: int | None
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], sequence: int | None, gradients: bool = False
 ) -> torch.export.ExportedProgram:
     """With the rows of every input open, or those of the batch alone where the model does not export so."""
     if len(row_counts((args, kwargs))) > 1:
         with contextlib.suppress(Exception):
-            return export(model, args, kwargs, sequence=sequence)
-    return export(model, args, kwargs, sequence=sequence, several=False)
+            return export(model, args, kwargs, sequence=sequence, gradients=gradients)
+    return export(model, args, kwargs, sequence=sequence, several=False, gradients=gradients)
 
 
 def export_fixed(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], sequence: int | None = None
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    sequence: int | None = None,
+    gradients: bool = False,
 ) -> torch.export.ExportedProgram:
     """With nothing open but the length of sequences where there are any."""
-    return export(model, args, kwargs, dynamic_batch=False, sequence=sequence)
+    return export(model, args, kwargs, dynamic_batch=False, sequence=sequence, gradients=gradients)
 
 
 def _settle_(program: torch.export.ExportedProgram) -> None:
@@ -121,10 +125,11 @@ def export(
     dynamic_batch: bool = True,
     sequence: int | None = None,
     several: bool = True,
+    gradients: bool = False,
 ) -> torch.export.ExportedProgram:
     """``torch.export`` with the batch, and the length of sequences where there are any, left open.
 
-    ``several``: and the rows of inputs that have another number of them.
+    ``several``: and the rows of inputs that have another number of them. ``gradients``: the graph says where they stop.
     """
     dimensions = open_dimensions((args, kwargs), sequence, several=several)
 
@@ -133,7 +138,7 @@ def export(
             return dict.fromkeys(dimensions(leaf), torch.export.Dim.AUTO) if dynamic_batch else {}
         return None
 
-    with keywords_named(model, kwargs), quiet(), any_length(), torch.no_grad():
+    with keywords_named(model, kwargs), quiet(), any_length(), torch.set_grad_enabled(gradients):
         given = inspect.signature(model.forward).bind(*args, **kwargs).arguments
         shapes = pytree.tree_map(spec, dict(given))
         program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)

@@ -50,6 +50,7 @@ class Program:
     notes: tuple[str, ...] = ()
     carried: tuple[tuple[int, int], ...] = ()
     random: tuple[str, ...] = ()  # the operators that draw random numbers in evaluation
+    untrained: frozenset[str] = frozenset()  # the parameters that no gradient reaches, by graph name
     exported: torch.export.ExportedProgram | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -71,7 +72,7 @@ class Program:
     def is_trained(self, name: str) -> bool:
         """Whether a tensor of the graphs is a parameter that training changes."""
         tensor = self.tensors[name]
-        return isinstance(tensor, nn.Parameter) and tensor.requires_grad
+        return isinstance(tensor, nn.Parameter) and tensor.requires_grad and name not in self.untrained
 
     def serves(self, model: nn.Module) -> bool:
         """Whether ``model`` is another instance of the one that was traced: the same shapes, the same constants."""

@@ -15,6 +15,7 @@ from sslprune.capture.carried import carried_state
 from sslprune.capture.draws import random_operators
 from sslprune.capture.export import export_fixed, export_open, export_rows
 from sslprune.capture.functional import functional
+from sslprune.capture.gradients import switches_gradients, who_stays, without_gradient
 from sslprune.capture.mode import row_major, set_mode, unchanged
 from sslprune.capture.program import Program, operator_name
 from sslprune.capture.refusals import own_failure, own_failure_text, reason, where, why_not
@@ -74,7 +75,7 @@ def trace(
             if not set_mode(model, True):
                 raise TraceError("the model has no training mode")
             again = export_rows if exported.dynamic_batch else export_fixed
-            trained = again(model, args, kwargs, sequence)
+            trained = again(model, args, kwargs, sequence, switches_gradients(model, args, kwargs))
             carried_state(model, args, kwargs, trained)
             training, training_module = functional(trained)
             out_specs = (*out_specs, trained.call_spec.out_spec)
@@ -99,11 +100,15 @@ def trace(
         for name, tensor in tensors.items()
         if name in own
     }
+    own_parameters = {name for name, p in own.items() if isinstance(p, nn.Parameter) and p.requires_grad}
+    untrained = without_gradient(training if training is not None else evaluation) & own_parameters
+    notes += who_stays([name for name in tensors if name in untrained])
     return Program(
         evaluation=evaluation, training=training, args=args, kwargs=kwargs, tensors=tensors, constants=constants,
         aliases=aliases, in_spec=exported.program.call_spec.in_spec, out_specs=out_specs,
         batch=num_rows((args, kwargs)), dynamic_batch=exported.dynamic_batch, sequence=sequence, notes=tuple(notes),
-        carried=carried_state(model, args, kwargs, exported.program), random=random, exported=exported.program,
+        carried=carried_state(model, args, kwargs, exported.program), random=random, untrained=untrained,
+        exported=exported.program,
     )  # fmt: skip
 
 
