@@ -22,6 +22,7 @@ from sslprune.errors import ExportError
 from sslprune.kinds.find import analysis_of
 from sslprune.values.axes import Axis, zero_groups
 from sslprune.values.compare import difference
+from tests.arguments import CALLS
 from tests.laws import lively_
 from tests.schemas import calls_of, packet_of
 from tests.smallest import FEATURES, ROWS, Smallest
@@ -90,6 +91,12 @@ def test_an_operator_between_two_layers_keeps_what_is_left_or_freezes(name: str)
         x = torch.randn(rows, FEATURES)
         with torch.no_grad():
             assert difference(case.model(x), case.small(x))[1] < 1e-5
+
+
+def test_a_row_without_arguments_says_what_to_add(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(CALLS, "im2col")
+    with pytest.raises(LookupError, match=r'argument kernel_size .*add a row to CALLS in tests/arguments.py: "im2col"'):
+        calls_of("im2col")
 
 
 class Together(nn.Module):
