@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
+import textwrap
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +17,7 @@ from sslprune.capture.program import operator_name
 from sslprune.values.axes import tensors_of
 from sslprune.values.compare import difference
 from tests.laws import kept_indices, kept_slice, lively_
+from tests.test_cli import RECIPE, invoke
 
 
 class Frozen(nn.Module):
@@ -139,3 +143,49 @@ def test_a_model_that_trains_whole_is_traced_without_another_thought() -> None:
     program = sslprune.trace(model, (x,))
     assert program.untrained == frozenset() and program.notes == ()
     assert not any(operator_name(node) == "detach" for graph in program.graphs for node in graph.nodes)
+
+
+class Tied(nn.Module):
+    """One weight by two names, read with gradients and without."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.out = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+        self.two.weight = self.one.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            h = self.one(x)
+        return self.out(F.relu(self.two(h)))
+
+
+def test_a_weight_of_two_names_trains_if_one_of_them_does() -> None:
+    program = sslprune.trace(Tied(), (torch.randn(2, 6),))
+    assert program.untrained == {"one.bias"}
+
+
+def test_inspect_says_how_many_do_not_train_and_that_they_count(tmp_path: Path) -> None:
+    (tmp_path / "frozen.py").write_text(textwrap.dedent(CODE))
+    (tmp_path / "frozen.toml").write_text(RECIPE.replace("sslprune.zoo:digits_cnn", f"{tmp_path}/frozen.py:Frozen"))
+    text = " ".join(invoke("inspect", tmp_path / "frozen.toml").stdout.split())
+    assert "982 parameters (432 of them do not train, and count in a budget)" in text
+    assert "no gradient reaches filters.weight, filters.bias: what does not train" in text
+    found = json.loads(invoke("inspect", tmp_path / "frozen.toml", "--json").stdout)
+    assert (found["parameters"], found["untrained"]) == (982, 432)
+
+
+CODE = """
+    import torch
+    from torch import nn
+    class Frozen(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.filters, self.fixed = nn.Conv2d(1, 16, 3), nn.Conv2d(16, 16, 1)
+            for p in self.fixed.parameters():
+                p.requires_grad_(False)
+            self.one, self.out = nn.Linear(16, 20), nn.Linear(20, 10)
+        def forward(self, x):
+            with torch.no_grad():
+                h = self.fixed(self.filters(x)).relu()
+            return self.out(self.one(h.mean((2, 3))).relu())
+    """

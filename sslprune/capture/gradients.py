@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -102,8 +103,8 @@ def _flatten(module: nn.Module, graph: fx.Graph, region: fx.Node, without: set[f
         graph.erase_node(body)
 
 
-def without_gradient(graph: fx.Graph) -> frozenset[str]:
-    """The parameters and buffers of ``graph`` that no gradient of its outputs reaches."""
+def without_gradient(graph: fx.Graph, own: Mapping[str, torch.Tensor]) -> frozenset[str]:
+    """The names in ``graph`` of the parameters among ``own`` that train but for no gradient of its outputs."""
     reached: set[fx.Node] = set()
     stack = [node for node in graph.nodes if node.op == "output"]
     while stack:
@@ -111,9 +112,10 @@ def without_gradient(graph: fx.Graph) -> frozenset[str]:
         if node not in reached and not _stops(node):
             reached.add(node)
             stack.extend(node.all_input_nodes)
-    return frozenset(str(node.target) for node in graph.nodes if node.op == "get_attr") - {
-        str(node.target) for node in reached if node.op == "get_attr"
-    }
+    named = {str(node.target): own[str(node.target)] for node in graph.nodes if str(node.target) in own}
+    some = {id(own[str(node.target)]) for node in reached if str(node.target) in own}  # by any of its names
+    asked = {name for name, tensor in named.items() if isinstance(tensor, nn.Parameter) and tensor.requires_grad}
+    return frozenset(name for name in asked if id(named[name]) not in some)
 
 
 def _stops(node: fx.Node) -> bool:

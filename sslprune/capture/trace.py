@@ -100,8 +100,7 @@ def trace(
         for name, tensor in tensors.items()
         if name in own
     }
-    own_parameters = {name for name, p in own.items() if isinstance(p, nn.Parameter) and p.requires_grad}
-    untrained = without_gradient(training if training is not None else evaluation) & own_parameters
+    untrained = without_gradient(training if training is not None else evaluation, own)
     notes += who_stays([name for name in tensors if name in untrained])
     return Program(
         evaluation=evaluation, training=training, args=args, kwargs=kwargs, tensors=tensors, constants=constants,
