@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import sslprune
 from sslprune.capture.program import operator_name
@@ -162,6 +163,31 @@ class Tied(nn.Module):
 def test_a_weight_of_two_names_trains_if_one_of_them_does() -> None:
     program = sslprune.trace(Tied(), (torch.randn(2, 6),))
     assert program.untrained == {"one.bias"}
+
+
+class Recomputes(nn.Module):
+    """A body that runs without gradients first, and again when they are asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.out = nn.Linear(6, 12), nn.Linear(12, 12), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = checkpoint(lambda y: F.relu(self.two(y)), F.relu(self.one(x)), use_reentrant=True)
+        return self.out(h)
+
+
+def test_what_is_recomputed_trains() -> None:
+    torch.manual_seed(0)
+    model, x = lively_(Recomputes()).eval(), torch.randn(4, 6)
+    program = sslprune.trace(model, (x,))
+    assert program.untrained == frozenset() and program.notes == () and program.training is not None
+    axes = [axis for axis in sslprune.find_axes(program) if axis.exact]
+    assert {axis.name for axis in axes} == {"one", "two"}
+    assert all(p.grad is None for p in model.parameters())
+    small = sslprune.repack(model, program, axes).train()
+    small(x).sum().backward()
+    assert all(p.grad is not None for p in small.parameters())
 
 
 def test_inspect_says_how_many_do_not_train_and_that_they_count(tmp_path: Path) -> None:

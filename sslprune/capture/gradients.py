@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import operator
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +12,9 @@ from torch import fx, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from sslprune.capture.mode import tried
 from sslprune.capture.program import operator_name, quiet
+from sslprune.values.inputs import tensors_in
 
 SHOWN = 3  # names that a note has room for
 
@@ -33,17 +36,13 @@ def switches_gradients(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str
 
     What torch.export captures without gradients does not say where they were off.
     """
-    saved = [(buffer, buffer.clone()) for buffer in model.buffers()]
     watch = _Watch()
+    args, kwargs = copy.deepcopy((args, kwargs))
     try:
-        with quiet(), torch.random.fork_rng(), torch.enable_grad(), watch:
+        with quiet(), tried(model), torch.enable_grad(), watch:
             model(*args, **kwargs)
     except Exception:
         return False  # who exports it will say why
-    finally:
-        with torch.no_grad():
-            for buffer, old in saved:
-                buffer.copy_(old)
     return watch.switched
 
 
@@ -123,6 +122,34 @@ def _stops(node: fx.Node) -> bool:
     value = node.meta.get("val")
     whole = isinstance(value, torch.Tensor) and not (value.is_floating_point() or value.is_complex())
     return node.op == "call_function" and (operator_name(node) == "detach" or whole)
+
+
+def reached(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    names: frozenset[str],
+    own: Mapping[str, torch.Tensor],
+) -> frozenset[str]:
+    """Which of the parameters ``names`` get a gradient when the model, in the mode that it is in, is run and derived.
+
+    All of them where that cannot be done. A graph can say less: recomputed activations run without gradients first.
+    """
+    parameters = list(model.parameters())
+    held = [(parameter, parameter.grad) for parameter in parameters]
+    args, kwargs = copy.deepcopy((args, kwargs))
+    try:
+        with quiet(), tried(model), torch.enable_grad():
+            for parameter in parameters:
+                parameter.grad = None
+            made = [y for y in tensors_in(model(*args, **kwargs)) if y.requires_grad]
+            torch.autograd.backward(made, [torch.ones_like(y) for y in made])
+        return frozenset(name for name in names if own[name].grad is not None)
+    except Exception:
+        return names
+    finally:
+        for parameter, gradient in held:
+            parameter.grad = gradient
 
 
 def who_stays(names: list[str]) -> list[str]:
