@@ -37,7 +37,7 @@ FREEZES = DRAWS | {
 
 NOT_IN_ONNX = DRAWS | {  # the exporter has no translation, or has one that ONNX Runtime does not take
     "lgamma", "digamma",  # no such function
-    "_conj", "_grouped_mm",  # complex numbers and bfloat16
+    "_grouped_mm",  # bfloat16
     "adaptive_avg_pool3d", "_adaptive_avg_pool3d",  # pools of places that differ in size, in three dimensions
     "_upsample_nearest_exact1d", "_upsample_nearest_exact2d", "_upsample_nearest_exact3d",
     "fractional_max_pool2d", "fractional_max_pool3d",
