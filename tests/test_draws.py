@@ -17,8 +17,10 @@ from sslprune.capture.mode import evaluating
 from sslprune.errors import ExportError
 from sslprune.export.program import save_program
 from sslprune.values.compare import difference
-from sslprune.values.draws import alike
+from sslprune.values.draws import alike, draws_by
 from tests.test_cli import RECIPE, mistake
+
+X = torch.full((2, 3), 0.5)
 
 
 class Vae(nn.Module):
@@ -55,6 +57,17 @@ class Behaves(Drops):
         h = F.dropout(self.rnn(x[:, None])[0][:, 0], 0.5, self.training)
         a = F.scaled_dot_product_attention(h[:, None, None], h[:, None, None], h[:, None, None])[:, 0, 0]
         return self.three(F.relu(self.two(F.relu(self.one(a)))))
+
+
+class Leaks(Drops):
+    """Slopes and drops that only training draws, as their modules do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.leak, self.drop = nn.RReLU(0.1, 0.5), nn.AlphaDropout(0.2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.three(self.drop(self.leak(self.two(self.leak(self.one(x))))))
 
 
 @pytest.mark.parametrize(
@@ -98,6 +111,38 @@ def test_what_draws_in_training_alone_is_not_random(tmp_path: Path) -> None:
     assert sslprune.export_onnx(model, (x,), tmp_path / "m.onnx") < 1e-4
 
 
+def test_a_slope_that_training_draws_is_repacked_in_both_modes(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, x = Leaks().eval(), torch.randn(4, 10)
+    program = sslprune.trace(model, (x,))
+    assert program.random == () and program.training is not None
+    axes = [axis for axis in sslprune.find_axes(program) if axis.exact]
+    assert {axis.name for axis in axes} == {"one", "two"}
+    for axis in axes:
+        sslprune.zero_groups(model, axis, range(axis.size // 2))
+    small = sslprune.repack(model, program, axes)
+    assert difference(model(x), small.eval()(x))[1] < 1e-5
+    assert small.train()(x).shape == (4, 4)
+    assert sslprune.export_onnx(small.eval(), (x,), tmp_path / "m.onnx") < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("operator", "args", "kwargs", "drawn"),
+    [
+        (torch.ops.aten.rrelu.default, (X,), {}, False),
+        (torch.ops.aten.rrelu.default, (X, 0.1, 0.5, True), {}, True),
+        (torch.ops.aten.dropout.default, (X, 0.5, True), {}, True),
+        (torch.ops.aten.dropout.default, (X, 0.5, False), {}, False),
+        (torch.ops.aten.dropout.default, (X, 0.0, True), {}, False),
+        (torch.ops.aten.native_dropout.default, (X, 0.5), {"train": False}, False),
+        (torch.ops.aten.bernoulli.Tensor, (X, X), {}, True),
+        (torch.ops.aten.relu.default, (X,), {}, False),
+    ],
+)
+def test_tags_and_arguments_say_what_draws(operator: Any, args: tuple[Any, ...], kwargs: Any, drawn: bool) -> None:
+    assert draws_by(operator, args, kwargs) is drawn
+
+
 def test_a_run_names_it_before_it_trains(tmp_path: Path) -> None:
     code = """
         import torch.nn as nn, torch.nn.functional as F
@@ -127,6 +172,7 @@ KINDS: dict[str, Callable[[Tensor], Any]] = {
     "dropout": lambda x: F.dropout(x, 0.25),
     "dropout of a half": lambda x: F.dropout(x),
     "dropout of channels": lambda x: F.dropout1d(x, 0.25),
+    "slope": lambda x: F.rrelu(-x, 0.1, 0.5, True),
     "bernoulli": lambda x: torch.bernoulli(x / 2),
     "bernoulli of a half": lambda x: torch.empty_like(x).bernoulli_(),
 }
@@ -145,8 +191,8 @@ def test_draws_are_alike_whatever_the_width(name: str, inference: bool) -> None:
     assert found[0] == found[1]
     if "dropout of a" in name or "bernoulli" in name:
         assert found[0][0] == (2.0 if "dropout" in name else 1.0)
-    elif "dropout" in name:
-        assert found[0][0] == pytest.approx(4 / 3)
+    elif "dropout" in name or name == "slope":
+        assert found[0][0] == pytest.approx(4 / 3 if "dropout" in name else -0.3)
     else:
         assert found[0][0] != found[0][1]  # but not twice the same
 

@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 from sslprune.errors import ExportError, first_line
 from sslprune.export.session import open_session
 from sslprune.models.pt2 import read_program
+from sslprune.values.inputs import counts_rows
 
 PROVIDERS = {
     ("cpu", "onnxruntime"): "CPUExecutionProvider",
@@ -200,15 +201,21 @@ def feeds_for(
 ) -> dict[str, np.ndarray]:
     """``batch_size`` rows of ``example`` (name -> array), in the model's order; noise for an input it does not have.
 
+    Of inputs that count each other's rows, as bonds do of atoms, the whole example ``batch_size`` times over.
     Of a noise input, symbolic sizes come from ``dims``; dimension 0 is the batch unless ``dims`` says otherwise. A
     state that is carried from call to call begins with zeros.
     """
     random = np.random.default_rng(0)
     feeds: dict[str, np.ndarray] = {}
     first = next((str(wanted.shape[0]) for wanted in model.inputs if wanted.shape and not wanted.state), "batch")
+    given = example or {}
+    whole = counts_rows([torch.from_numpy(given[i.name]) for i in model.inputs if i.name in given and not i.state])
     for wanted in model.inputs:
-        if example is not None and wanted.name in example and not wanted.state:
-            rows = example[wanted.name]
+        if wanted.name in given and not wanted.state:
+            rows = given[wanted.name]
+            if whole:
+                feeds[wanted.name] = np.concatenate([rows] * batch_size) if _is_open(wanted) else rows
+                continue
             feeds[wanted.name] = rows[np.arange(batch_size) % len(rows)] if rows.ndim else rows
             continue
         shape = []
@@ -228,6 +235,10 @@ def feeds_for(
         noise *= not wanted.state
         feeds[wanted.name] = noise.astype(dtype)
     return feeds
+
+
+def _is_open(wanted: Input) -> bool:
+    return bool(wanted.shape) and not isinstance(wanted.shape[0], int)
 
 
 def of_length(model: Contender, feeds: Mapping[str, np.ndarray], length: int) -> dict[str, np.ndarray]:

@@ -31,6 +31,22 @@ def fixed_rows(graph: fx.Graph) -> tuple[FixedRows, ...]:
     return tuple(FixedRows(index, size, size == batch) for index, size in closed)
 
 
+def fixed_inputs(graph: fx.Graph) -> list[str]:
+    """What is said of the inputs of ``graph`` whose dimension 0 has one size, where the batch is open."""
+    inputs = [node for node in graph.nodes if node.op == "placeholder"]
+    why = {True: "the example has one row there", False: "the model's own code turns it into a number"}
+    return [
+        f"dimension 0 of {inputs[one.place].name} is fixed at {one.size}: {why[one.size == 1]}"
+        for one in fixed_rows(graph)
+    ]
+
+
+def closed_inputs(values: Sequence[Any]) -> frozenset[int]:
+    """Which of the tensors among the inputs, by their numbers, have one size in dimension 0."""
+    tensors = [value for value in values if isinstance(value, torch.Tensor)]
+    return frozenset(i for i, value in enumerate(tensors) if value.dim() and not is_open(value.shape[0]))
+
+
 def check_rows(leaves: Sequence[Any], fixed: Sequence[FixedRows]) -> None:
     """Raise RepackError, in words about the batch, for inputs of another size than a graph has written into it.
 

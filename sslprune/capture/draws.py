@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import fx
 
 from sslprune.capture.refusals import place
-
-OFF = {"train": False, "training": False, "dropout": 0.0, "dropout_p": 0.0, "p": 0.0}  # arguments that draw nothing
+from sslprune.values.draws import draws_by
 
 
 def random_operators(graph: fx.Graph) -> tuple[str, ...]:
@@ -27,12 +24,5 @@ def what_is_random(operators: tuple[str, ...]) -> str:
 
 
 def draws(node: fx.Node) -> bool:
-    """Whether a node draws random numbers, as its operator's tags and its arguments say."""
-    if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
-        return False
-    if torch.Tag.nondeterministic_seeded not in node.target.tags:
-        return False
-    arguments = node.target._schema.arguments
-    given: dict[str, Any] = {argument.name: argument.default_value for argument in arguments if argument.name in OFF}
-    given |= {argument.name: value for argument, value in zip(arguments, node.args, strict=False)} | node.kwargs
-    return not any(name in given and given[name] == off for name, off in OFF.items())
+    """Whether a node draws random numbers."""
+    return isinstance(node.target, torch._ops.OpOverload) and draws_by(node.target, node.args, node.kwargs)

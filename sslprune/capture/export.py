@@ -14,12 +14,12 @@ from torch import nn
 from torch._subclasses import FakeTensor
 from torch.utils import _pytree as pytree
 
-from sslprune.capture.batch import is_open
+from sslprune.capture.batch import closed_inputs, is_open
 from sslprune.capture.lengths import any_length
 from sslprune.capture.program import Program, quiet
 from sslprune.errors import TraceError
 from sslprune.values.axes import tensors_of
-from sslprune.values.inputs import length_of, num_rows, open_dimensions
+from sslprune.values.inputs import length_of, num_rows, open_dimensions, row_counts
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,11 @@ class Exported:
     kwargs: dict[str, Any]
     dynamic_batch: bool  # whether the batch is open
 
+    @property
+    def closed(self) -> frozenset[int]:
+        """The tensors among the inputs, by their numbers, whose dimension 0 has one size."""
+        return closed_inputs(input_values(self.program))
+
     @classmethod
     def of(cls, program: torch.export.ExportedProgram, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Exported:
         """``program`` with an example of its inputs."""
@@ -41,17 +46,18 @@ class Exported:
 def export_open(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], sequence: int | None) -> Exported:
     """``torch.export`` with as much left open as the model allows.
 
-    An example of batch 1 is tried as one of batch 2; what does not export so has its batch size fixed. A length that
-    was to stay open and does not is a TraceError. Else raises what torch.export raises.
+    An example of batch 1 is tried as one of batch 2; what does not export so has the rows fixed that are not the
+    batch's, and then the batch size. A length that was to stay open and does not is a TraceError. Else raises what
+    torch.export raises.
     """
     batch = num_rows((args, kwargs))
     wide_args, wide_kwargs = _doubled(args, batch), _doubled(kwargs, batch)
     try:
-        program = export(model, wide_args, wide_kwargs, sequence=sequence)
+        program = export_rows(model, wide_args, wide_kwargs, sequence)
     except Exception:
         if sequence is not None:
             raise
-        return Exported(export(model, args, kwargs, dynamic_batch=False), args, kwargs, False)
+        return Exported(export_fixed(model, args, kwargs), args, kwargs, False)
     sizes = [value.shape for value in input_values(program) if value.dim()]
     if sequence is not None and not any(is_open(shape[1]) for shape in sizes if len(shape) > 1):
         raise TraceError(
@@ -60,6 +66,27 @@ def export_open(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any],
             "data.fixed_length = true"
         )
     return Exported.of(program, wide_args, wide_kwargs)
+
+
+def export_rows(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], sequence: int | None, gradients: bool = False
+) -> torch.export.ExportedProgram:
+    """With the rows of every input open, or those of the batch alone where the model does not export so."""
+    if len(row_counts((args, kwargs))) > 1:
+        with contextlib.suppress(Exception):
+            return export(model, args, kwargs, sequence=sequence, gradients=gradients)
+    return export(model, args, kwargs, sequence=sequence, several=False, gradients=gradients)
+
+
+def export_fixed(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    sequence: int | None = None,
+    gradients: bool = False,
+) -> torch.export.ExportedProgram:
+    """With nothing open but the length of sequences where there are any."""
+    return export(model, args, kwargs, dynamic_batch=False, sequence=sequence, gradients=gradients)
 
 
 def _settle_(program: torch.export.ExportedProgram) -> None:
@@ -97,16 +124,21 @@ def export(
     kwargs: dict[str, Any],
     dynamic_batch: bool = True,
     sequence: int | None = None,
+    several: bool = True,
+    gradients: bool = False,
 ) -> torch.export.ExportedProgram:
-    """``torch.export`` with the batch, and the length of sequences where there are any, left open."""
-    dimensions = open_dimensions((args, kwargs), sequence)
+    """``torch.export`` with the batch, and the length of sequences where there are any, left open.
+
+    ``several``: and the rows of inputs that have another number of them. ``gradients``: the graph says where they stop.
+    """
+    dimensions = open_dimensions((args, kwargs), sequence, several=several)
 
     def spec(leaf: Any) -> Any:
         if isinstance(leaf, torch.Tensor):
             return dict.fromkeys(dimensions(leaf), torch.export.Dim.AUTO) if dynamic_batch else {}
         return None
 
-    with keywords_named(model, kwargs), quiet(), any_length(), torch.no_grad():
+    with keywords_named(model, kwargs), quiet(), any_length(), torch.set_grad_enabled(gradients):
         given = inspect.signature(model.forward).bind(*args, **kwargs).arguments
         shapes = pytree.tree_map(spec, dict(given))
         program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)

@@ -8,6 +8,7 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
+from sslprune.capture.gradients import flatten_regions_
 from sslprune.capture.lengths import any_length
 from sslprune.capture.program import operator_name, quiet
 from sslprune.capture.refusals import place
@@ -20,6 +21,7 @@ def functional(exported: torch.export.ExportedProgram) -> tuple[fx.Graph, nn.Mod
     """The exported program's graph without guards or in-place operators, its state as ``get_attr`` nodes."""
     with quiet(), any_length():
         module = exported.module(check_guards=False)
+        flatten_regions_(module)
         if _sub_graphs(module) or not _functionalize(module.graph):
             module = exported.run_decompositions({}).module(check_guards=False)
             if not _functionalize(module.graph):

@@ -87,5 +87,19 @@ def unchanged(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(trained)
 
 
+@contextmanager
+def tried(model: nn.Module) -> Iterator[None]:
+    """A forward of the model inside the block leaves its buffers and torch's generators as they were."""
+    saved = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        with torch.no_grad():
+            for buffer, old in saved:
+                if not torch.equal(buffer, old):
+                    buffer.copy_(old)
+
+
 def _contents(value: Any) -> list[Any]:
     return [*value.keys(), *value.values()] if isinstance(value, dict) else list(value)

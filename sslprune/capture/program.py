@@ -16,6 +16,7 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
+from sslprune.capture.batch import closed_inputs
 from sslprune.values.axes import tensors_of
 
 
@@ -49,11 +50,17 @@ class Program:
     notes: tuple[str, ...] = ()
     carried: tuple[tuple[int, int], ...] = ()
     random: tuple[str, ...] = ()  # the operators that draw random numbers in evaluation
+    untrained: frozenset[str] = frozenset()  # the parameters that no gradient reaches, by graph name
     exported: torch.export.ExportedProgram | None = field(default=None, repr=False, compare=False)
 
     @property
     def graphs(self) -> tuple[fx.Graph, ...]:
         return (self.evaluation,) if self.training is None else (self.evaluation, self.training)
+
+    @property
+    def closed(self) -> frozenset[int]:
+        """The tensors among the inputs, by their numbers, whose dimension 0 has one size."""
+        return closed_inputs([node.meta.get("val") for node in self.evaluation.nodes if node.op == "placeholder"])
 
     def carried_inputs(self, graph: fx.Graph) -> dict[fx.Node, fx.Node]:
         """The inputs of one of the graphs that take the carried state, each with what it will be in the next call."""
@@ -65,7 +72,7 @@ class Program:
     def is_trained(self, name: str) -> bool:
         """Whether a tensor of the graphs is a parameter that training changes."""
         tensor = self.tensors[name]
-        return isinstance(tensor, nn.Parameter) and tensor.requires_grad
+        return isinstance(tensor, nn.Parameter) and tensor.requires_grad and name not in self.untrained
 
     def serves(self, model: nn.Module) -> bool:
         """Whether ``model`` is another instance of the one that was traced: the same shapes, the same constants."""

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from sslprune.capture.mode import tried
 from sslprune.capture.program import module_of, operator_name, quiet
 from sslprune.errors import TraceError
 
@@ -69,17 +70,11 @@ def why_not(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], err
 
 def own_failure(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Exception | None:
     """What the model's forward raises on the inputs, run as it is; buffers and random numbers are left as they were."""
-    saved = [(buffer, buffer.clone()) for buffer in model.buffers()]
     try:
-        with quiet(), torch.no_grad(), torch.random.fork_rng():
+        with quiet(), tried(model), torch.no_grad():
             model(*copy.deepcopy(args), **copy.deepcopy(kwargs))
     except Exception as error:
         return error
-    finally:
-        with torch.no_grad():
-            for buffer, old in saved:
-                if not torch.equal(buffer, old):
-                    buffer.copy_(old)
     return None
 
 

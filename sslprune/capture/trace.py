@@ -10,10 +10,12 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
+from sslprune.capture.batch import fixed_inputs
 from sslprune.capture.carried import carried_state
 from sslprune.capture.draws import random_operators
-from sslprune.capture.export import export, export_open
+from sslprune.capture.export import Exported, export_fixed, export_open, export_rows
 from sslprune.capture.functional import functional
+from sslprune.capture.gradients import reached, switches_gradients, who_stays, without_gradient
 from sslprune.capture.mode import row_major, set_mode, unchanged
 from sslprune.capture.program import Program, operator_name
 from sslprune.capture.refusals import own_failure, own_failure_text, reason, where, why_not
@@ -31,7 +33,9 @@ def trace(
     *,
     sequence: int | None = None,
 ) -> Program:
-    """Capture ``model`` as a `Program`: a training and an evaluation graph, with dimension 0 (the batch) left open.
+    """Capture ``model`` as a `Program`: a training and an evaluation graph, with dimension 0 of its inputs left open.
+
+    That is the batch, or rows of its own for an input that has another number of them; what its code fixes is noted.
 
     ``args`` and ``kwargs`` are example inputs, any batch size; the last of ``args`` is the state of a model that
     carries one (``values.carry``). Where ``sequence`` is given, dimension 1 of the inputs is a length, of at most
@@ -59,9 +63,11 @@ def trace(
             raise TraceError(f"{type(model).__name__} {why_not(model, args, kwargs, error)}") from error
         args, kwargs = exported.args, exported.kwargs
         _check_types(exported.program.graph, model, *given)
-        if not exported.dynamic_batch:
-            notes.append("the batch size is fixed: the model does not export with an open one")
         evaluation, module = functional(exported.program)
+        if exported.dynamic_batch:
+            notes += fixed_inputs(evaluation)
+        else:
+            notes.append("the batch size is fixed: the model does not export with an open one")
         random = random_operators(evaluation)
         if random:
             notes.append(f"random numbers are drawn in evaluation: {'; '.join(random)}")
@@ -70,11 +76,11 @@ def trace(
         try:
             if not set_mode(model, True):
                 raise TraceError("the model has no training mode")
-            trained = export(model, args, kwargs, exported.dynamic_batch, sequence)
+            trained, (training, training_module), untrained = _trained(model, args, kwargs, exported, sequence)
             carried_state(model, args, kwargs, trained)
-            training, training_module = functional(trained)
             out_specs = (*out_specs, trained.call_spec.out_spec)
         except Exception as error:
+            training, untrained = None, frozenset()
             notes.append(f"no training graph: {reason(error)}{where(error, model)}")
     own = tensors_of(model)
     tensors: dict[str, torch.Tensor] = {}
@@ -95,12 +101,30 @@ def trace(
         for name, tensor in tensors.items()
         if name in own
     }
+    notes += who_stays([name for name in tensors if name in untrained])
     return Program(
         evaluation=evaluation, training=training, args=args, kwargs=kwargs, tensors=tensors, constants=constants,
         aliases=aliases, in_spec=exported.program.call_spec.in_spec, out_specs=out_specs,
         batch=num_rows((args, kwargs)), dynamic_batch=exported.dynamic_batch, sequence=sequence, notes=tuple(notes),
-        carried=carried_state(model, args, kwargs, exported.program), random=random, exported=exported.program,
+        carried=carried_state(model, args, kwargs, exported.program), random=random, untrained=untrained,
+        exported=exported.program,
     )  # fmt: skip
+
+
+def _trained(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], like: Exported, sequence: int | None
+) -> tuple[torch.export.ExportedProgram, tuple[fx.Graph, nn.Module], frozenset[str]]:
+    """The model in training mode, open as ``like`` is, its graph, and the parameters that no gradient reaches."""
+    again = export_rows if like.dynamic_batch else export_fixed
+    switches, own = switches_gradients(model, args, kwargs), tensors_of(model)
+    program = again(model, args, kwargs, sequence, switches)
+    made = functional(program)
+    untrained = without_gradient(made[0], own)
+    trained = reached(model, args, kwargs, untrained, own) if untrained else frozenset()
+    if trained and switches:
+        program = again(model, args, kwargs, sequence)
+        made = functional(program)
+    return program, made, untrained - trained
 
 
 def _check_types(graph: fx.Graph, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from sslprune.errors import DataError
 from sslprune.models.build import find_callable
 from sslprune.recipe import DataSection
 from sslprune.values.carry import carrying, example_for
-from sslprune.values.inputs import Inputs, arguments, each, length_of, num_rows, tensors_in
+from sslprune.values.inputs import Inputs, arguments, counts_rows, each, length_of, num_rows, tensors_in
 from sslprune.values.own_code import guarded
 from sslprune.values.tasks import Metric, Task, task_of
 
@@ -82,11 +82,16 @@ class Data:
 
     @cached_property
     def example(self) -> Inputs:
-        """The model's arguments for two samples of the test data: what the model is traced with."""
+        """The model's arguments for two samples of the test data: what the model is traced with.
+
+        The whole first batch where inputs count each other's rows, as the bonds of atoms do.
+        """
         inputs = getattr(self.test, "example", None) or _two_rows(self.test)
         rows = num_rows(inputs)
         if self.sequence is not None and length_of(inputs) < 2:
             raise DataError("the test data begin with sequences of one step; expected at least two")
+        if counts_rows(inputs):
+            return each(inputs, Tensor.clone)
         return each(inputs, lambda value: value[:2].clone() if value.dim() and len(value) == rows else value.clone())
 
 

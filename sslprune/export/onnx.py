@@ -155,9 +155,9 @@ def _verify_onnx(module: nn.Module, made: Exported, file: Path, path: Path, sequ
     except Exception as error:
         raise ExportError(f"{path.name}: onnx.checker rejects it: {first_line(error)}") from error
     session, example = open_session(file), (made.args, made.kwargs)
-    others = [random_like(example, n, seed=n) for n in (1, 5)] if made.dynamic_batch else []
+    others = [random_like(example, n, n, made.closed) for n in (1, 5)] if made.dynamic_batch else []
     worst = 0.0
-    for args, kwargs in [example, *others, *of_other_lengths(example, sequence)]:
+    for args, kwargs in [example, *others, *of_other_lengths(example, sequence, made.closed)]:
         batch = num_rows((args, kwargs))
         try:
             expected = tensors_in(module(*args, **kwargs))

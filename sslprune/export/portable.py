@@ -14,16 +14,19 @@ from sslprune.export.unprojected import is_projected, unproject_
 
 def is_portable(graph: fx.Graph, onnx: bool) -> bool:
     """Whether a file can hold the graph as it is."""
-    return not any(operator_name(n) in _PLAIN or (onnx and (is_projected(n) or _is_odd(n))) for n in graph.nodes)
+    odd = lambda n: is_projected(n) or _is_odd(n) or operator_name(n) == "rrelu"  # noqa: E731
+    return not any(operator_name(n) in _PLAIN or (onnx and odd(n)) for n in graph.nodes)
 
 
 def make_portable_(module: fx.GraphModule, onnx: bool) -> None:
-    """Rewrite an exported module in place: operators of other libraries become ATen's; ONNX has no LSTM projection."""
+    """Rewrite an exported module in place: operators of other libraries become ATen's; ONNX lacks some."""
     for node in module.graph.nodes:
         if operator_name(node) in _PLAIN:
             node.target = _PLAIN[operator_name(node)]
         elif onnx and _is_odd(node):
             node.target = attention
+        elif onnx and operator_name(node) == "rrelu":
+            node.target = steady_slope
     if onnx:
         unproject_(module)
     module.recompile()
@@ -50,6 +53,11 @@ def attention(
     q, k, v = (tensor.reshape(-1, *tensor.shape[-3:]) for tensor in (query, key, value))
     result = F.scaled_dot_product_attention(q, k, v, attn_mask, *rest, **more)
     return result.reshape(*lead, *result.shape[-3:])
+
+
+def steady_slope(x: Tensor, lower: float = 1 / 8, upper: float = 1 / 3, *rest: Any, **more: Any) -> Tensor:
+    """``rrelu`` in evaluation: the slope of negative numbers is the mean of those that training draws."""
+    return F.leaky_relu(x, (lower + upper) / 2)
 
 
 def _is_odd(node: fx.Node) -> bool:

@@ -51,7 +51,7 @@ def save_program(
             extra = {STATE: "last"} if carries(module) else None
             torch.export.save(program, temporary, extra_files=extra)
             again = read_program(temporary)[0].module()
-            for args, kwargs in [example, *of_other_lengths(example, sequence)]:
+            for args, kwargs in [example, *of_other_lengths(example, sequence, exported.closed)]:
                 with alike():
                     expected = module(*args, **kwargs)
                 with alike():

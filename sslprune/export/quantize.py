@@ -157,7 +157,11 @@ class _Reader(CalibrationDataReader):
     @staticmethod
     def _small(calibration: Iterable[Feeds]) -> Iterator[dict[str, np.ndarray]]:
         for feeds in calibration:
-            rows = max((len(value) for value in feeds.values() if value.ndim), default=1)
+            counts = {len(value) for value in feeds.values() if value.ndim}
+            rows = max(counts, default=1)
+            if len(counts) > 1:  # entries of one may count the rows of another
+                yield dict(feeds)
+                continue
             for start in range(0, rows, CALIBRATION_BATCH):
                 end = start + CALIBRATION_BATCH
                 yield {name: value[start:end] if value.ndim else value for name, value in feeds.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -122,5 +122,11 @@ def load_trained(section: ModelSection, weights: str | Path) -> nn.Module:
 
 
 def count_parameters(model: nn.Module) -> int:
-    """The numbers in a model's parameters, shared ones once."""
+    """The numbers in a model's parameters, shared ones once; those that do not train too."""
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def count_trained(model: nn.Module, without: Collection[str] = ()) -> int:
+    """The same of those that train, without those of these names."""
+    named = model.named_parameters()
+    return sum(p.numel() for name, p in named if p.requires_grad and name not in without)

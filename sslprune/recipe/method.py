@@ -52,7 +52,7 @@ class BudgetSection(Section):
     macs: Falling | None = None
     """Of multiply-accumulates per sample."""
     parameters: Falling | None = None
-    """Of parameters."""
+    """Of parameters, those that do not train included; buffers are none."""
     latency: Falling | None = None
     """Of milliseconds in ONNX Runtime on this machine, at the first of bench.batch_sizes (or 1), one thread."""
     round_to: Grain = "auto"

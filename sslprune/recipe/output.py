@@ -33,7 +33,7 @@ class ExportSection(Section):
     output_names: list[str] = []
     """Of the files' outputs, in order; empty: those that the exporter gives."""
     dynamic_axes: dict[str, str] = {}
-    """New names of open dimensions: `{ batch = "N" }`."""
+    """New names of open dimensions (`batch`, `sequence`, `rows_2`): `{ batch = "N" }`."""
     quantize: Annotated[list[Quantized], BeforeValidator(lambda v: [v] if isinstance(v, str) else v)] = []
     """Variants on top of the repacked model."""
     calibration: Count = 256

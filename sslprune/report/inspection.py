@@ -23,10 +23,14 @@ class AxisFacts(Record):
 
 
 class Inspection(Record):
-    """A model with what may be removed from it; ``notes`` are what its loader and its tracing had to say."""
+    """A model with what may be removed from it; ``notes`` are what its loader and its tracing had to say.
+
+    ``untrained``: how many of the parameters do not train; they count in every share, and in a budget of parameters.
+    """
 
     model: str
     parameters: int
+    untrained: int = 0
     macs: int
     axes: list[AxisFacts]
     notes: list[str]

@@ -29,7 +29,7 @@ from sslprune.report import RepackResult, Size
 from sslprune.run.directory import RunDirectory
 from sslprune.show.terminal import Show
 from sslprune.values.carry import with_state
-from sslprune.values.inputs import arguments, each, num_rows
+from sslprune.values.inputs import arguments, counts_rows, each, num_rows
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,10 @@ def _calibration(path: Path, module: nn.Module, data: Data, samples: int) -> Ite
     for inputs, _ in data.train.epoch(0):
         args, kwargs = arguments(each(inputs, Tensor.cpu))
         rows = feeds_of(session, with_state(module, args), kwargs)
-        yield {name: value[: samples - seen] if value.ndim else value for name, value in rows.items()}
+        if counts_rows(inputs):
+            yield rows
+        else:
+            yield {name: value[: samples - seen] if value.ndim else value for name, value in rows.items()}
         seen += num_rows((args, kwargs))
         if seen >= samples:
             return

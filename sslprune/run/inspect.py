@@ -10,7 +10,7 @@ from sslprune.cost.counts import Cost
 from sslprune.data import build_data
 from sslprune.errors import RecipeError
 from sslprune.kinds.find import find_axes
-from sslprune.models.build import build_model, count_parameters
+from sslprune.models.build import build_model, count_parameters, count_trained
 from sslprune.recipe import Recipe
 from sslprune.report import AxisFacts, Inspection
 from sslprune.show.terminal import Show
@@ -33,6 +33,7 @@ def inspect(recipe: Recipe, show: Show) -> Inspection:
         cost = Cost(program, axes)
         nothing = Selection.none(axes)
         savings = [cost.savings(nothing, "parameters"), cost.savings(nothing, "macs")]
+    without = {alias for name in program.untrained for alias in program.aliases[name]}
     facts = [
         AxisFacts(
             name=axis.name,
@@ -50,6 +51,7 @@ def inspect(recipe: Recipe, show: Show) -> Inspection:
     return Inspection(
         model=recipe.model.factory,
         parameters=count_parameters(model),
+        untrained=count_parameters(model) - count_trained(model, without),
         macs=round(cost.macs()),
         axes=facts,
         notes=[*notes, *program.notes],

@@ -38,7 +38,8 @@ def inspection(found: Inspection) -> RenderableType:
         count = sum(axis.kind == kind for axis in fine)
         state = Text.assemble(("yes", "green"), (", not named by the recipe (--json lists them)", "dim"))
         table.add_row(f"{count} axes", kind, "", "", "", state)
-    total = f"{found.parameters:,} parameters, {counts(found.macs)[0]} MACs per sample"
+    fixed = f" ({found.untrained:,} of them do not train, and count in a budget)" if found.untrained else ""
+    total = f"{found.parameters:,} parameters{fixed}, {counts(found.macs)[0]} MACs per sample"
     pruned = sum(axis.pruned for axis in found.axes)
     last = f"{len(found.axes)} axes, {pruned} named by the recipe"
     notes = [Text(note, style="dim") for note in found.notes]

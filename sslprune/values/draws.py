@@ -7,7 +7,7 @@ nothing is dropped: what is left of the difference between two models is their o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -30,6 +30,19 @@ def alike(seed: int = 0) -> Iterator[None]:
         yield
 
 
+OFF = {"train": False, "training": False, "dropout": 0.0, "dropout_p": 0.0, "p": 0.0}  # arguments that draw nothing
+
+
+def draws_by(operator: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether an operator, called with these arguments, draws random numbers: its tags and the arguments say."""
+    if torch.Tag.nondeterministic_seeded not in getattr(operator, "tags", ()):
+        return False
+    arguments = operator._schema.arguments
+    given: dict[str, Any] = {argument.name: argument.default_value for argument in arguments if argument.name in OFF}
+    given |= {argument.name: value for argument, value in zip(arguments, args, strict=False)} | dict(kwargs)
+    return not any(isinstance(given.get(name), bool | int | float) and given[name] == OFF[name] for name in OFF)
+
+
 class _Alike(TorchDispatchMode):
     supports_higher_order_operators = True  # they pass as they are
 
@@ -39,7 +52,7 @@ class _Alike(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if torch.Tag.nondeterministic_seeded not in getattr(func, "tags", ()):
+        if not draws_by(func, args, kwargs):
             return func(*args, **kwargs)
         if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"):
             with self:
@@ -48,8 +61,12 @@ class _Alike(TorchDispatchMode):
         torch.manual_seed(self.seed + self.count)
         name = func.name().removeprefix("aten::").partition(".")[0]
         if name == "native_dropout":  # (input, p, train)
-            kept = 1.0 if kwargs.get("train", args[2]) is False or args[1] == 1 else 1 / (1 - args[1])
+            kept = 1.0 if args[1] == 1 else 1 / (1 - args[1])
             return args[0] * (kept if args[1] < 1 else 0.0), torch.ones_like(args[0], dtype=torch.bool)
+        if name.startswith("rrelu_with_noise"):  # (input, noise, lower, upper, train): a slope for each negative number
+            given = list(args[2:4])
+            lower, upper = given + [1 / 8, 1 / 3][len(given) :]  # their defaults
+            return torch.where(args[0] > 0, args[0], args[0] * (lower + upper) / 2)
         if name.startswith("bernoulli"):  # of its own probabilities, or of one that is given, 0.5 where it is left out
             own = args[0] if func is torch.ops.aten.bernoulli.default else 0.5
             likely = (args[1] if len(args) > 1 else kwargs.get("p", own)) > 0

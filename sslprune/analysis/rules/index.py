@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import SimpleNamespace
 
 import torch
 from torch import fx
 
-from sslprune.analysis.atoms import fixed
+from sslprune.analysis.atoms import Dim, fixed
 from sslprune.analysis.inference import Inference, Rule, may_be_computed
 from sslprune.analysis.zeros import AllOf, Keeps
 
@@ -80,28 +81,27 @@ def gather(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
     g.out(node, i, Keeps(a.self, tuple(dim for k, dim in enumerate(i) if k != d)))
 
 
-@may_be_computed("start", "end")
-def slice_scatter(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
-    """A copy of ``self`` with ``src`` written over a slice of ``dim``, which keeps its places."""
-    x, s = g.dims(a.self), g.dims(a.src)
+def _written(g: Inference, node: fx.Node, a: SimpleNamespace, source: fx.Node, at: Sequence[Dim], because: str) -> None:
+    """A copy of ``self`` whose entries along ``dim`` are changed by those of ``source``; they keep their places."""
+    x, s = g.dims(a.self), g.dims(source)
     d = a.dim % len(x)
     for k, (one, other) in enumerate(zip(x, s, strict=True)):
         if k != d:
             g.unify(one, other, node)
-    g.freeze([x[d], s[d]], node, "written over in part")
-    g.out(node, x, AllOf((Keeps(a.self), Keeps(a.src))))
+    g.freeze([x[d], s[d], *at], node, because)
+    g.out(node, x, AllOf((Keeps(a.self), Keeps(source))))
+
+
+@may_be_computed("start", "end")
+def slice_scatter(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
+    """``src`` is written over a slice of ``dim``."""
+    _written(g, node, a, a.src, (), "written over in part")
 
 
 @may_be_computed("alpha")
 def index_add(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
-    """A copy of ``self`` with entries of ``source`` added at places of ``dim``, which keeps its places."""
-    x, s = g.dims(a.self), g.dims(a.source)
-    d = a.dim % len(x)
-    for k, (one, other) in enumerate(zip(x, s, strict=True)):
-        if k != d:
-            g.unify(one, other, node)
-    g.freeze([x[d], s[d], *g.dims(a.index)], node, "added at places")
-    g.out(node, x, AllOf((Keeps(a.self), Keeps(a.source))))
+    """Entries of ``source`` are added at places of ``dim``."""
+    _written(g, node, a, a.source, g.dims(a.index), "added at places")
 
 
 @may_be_computed("index")

@@ -11,6 +11,7 @@ from torch import fx
 from sslprune.analysis.atoms import Dim, fixed
 from sslprune.analysis.inference import Inference, Rule, may_be_computed
 from sslprune.analysis.zeros import AllOf, AnyOf, Keeps
+from sslprune.capture.draws import draws
 
 
 def broadcast(g: Inference, node: fx.Node, sources: Sequence[Any]) -> list[Dim]:
@@ -136,6 +137,11 @@ def bernoulli(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
     g.out(node, broadcast(g, node, operands(node)), Keeps(chance) if g.is_tensor(chance) else None)
 
 
+def alpha_dropout(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
+    """Where it drops, it moves everything, zeros too, so that mean and variance stay."""
+    (loses if draws(node) else keeps)(g, node, a)
+
+
 def native_dropout(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
     g.out(node, g.dims(a.input), Keeps(a.input))
     g.out(node, g.dims(a.input))
@@ -153,7 +159,7 @@ def addcmul(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
 KEEPS = (
     "relu relu6 gelu silu tanh elu selu celu leaky_relu hardswish mish softshrink hardshrink rrelu abs neg negative "
     "sin tan sqrt square sign sgn round floor ceil trunc frac erf asin atan sinh asinh expm1 log1p deg2rad rad2deg "
-    "positive nan_to_num dropout feature_dropout alpha_dropout clone contiguous to _to_copy type_as detach alias "
+    "positive nan_to_num dropout feature_dropout clone contiguous to _to_copy type_as detach alias "
     "lift_fresh_copy real conj _conj resolve_conj"
 )
 LOSES = (
@@ -173,5 +179,6 @@ RULES: dict[str, Rule] = {
     "where": choice, "maximum": choice, "minimum": choice,
     "clamp": clamp, "clamp_min": clamp, "clamp_max": clamp, "clip": clamp, "hardtanh": clamp,
     "pow": power, "threshold": threshold, "masked_fill": masked_fill, "prelu": prelu, "_prelu_kernel": keeps,
-    "bernoulli": bernoulli, "native_dropout": native_dropout, "lerp": lerp, "addcmul": addcmul,
+    "bernoulli": bernoulli, "alpha_dropout": alpha_dropout, "native_dropout": native_dropout,
+    "lerp": lerp, "addcmul": addcmul,
 }  # fmt: skip

@@ -14,6 +14,7 @@ from torch import fx
 from sslprune.analysis.atoms import Dim, concatenate, fixed, merge
 from sslprune.analysis.inference import Inference, Rule, describe, may_be_computed
 from sslprune.analysis.zeros import Joined, Keeps, Zero
+from sslprune.capture.program import operator_name
 from sslprune.errors import RepackError
 
 
@@ -67,9 +68,10 @@ def view(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
         part = slice(at, at + len(getattr(a, name)))
         g.on_repack(node, lambda r: r.resize(name, out[part], sizes[part]))
     elif isinstance(getattr(a, "other", None), fx.Node):  # view_as: the sizes of another tensor, written out
+        asked = g.dims(a.other)
 
         def rewrite(r: Any) -> None:
-            if any(r.changed(dim) for dim in out):
+            if any(r.changed(dim) for dim in (*out, *asked)):
                 new = [-1 if isinstance(n, torch.SymInt) else r.size(dim) for dim, n in zip(out, sizes, strict=True)]
                 if new.count(-1) > 1:
                     raise RepackError(f"{describe(node)}: two of its sizes, {sizes}, depend on the input")
@@ -100,6 +102,8 @@ def permute(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
     order = list(range(len(x)))
     if hasattr(a, "dims"):
         order = [d % len(x) for d in a.dims]
+    elif operator_name(node) == "numpy_T":  # what x.T is
+        order = order[::-1]
     elif len(x) > 1:
         one, other = next(((getattr(a, p), getattr(a, q)) for p, q in PAIRS if hasattr(a, p)), (-2, -1))
         order[one], order[other] = order[other], order[one]
@@ -225,6 +229,9 @@ def repeat(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
 @may_be_computed("repeats", "output_size")
 def repeat_interleave(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
     """Each dimension becomes (old, copies)."""
+    if not hasattr(a, "self"):  # places, each as often as its count says
+        g.opaque(node, "repeated by counts that are not one number")
+        return
     x = g.dims(a.self)
     if not isinstance(getattr(a, "repeats", None), int) or a.dim is None:
         g.freeze(x, node, "repeated by counts that are not one number")
@@ -255,7 +262,8 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("view", "reshape", "_unsafe_view"), view),
     **dict.fromkeys(("view_as", "reshape_as"), view),
     **dict.fromkeys(("flatten", "unflatten", "unsqueeze"), view), "squeeze": squeeze,
-    **dict.fromkeys(("permute", "transpose", "t", "mT", "swapaxes"), permute), "movedim": movedim,
+    **dict.fromkeys(("permute", "transpose", "t", "mT", "numpy_T", "swapaxes", "swapdims"), permute),
+    **dict.fromkeys(("movedim", "moveaxis"), movedim),
     **dict.fromkeys(("cat", "concat", "concatenate"), cat),
     **dict.fromkeys(("pad", "constant_pad_nd"), pad), "flip": flip, "roll": roll,
     "expand": expand, "expand_as": expand_as, "repeat": repeat, "repeat_interleave": repeat_interleave,
