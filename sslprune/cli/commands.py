@@ -107,6 +107,34 @@ def train(
 
 
 @guarded
+def calibrate(
+    recipe: RecipeFile,
+    run: RunOption = None,
+    sets: Sets = None,
+    resume: Resume = False,
+    force: Force = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Land on the budget from a few samples, without training: RUN/train/.
+
+    The recipe's [calibrate] says how, and its defaults where there is none; sparse and healing epochs are left out.
+    """
+    one_of(resume, force)
+    show = _show(as_json)
+    loaded = _load(recipe, sets).untrained()
+    directory = _directory(loaded, run)
+    from sslprune.run.learn import train as train_model
+
+    train_model(loaded, directory, show, resume=resume, force=force)
+    if as_json:
+        _print_json({"run": str(directory), "masked": str(directory.masked), "selection": str(directory.selection)})
+    else:
+        print(directory.masked)
+        show.say(f"next: sslprune repack {shlex.quote(str(directory))}")
+
+
+@guarded
 def repack(run: RunFolder, as_json: Json = False, debug: Debug = False) -> None:
     """Remove the zeros physically, and prove that nothing changed: RUN/repacked/."""
     show = _show(as_json)
