@@ -19,6 +19,7 @@ from sslprune.calibration.lockstep import Lockstep
 from sslprune.calibration.moments import Moments, best_change
 from sslprune.calibration.rows import Rows, agrees, rows_of
 from sslprune.capture.program import Program, operator_name
+from sslprune.errors import CalibrationError
 from sslprune.kinds.find import analysis_of
 from sslprune.values.selection import Selection
 
@@ -121,6 +122,11 @@ class Repair:
         if all(step.is_shared(node, *pair) for pair in step.values):
             return  # nothing is missing yet
         name = rows.weights[0]
+        for values, state in zip(step.values[0], (self.dense, self.pruned), strict=True):
+            if not bool(rows.made(values, state).isfinite().all()):
+                raise CalibrationError(
+                    f"{name}: what it makes of the samples is not finite; look at it and the weights before it"
+                )
         if not agrees(rows, step.values[0][1], self.pruned):
             self.skipped[name] = "it is not its rows times its weight"
             return
@@ -130,6 +136,8 @@ class Repair:
         if not stays.any() or not columns.any():
             return
         made, held, power = self._gather(node, fit)
+        if not made.squares[stays].any():
+            return  # it makes what is gone, and reads nothing that is
         change = best_change(made, held, columns, fit.shift is not None, self.damping)
         change = torch.where(stays[:, None], change, 0.0)
         before, after = held.squares[stays].sum(), held.error(change)[stays].sum()

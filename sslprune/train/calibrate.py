@@ -6,42 +6,38 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sslprune.calibration.calibrate import Calibrated, Calibration, state_of
 from sslprune.calibration.samples import collect
 from sslprune.capture.mode import evaluating
-from sslprune.capture.program import Program
 from sslprune.data import Data
 from sslprune.errors import few
 from sslprune.recipe import Recipe
 from sslprune.train.budget import BudgetController
+from sslprune.train.sparsity import Sparsity
 from sslprune.values.inputs import Inputs, each
 from sslprune.values.voice import Voice
 
 
 def calibrate_(
-    model: nn.Module,
-    program: Program,
-    controller: object,
-    recipe: Recipe,
-    data: Data,
-    dense: Mapping[str, Tensor],
-    show: Voice,
+    sparsity: Sparsity, recipe: Recipe, data: Data, dense: Mapping[str, Tensor] | None, show: Voice
 ) -> Calibrated:
-    """Bring ``model``, in place, to the budget as far as `[calibrate]` says; the ``controller`` holds what is gone.
+    """Bring the model of ``sparsity``, in place, to the budget as far as `[calibrate]` says, and hold it there.
 
-    ``dense``: the tensors of the model to be like, by their names. Samples are the first of the training data.
+    ``dense``: the weights of the model to be like, by their names, where it is not the model itself. Samples are the
+    first of the training data.
     """
-    section = recipe.calibrate
+    section, model, program, controller = recipe.calibrate, sparsity.model, sparsity.program, sparsity.controller
     assert section is not None and isinstance(controller, BudgetController)
     goal = controller.goal if section.fraction is None else replace(controller.goal, fraction=section.fraction)
-    tensors = {**state_of(program, model), **{name: dense[name].detach() for name in program.aliases}}
+    now = state_of(program, model)
+    like = now if dense is None else {n: dense[n].to(t) if n in dense else t for n, t in now.items()}
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     with evaluating(model):
         samples = collect(program, _inputs(data, device), section.samples)
-        calibration = Calibration(program, tensors, samples, section, data.task, recipe.run.seed, show)
-        found = calibration.calibrated(goal, state_of(program, model))
+        calibration = Calibration(program, like, samples, section, data.task, recipe.run.seed, show)
+        found = calibration.calibrated(goal, now)
     found.load_into(model, program)
     controller.begin(found.selection)
     controller.landed = section.fraction is None

@@ -38,7 +38,6 @@ from sslprune.train.schedule import Epoch, Schedule
 from sslprune.train.sparsity import Sparsity, build_controller
 from sslprune.train.step import Step
 from sslprune.train.teacher import build_teacher
-from sslprune.values.axes import tensors_of
 from sslprune.values.carry import carrying
 from sslprune.values.inputs import each
 from sslprune.values.selection import Selection
@@ -124,17 +123,9 @@ class Trainer:
 
     def _calibrate(self) -> tuple[float, float]:
         """Choose and repair without training; returns how far the outputs are from the dense model's, and no rate."""
-        assert self.sparsity is not None and self.program is not None
-        steered = self.model, self.program, self.sparsity.controller
-        return calibrate_(*steered, self.recipe, self.data, self._dense(), self.show).repaired, 0.0
-
-    def _dense(self) -> dict[str, Tensor]:
-        """The dense model's tensors by their names: of a sweep's later points those that it began with."""
-        if self.previous is None:
-            return dict(tensors_of(self.model))
-        dense = copy.deepcopy(self.model)
-        load_weights(dense, load_checkpoint(self.files.dense), self.files.dense)
-        return dict(tensors_of(dense))
+        assert self.sparsity is not None
+        dense = None if self.previous is None else load_checkpoint(self.files.dense)
+        return calibrate_(self.sparsity, self.recipe, self.data, dense, self.show).repaired, 0.0
 
     def _mean_norms(self) -> dict[str, float]:
         """The mean ‖w_g‖ over the groups of each axis, by kind and name: for the report's picture of training."""
