@@ -207,7 +207,7 @@ def _like(arg: Tensor) -> Tensor:
     return torch.randn_like(arg) if arg.is_floating_point() else arg[torch.randperm(len(arg))]
 
 
-MODELS = {
+MODELS: dict[str, Any] = {
     **SIZED,
     **{name: ARCHITECTURES[name] for name in ("lenet", "resnet", "transformer") if name in ARCHITECTURES},
 }

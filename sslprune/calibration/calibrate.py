@@ -81,8 +81,9 @@ class Calibration:
     ) -> None:
         self.program, self.dense, self.samples, self.section = program, dict(dense), samples, section
         self.seed, self.show = seed, show
-        self.numbers: Divergence = OfNumbers()
-        self.divergence = OfClasses(task, program.out_specs[0]) if task is not None else self.numbers
+        state = len(program.carried)
+        self.numbers: Divergence = OfNumbers(state)
+        self.divergence = OfClasses(task, program.out_specs[0], state > 0) if task is not None else self.numbers
 
     def calibrated(self, goal: Goal, begin: Mapping[str, Tensor] | None = None) -> Calibrated:
         """The best of the candidates that meet ``goal``. ``begin``: weights of which something is gone already.
@@ -146,7 +147,7 @@ class Calibration:
         damping = None if self.section.damping == "auto" else self.section.damping
         fixed = dict(masked)
         repair = Repair(self.program, self.dense, fixed, gone, held=held, damping=damping, seed=self.seed)
-        repaired = self._apart(repair.run(batches)[-held:])
+        repaired = self._apart(repair.run(batches))
         if not repaired <= cut:  # fitted layer by layer, and worse at the end: undone
             return Calibrated(selection, masked, cut, cut, (), repair.skipped)
         return Calibrated(selection, fixed, cut, repaired, tuple(repair.layers), repair.skipped)

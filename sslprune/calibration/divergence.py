@@ -28,13 +28,17 @@ class Divergence(Protocol):
 
 
 class OfClasses:
-    """KL(dense ‖ pruned) of the classes, in nats for each sample or place; targets are drawn from the classes."""
+    """KL(dense ‖ pruned) of the classes, in nats for each sample or place; targets are drawn from the classes.
 
-    def __init__(self, task: Task, spec: pytree.TreeSpec) -> None:
-        self.task, self.spec = task, spec
+    ``carried``: whether the outputs end with the state that a model carries on.
+    """
+
+    def __init__(self, task: Task, spec: pytree.TreeSpec, carried: bool = False) -> None:
+        self.task, self.spec, self.carried = task, spec, carried
 
     def _log(self, leaves: Sequence[Any]) -> Tensor:
-        logits = self.task.logits(pytree.tree_unflatten(list(leaves), self.spec))
+        outputs = pytree.tree_unflatten(list(leaves), self.spec)
+        logits = self.task.logits(outputs[0] if self.carried else outputs)
         classes = -1 if self.task.classes_last or logits.dim() == 2 else 1
         return F.log_softmax(logits.movedim(classes, -1).flatten(0, -2).float(), dim=-1)
 
@@ -49,11 +53,17 @@ class OfClasses:
 
 
 class OfNumbers:
-    """Mean squared error of all floating outputs, each in units of its variance; normal targets around them."""
+    """Mean squared error of all floating outputs, each in units of its variance; normal targets around them.
 
-    @staticmethod
-    def _floating(leaves: Sequence[Any]) -> list[Tensor]:
-        return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    ``state``: how many of the leaves, the last ones, are the state that a model carries on, and no outputs.
+    """
+
+    def __init__(self, state: int = 0) -> None:
+        self.state = state
+
+    def _floating(self, leaves: Sequence[Any]) -> list[Tensor]:
+        outputs = leaves[: len(leaves) - self.state]
+        return [leaf for leaf in outputs if isinstance(leaf, Tensor) and leaf.is_floating_point()]
 
     def drawn(self, leaves: Sequence[Any], generator: torch.Generator) -> Tensor:
         total = torch.zeros(())

@@ -79,9 +79,19 @@ class Repair:
         self.order = in_order(graph, [fit.chain for fit in self._fits.values() if fit.chain is not None])
 
     def run(self, batches: Sequence[Sequence[Any]]) -> list[tuple[list[Any], list[Any]]]:
-        """Fit all layers; the outputs' leaves of each batch, (dense, repaired)."""
+        """Fit all layers; the outputs' leaves of each batch that was held out, (dense, repaired).
+
+        What comes after the last layer is computed of those batches alone: the logits of a text are large.
+        """
         self._step = Lockstep(self.order, self.dense, self.pruned)
-        return self._step.run(batches, self._visit)
+        last = next((node for node in reversed(self.order) if node in self._fits), None)
+
+        def visit(node: fx.Node) -> None:
+            self._visit(node)
+            if node is last:
+                self._step.values = self._step.values[-self.held :]
+
+        return self._step.run(batches, visit)[-self.held :]
 
     def _may_change(self, rows: Rows) -> bool:
         """Whether the weights are parameters that train, read here alone."""
@@ -142,14 +152,14 @@ class Repair:
         change = torch.where(stays[:, None], change, 0.0)
         before, after = held.squares[stays].sum(), held.error(change)[stays].sum()
         few = made.count < FEW_ROWS * int(columns.sum())
-        self.layers.append(Fitted(name, float(before / power), float(after / power), few))
+        self.layers.append(Fitted(name, float(before) / power, float(after) / power, few))
         self._apply(rows, fit.shift, change, gone)
 
-    def _gather(self, node: fx.Node, fit: _Fit) -> tuple[Moments, Moments, Tensor]:
+    def _gather(self, node: fx.Node, fit: _Fit) -> tuple[Moments, Moments, float]:
         """Moments of the rows to fit and of those held out, and Σ (dense output)² over the latter."""
         rows, batches = fit.rows, self._step.values
         made, held = Moments(), Moments()
-        power = torch.zeros((), dtype=torch.float64)
+        power = 0.0
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.order.index(node))
         for i, (dense, pruned) in enumerate(batches):
             wanted, now = rows.made(dense, self.dense), rows.made(pruned, self.pruned)
@@ -163,8 +173,8 @@ class Repair:
             of = held if i >= len(batches) - self.held else made
             of.add(rows.rows(pruned, self.pruned, places), errors)
             if of is held:
-                power += rows.by_row(wanted, places).double().square().sum()
-        return made, held, power.clamp(min=1e-30)
+                power += float(rows.by_row(wanted, places).double().square().sum())
+        return made, held, max(power, 1e-30)
 
     def _places(self, rows: Rows, made: Tensor, num_batches: int, generator: torch.Generator) -> Tensor | None:
         count = rows.count(made)
