@@ -19,6 +19,7 @@ _HOMES = {
     "zero_groups": "values.axes",
     "Axis": "values.axes",
     "Member": "values.axes",
+    "calibrate": "calibration.calibrate",
     "GroupLasso": "train.lasso",
     "Shrinker": "train.shrink",
     "shrink": "train.shrink",
@@ -41,6 +42,7 @@ __all__ = [
     "SslpruneError",
     "__version__",
     "apply_plan",
+    "calibrate",
     "export_onnx",
     "find_axes",
     "load",
@@ -52,6 +54,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from sslprune.calibration.calibrate import calibrate
     from sslprune.capture.program import Program
     from sslprune.capture.trace import trace
     from sslprune.cost.counts import Cost

@@ -6,6 +6,7 @@
     ├── DataError                 a dataset that is missing, empty, or of another shape
     ├── TraceError                a model that torch.export cannot capture
     ├── BudgetError               a budget that no removal can reach
+    ├── CalibrationError          samples of other inputs, values that are not finite
     ├── TrainingError             a loss that became NaN, a resume that does not fit
     ├── RepackError               a repacked model that is not the masked model
     ├── ExportError               an ONNX file that cannot be written, read or verified
@@ -37,6 +38,10 @@ class TraceError(SslpruneError):
 
 class BudgetError(SslpruneError):
     """A budget below what removing everything prunable would leave."""
+
+
+class CalibrationError(SslpruneError):
+    """Calibration that cannot be done: too few samples, or of other inputs; values that are not finite."""
 
 
 class TrainingError(SslpruneError):

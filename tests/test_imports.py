@@ -12,7 +12,8 @@ import sslprune
 PACKAGE = Path(sslprune.__file__).parent
 # fmt: off
 ROOMS = [  # from low to high: a file imports from its own room or a lower one
-    "errors", "files", "values", "recipe", "capture", "analysis", "kinds", "cost", "choose", "removal", "models", "zoo",
+    "errors", "files", "values", "recipe", "capture", "analysis", "kinds", "cost", "choose", "removal", "calibration",
+    "models", "zoo",
     "data", "export", "bench", "report", "train", "show", "run", "callbacks", "cli",
 ]
 # fmt: on

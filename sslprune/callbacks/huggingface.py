@@ -16,8 +16,8 @@ from transformers.utils.generic import find_labels
 
 from sslprune.callbacks.steering import Steering
 from sslprune.errors import TrainingError
+from sslprune.recipe.settings import Prune
 from sslprune.removal.packed import Packed
-from sslprune.train.sparsity import Prune
 
 NOT_INPUTS = ("num_items_in_batch", "return_dict", "use_cache", "output_attentions", "output_hidden_states")
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from sslprune.callbacks.steering import Steering
 from sslprune.errors import RecipeError, TrainingError
+from sslprune.recipe.settings import Prune
 from sslprune.removal.packed import Packed
-from sslprune.train.sparsity import Prune
 
 
 class LightningSparsity(Callback):

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from sslprune.errors import RecipeError, TrainingError
+from sslprune.recipe.settings import Prune, settings_of
 from sslprune.removal.packed import Packed
 from sslprune.train.budget import NUM_WARM_UP
-from sslprune.train.sparsity import Prune, Sparsity, settings_of
+from sslprune.train.sparsity import Sparsity
 from sslprune.values.inputs import num_rows
 
 NUM_ROWS = 4

@@ -17,6 +17,7 @@ COMMANDS = {
     "init": commands.init,
     "inspect": commands.inspect,
     "train": commands.train,
+    "calibrate": commands.calibrate,
     "repack": commands.repack,
     "export": commands.export,
     "run": commands.run_all,

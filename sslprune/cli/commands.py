@@ -27,6 +27,7 @@ from sslprune.cli.options import (
     RunOption,
     Runtime,
     Sets,
+    dims_of,
     one_of,
 )
 from sslprune.values.bounds import MOST_REPETITIONS, MOST_SAMPLES, MOST_THREADS
@@ -93,12 +94,32 @@ def train(
 ) -> None:
     """Train to sparsity, land on the budget, heal: RUN/train/."""
     one_of(resume, force)
-    show = _show(as_json)
-    loaded = _load(recipe, sets)
-    directory = _directory(loaded, run)
+    _learn(_load(recipe, sets), run, resume, force, as_json)
+
+
+@guarded
+def calibrate(
+    recipe: RecipeFile,
+    run: RunOption = None,
+    sets: Sets = None,
+    resume: Resume = False,
+    force: Force = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Land on the budget from a few samples, without sparse training: RUN/train/.
+
+    The recipe's [calibrate] says how, and its defaults where there is none; sparse and healing epochs are left out.
+    """
+    one_of(resume, force)
+    _learn(_load(recipe, sets).untrained(), run, resume, force, as_json)
+
+
+def _learn(recipe: Recipe, run: Path | None, resume: bool, force: bool, as_json: bool) -> None:
+    show, directory = _show(as_json), _directory(recipe, run)
     from sslprune.run.learn import train as train_model
 
-    train_model(loaded, directory, show, resume=resume, force=force)
+    train_model(recipe, directory, show, resume=resume, force=force)
     if as_json:
         _print_json({"run": str(directory), "masked": str(directory.masked), "history": str(directory.history)})
     else:
@@ -246,7 +267,7 @@ def bench(
 
     Example: sslprune bench dense.onnx model.onnx int8-static.onnx --batch 1 --batch 64 --profile
     """
-    dims = _dims(dim or [])
+    dims = dims_of(dim or [])
     if len(files) < 2:
         raise typer.BadParameter("expected two files or more: the one to compare with, and those to judge")
     show = _show(as_json)
@@ -322,16 +343,6 @@ def _verdict(report: Report, directory: RunDirectory, show: Show, as_json: bool)
     if not report.passed:
         missed = [gate.told(title) for title, gate in report.every_gate if not gate.passed]
         fail(f"gate missed: {'; '.join(missed)}", 3)
-
-
-def _dims(dims: list[str]) -> dict[str, int]:
-    sizes = {}
-    for dim in dims:
-        name, _, size = dim.partition("=")
-        if not name or not size.isdecimal() or int(size) < 1:
-            raise typer.BadParameter(f"expected NAME=SIZE, e.g. sequence=128; got {dim!r}", param_hint="--dim")
-        sizes[name] = int(size)
-    return sizes
 
 
 def _print_json(value: Any) -> None:

@@ -52,3 +52,14 @@ def one_of(resume: bool, force: bool) -> None:
     """Raise BadParameter for both at once."""
     if resume and force:
         raise typer.BadParameter("--resume goes on with a run and --force trains over it; give one of them")
+
+
+def dims_of(dims: list[str]) -> dict[str, int]:
+    """Sizes by the names of dimensions; raises BadParameter for what is not NAME=SIZE."""
+    sizes = {}
+    for dim in dims:
+        name, _, size = dim.partition("=")
+        if not name or not size.isdecimal() or int(size) < 1:
+            raise typer.BadParameter(f"expected NAME=SIZE, e.g. sequence=128; got {dim!r}", param_hint="--dim")
+        sizes[name] = int(size)
+    return sizes

@@ -11,6 +11,7 @@ from sslprune.recipe.data import (
 from sslprune.recipe.fields import Span
 from sslprune.recipe.method import (
     BudgetSection,
+    CalibrateSection,
     DistillSection,
     LassoSection,
     PruneSection,
@@ -24,6 +25,7 @@ from sslprune.recipe.recipe import Recipe, Sparsifying
 
 __all__ = [
     "BudgetSection",
+    "CalibrateSection",
     "ControlSection",
     "DataSection",
     "DistillSection",

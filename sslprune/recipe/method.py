@@ -1,4 +1,4 @@
-"""How the model gets smaller: ``[[prune]]``, ``[budget]``, ``[schedule]``, ``[lasso]``, ``[train]``, ``[distill]``."""
+"""How the model gets smaller: what goes and how much, by training or by calibration."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from sslprune.recipe.fields import (
     Share,
     Span,
 )
+from sslprune.values.bounds import MOST_SAMPLES
 
 
 class PruneSection(Section):
@@ -95,6 +96,30 @@ class ScheduleSection(Section):
     """The rest trains on, zeros held; of each point of a sweep."""
     shrink: Interval = None
     """How often zero groups leave the model that trains; "never": only at the end."""
+
+
+class CalibrateSection(Section):
+    """Choosing what goes, and making up for it, from a few samples, without labels; in place of `[schedule]`, or before
+    it."""
+
+    samples: Annotated[int, Field(ge=2, le=MOST_SAMPLES)] = 1024
+    """How many of the training samples are looked at."""
+    evidence: Literal["second-order", "first-order", "magnitude"] = "second-order"
+    """What groups are ranked by: how much the model's own outputs feel them, squared or not, or their weights."""
+    repair: Literal["least-squares", "none"] = "least-squares"
+    """What is done to the weights that stay."""
+    damping: NotNegative | Literal["auto"] = "auto"
+    """Of the repair: how strongly weights are held where they were, times the mean square of what they read; "auto":
+    what serves samples best that are held out."""
+    target: Literal["outputs"] = "outputs"
+    """What the smaller model is to be like: the dense model's outputs."""
+    candidates: Annotated[int, Field(ge=1, le=64)] = 2
+    """How many ways to reach the budget are repaired; the one whose outputs stay nearest to the dense model's is
+    kept."""
+    seconds: Positive | None = None
+    """No further candidate is begun after so long; left out: all are."""
+    fraction: Fraction | None = None
+    """What may remain after it, where `[schedule]` goes on; left out: the budget."""
 
 
 class TrainSection(Section):
@@ -230,3 +255,17 @@ def check_strength(budget: BudgetSection, lasso: LassoSection) -> None:
             raise ValueError(f"lasso.{name}: only {reads}, and there is none; leave it out")
     if lasso.threshold != LassoSection.model_fields["threshold"].default and lasso.method != "subgradient":
         raise ValueError('lasso.threshold: only method = "subgradient" has one; the proximal step gives exact zeros')
+
+
+def check_calibration(section: CalibrateSection | None, budget: BudgetSection, schedule: ScheduleSection) -> None:
+    """ValueError for a calibration without a budget, or with one of its own that nothing goes on from."""
+    if section is None:
+        return
+    if not budget.given:
+        raise ValueError("calibrate: it goes by a budget; give budget.macs, .parameters or .latency, as 0.5")
+    if section.fraction is not None and not schedule.sparse.count:
+        raise ValueError("calibrate.fraction: no sparse phase goes on from it; leave it out, or give schedule.sparse")
+    if section.fraction is not None and section.fraction < budget.points[0]:
+        raise ValueError(
+            f"calibrate.fraction: {section.fraction:g} is below the budget, {budget.points[0]:g}; leave it out"
+        )

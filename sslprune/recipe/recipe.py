@@ -7,15 +7,18 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from sslprune.errors import RecipeError
 from sslprune.recipe.data import AnyData
-from sslprune.recipe.fields import Folder, Section
+from sslprune.recipe.fields import Folder, Section, Span
 from sslprune.recipe.method import (
     BudgetSection,
+    CalibrateSection,
     DistillSection,
     LassoSection,
     PruneSection,
     ScheduleSection,
     TrainSection,
+    check_calibration,
     check_strength,
 )
 from sslprune.recipe.model import ModelSection, RunSection
@@ -56,6 +59,7 @@ class Recipe(Section):
     prune: list[PruneSection] = Field(min_length=1)
     budget: Annotated[BudgetSection, BeforeValidator(_as_table)] = BudgetSection()
     schedule: ScheduleSection
+    calibrate: CalibrateSection | None = None
     train: TrainSection = TrainSection()
     lasso: LassoSection = LassoSection()
     distill: DistillSection | None = None
@@ -65,9 +69,18 @@ class Recipe(Section):
     gate: list[GateSection] = []
     control: list[ControlSection] = []
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_training(cls, values: Any) -> Any:
+        """A recipe with [calibrate] needs no [schedule]: nothing is trained then."""
+        if isinstance(values, dict) and values.get("calibrate") is not None and "schedule" not in values:
+            return {**values, "schedule": {"sparse": "0ep", "heal": "0ep"}}
+        return values
+
     @model_validator(mode="after")
     def _one_strength(self) -> Recipe:
         check_strength(self.budget, self.lasso)
+        check_calibration(self.calibrate, self.budget, self.schedule)
         return self
 
     @model_validator(mode="after")
@@ -100,6 +113,18 @@ class Recipe(Section):
         fractions, budget = self.budget.points, self.budget
         earlier = [budget.model_copy(update={budget.measure: fractions[: i + 1]}) for i in range(len(fractions) - 1)]
         return [self.model_copy(update={"name": f"{self.name}-{b.fraction}", "budget": b}) for b in earlier] + [self]
+
+    def untrained(self) -> Recipe:
+        """The same by calibration alone, without sparse and healing epochs; raises RecipeError where it cannot be."""
+        none = Span(0, self.schedule.dense.unit)
+        schedule = self.schedule.model_copy(update={"sparse": none, "heal": none, "shrink": None})
+        section = (self.calibrate or CalibrateSection()).model_copy(update={"fraction": None})
+        recipe = self.model_copy(update={"schedule": schedule, "calibrate": section})
+        try:
+            check_calibration(section, self.budget, schedule)
+        except ValueError as error:
+            raise RecipeError(f"{self.name}: {error}") from error
+        return recipe
 
     def values(self) -> dict[str, Any]:
         """Values for JSON of every field that has one, defaults included."""

@@ -99,7 +99,7 @@ def _without_sparsity(recipe: Recipe, name: ControlName, epoch_steps: int) -> Re
     whole = Span(steps, "it") if steps % epoch_steps else Span(steps // epoch_steps, "ep")
     dense = Span(0, "ep") if name == "dense" else spans.dense
     schedule = spans.model_copy(update={"dense": dense, "sparse": Span(0, "ep"), "heal": whole})
-    return recipe.model_copy(update={"schedule": schedule, "distill": None})
+    return recipe.model_copy(update={"schedule": schedule, "calibrate": None, "distill": None})
 
 
 def _start(directory: RunDirectory, recipe: Recipe, name: ControlName) -> nn.Module:

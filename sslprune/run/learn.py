@@ -123,7 +123,10 @@ def _plan(recipe: Recipe, first: bool) -> str:
     """What is about to be trained, in words."""
     spans, device = recipe.schedule, device_of(recipe.run)
     measure = MEASURE_WORDS[recipe.budget.measure]
-    if not spans.sparse.count:
+    if recipe.calibrate is not None and not spans.sparse.count:
+        samples = f"calibrated on {recipe.calibrate.samples:,} samples"
+        goal = f"to {100 * recipe.budget.fraction:g} % of the {measure}, {samples}"
+    elif not spans.sparse.count:
         goal = "without a sparse phase (nothing is removed)"
     elif recipe.budget.given:
         goal = f"to {100 * recipe.budget.fraction:g} % of the {measure}"

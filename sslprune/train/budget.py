@@ -9,6 +9,7 @@ here.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -52,19 +53,22 @@ class BudgetController:
         self.strengths = [1.0] * len(self.axes) if strengths is None else list(strengths)
         self.num_steps = num_steps
         self.decay = max(1, min(section.decay, num_steps // 3))
-        last_choice = max(0, min(int(0.8 * num_steps), num_steps - self.decay))
-        self.interval = max(1, min(section.interval, last_choice // 10))
-        self.selection = begin if begin is not None else Selection.none(self.axes)
-        self.now = goal.of(self.selection)
-        self.curve = Curve(self.now / goal.dense, goal.fraction, last_choice)
+        self.last_choice = max(0, min(int(0.8 * num_steps), num_steps - self.decay))
+        self.interval = max(1, min(section.interval, self.last_choice // 10))
         self.taken = 0  # steps
         self.landed = False  # the last groups are chosen
         self.loss_sum = 0.0
         self.carries = torch.zeros(lasso.num_groups, device=lasso.strength.device)  # running mean of sensitivities
-        goal.check_reachable(self.selection)
         lasso.set_strength([np.zeros(axis.size) for axis in self.axes])
-        lasso.alive[:-1] = torch.from_numpy(~np.concatenate(self.selection.masks))
         lasso.least[:-1] = LEAST_FACTOR
+        self.begin(begin if begin is not None else Selection.none(self.axes))
+        goal.check_reachable(self.selection)
+
+    def begin(self, selection: Selection) -> None:
+        """``selection`` is at zero already, and stays there; the plan falls from what it costs."""
+        self.selection, self.now = selection, self.goal.of(selection)
+        self.curve = Curve(self.now / self.goal.dense, self.goal.fraction, self.last_choice)
+        self.lasso.alive[:-1] = torch.from_numpy(~np.concatenate(selection.masks)).to(self.lasso.alive)
 
     @property
     def fraction(self) -> float:
@@ -104,6 +108,7 @@ class BudgetController:
             "lasso": self.lasso.state_dict(),
             "gone": torch.from_numpy(np.concatenate(self.selection.masks)),
             "carries": self.carries.clone(),
+            "begin": self.curve.begin,
             "round_to": self.goal.constraints.round_to,
             "taken": self.taken,
             "landed": self.landed,
@@ -117,6 +122,7 @@ class BudgetController:
         self.carries.copy_(state["carries"])
         self.goal = self.goal.rounded_to(state["round_to"])
         self.taken, self.landed, self.loss_sum = state["taken"], state["landed"], state["loss_sum"]
+        self.curve = replace(self.curve, begin=state["begin"])
         if self.landed:
             self.goal.cost.measured(self.selection)
         self.now = self.goal.of(self.selection)

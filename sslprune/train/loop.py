@@ -28,6 +28,7 @@ from sslprune.files import write_atomic, write_json, write_text
 from sslprune.kinds.find import find_axes
 from sslprune.models.build import build_model, count_parameters, device_of, load_checkpoint, load_weights
 from sslprune.recipe import Recipe, parse_recipe
+from sslprune.train.calibrate import calibrate_
 from sslprune.train.checkpoint import TrainingFiles, weights_of, write_checkpoint, write_weights
 from sslprune.train.evaluate import evaluate
 from sslprune.train.layout import lay_out_
@@ -71,7 +72,7 @@ class Trainer:
         example = each(data.example, lambda value: value.to(self.device))
         laid_out = lay_out_([self.model, *([self.other] if self.other is not None else [])], example)
         self.schedule = Schedule.of(recipe, len(data.train), dense=previous is None)
-        self.sparsity = self._sparsity() if self.schedule.steps["sparse"] else None
+        self.sparsity = self._sparsity() if self.schedule.steps["sparse"] or recipe.calibrate else None
         self.shrinks = self._shrinks()
         self.optimizer = build_optimizer(self.model, recipe.train)
         self.teacher: nn.Module | None = None  # from the end of the dense epochs on
@@ -92,7 +93,7 @@ class Trainer:
         for epoch in self.schedule.epochs[len(self.history) :]:
             self._enter(epoch.phase)
             started = time.perf_counter()
-            loss, lr = self._epoch(epoch)
+            loss, lr = self._calibrate() if epoch.phase == "calibrate" else self._epoch(epoch)
             self.history.append(
                 {
                     "epoch": epoch.number + 1,
@@ -119,6 +120,12 @@ class Trainer:
         masked = self._restored()
         self._recalibrate(masked)
         write_weights(self.files.masked, masked)
+
+    def _calibrate(self) -> tuple[float, float]:
+        """Choose and repair without training; returns how far the outputs are from the dense model's, and no rate."""
+        assert self.sparsity is not None
+        dense = None if self.previous is None else load_checkpoint(self.files.dense)
+        return calibrate_(self.sparsity, self.recipe, self.data, dense, self.show).repaired, 0.0
 
     def _mean_norms(self) -> dict[str, float]:
         """The mean ‖w_g‖ over the groups of each axis, by kind and name: for the report's picture of training."""

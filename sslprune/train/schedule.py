@@ -15,7 +15,7 @@ from sslprune.train.optimizer import learning_rate
 class Epoch:
     """One pass over the training data, or the part of one that a phase still needs."""
 
-    phase: str  # "dense", "sparse" or "heal"
+    phase: str  # "dense", "calibrate" (no epoch, and no steps), "sparse" or "heal"
     number: int  # from 0, over all phases
     num_steps: int
     label: str  # for people: "sparse 2/5"
@@ -36,6 +36,8 @@ class Schedule:
         steps = {}
         for phase in ("dense", "sparse", "heal"):
             left = steps[phase] = getattr(recipe.schedule, phase).steps(epoch_steps)
+            if phase == "sparse" and recipe.calibrate is not None:
+                epochs.append(Epoch("calibrate", len(epochs), 0, "calibrate"))
             if phase == "dense" and not dense:
                 continue
             count = math.ceil(left / epoch_steps)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,8 @@ from sslprune.cost.counts import Cost
 from sslprune.cost.grain import grain
 from sslprune.errors import TrainingError
 from sslprune.kinds.find import find_axes
-from sslprune.recipe import PruneSection, Recipe, Sparsifying, parse_sparsifying
+from sslprune.recipe import PruneSection, Recipe, Sparsifying
+from sslprune.recipe.settings import Prune, settings_of
 from sslprune.removal.packed import Packed
 from sslprune.removal.remove import removable, remove
 from sslprune.train.budget import BudgetController
@@ -27,8 +28,6 @@ from sslprune.train.strength import StrengthController
 from sslprune.values.axes import Axis
 from sslprune.values.selection import Selection
 from sslprune.values.team import Team
-
-Prune = str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]]  # a kind, the fields of a [[prune]], or several
 
 
 class Controller(Protocol):
@@ -72,25 +71,6 @@ def build_controller(
         return StrengthController(lasso, cost, section, num_steps, constraints.floors, strengths)
     goal = Goal(cost, constraints, budget.measure, budget.fraction)
     return BudgetController(lasso, goal, section, num_steps, strengths, begin, team)
-
-
-def settings_of(
-    prune: Prune,
-    macs: float | None = None,
-    parameters: float | None = None,
-    strength: float | None = None,
-    round_to: int | Literal["auto"] = "auto",
-    **lasso: Any,
-) -> Sparsifying:
-    """The same fields as a recipe's [[prune]], [budget] and [lasso]; raises RecipeError, in one line."""
-    several = [prune] if isinstance(prune, str | Mapping) else list(prune)
-    return parse_sparsifying(
-        {
-            "prune": [{"kind": entry} if isinstance(entry, str) else dict(entry) for entry in several],
-            "budget": {"macs": macs, "parameters": parameters, "round_to": round_to},
-            "lasso": {"strength": strength, **lasso},
-        }
-    )
 
 
 class Sparsity:

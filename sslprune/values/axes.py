@@ -39,6 +39,13 @@ class Member:
         """The shape of what ``positions`` are indices of: one dimension, or all from ``dim`` on."""
         return tensor.shape[self.dim :] if self.flat else tensor.shape[self.dim : self.dim + 1]
 
+    def entries(self, tensor: torch.Tensor, groups: np.ndarray) -> torch.Tensor:
+        """Which numbers of ``tensor`` belong to ``groups`` (indices or a mask): bool, of a shape that broadcasts."""
+        shape = self.shape(tensor)
+        chosen = torch.zeros(shape.numel(), dtype=torch.bool)
+        chosen[torch.from_numpy(self.positions[groups].reshape(-1))] = True
+        return chosen.view(*shape, *[1] * (tensor.dim() - self.dim - len(shape)))
+
     @property
     def is_identity(self) -> bool:
         """Whether group ``i`` is simply index ``i`` of the dimension."""
@@ -108,11 +115,7 @@ def zero_groups(
     for member in axis.members:
         if member.zeroed:
             tensor = tensors[member.name]
-            shape = member.shape(tensor)
-            gone = torch.zeros(shape.numel(), dtype=torch.bool)
-            gone[torch.from_numpy(member.positions[chosen].reshape(-1))] = True
-            behind = [1] * (tensor.dim() - member.dim - len(shape))
-            tensor.masked_fill_(gone.view(*shape, *behind).to(tensor.device), 0)
+            tensor.masked_fill_(member.entries(tensor, chosen).to(tensor.device), 0)
 
 
 @torch.no_grad()

@@ -1,0 +1,217 @@
+"""`calibrate`: a smaller model from a few hundred samples; what goes is chosen and made up for without training."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sslprune.calibration.divergence import Divergence, OfClasses, OfNumbers
+from sslprune.calibration.evidence import TOGETHER, felt, magnitudes
+from sslprune.calibration.lockstep import Lockstep
+from sslprune.calibration.repair import Fitted, Repair, gone_entries
+from sslprune.calibration.samples import Samples, collect
+from sslprune.capture.mode import evaluating
+from sslprune.capture.program import Program
+from sslprune.capture.trace import trace
+from sslprune.choose.blocks import Evidence, Goal
+from sslprune.choose.constraints import constraints_of
+from sslprune.choose.landing import choose
+from sslprune.choose.sections import select_with_sections
+from sslprune.cost.counts import Cost
+from sslprune.cost.grain import grain
+from sslprune.kinds.find import find_axes
+from sslprune.recipe import CalibrateSection
+from sslprune.recipe.settings import Prune, settings_of
+from sslprune.removal.packed import Packed
+from sslprune.removal.remove import removable, remove
+from sslprune.values.axes import tensors_of, zero_mask
+from sslprune.values.selection import Selection
+from sslprune.values.tasks import Task
+from sslprune.values.voice import SILENT, Voice
+
+POWERS = (1.0, 0.5, 0.75, 0.35)  # of the evidence: the less, the more evenly all axes give
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """What goes, and the weights that are left. Divergences are means over samples that were held out.
+
+    ``weights`` are by the names of the program's graphs, in their full shape, zero where something goes. ``cut``: the
+    divergence without any repair; ``repaired``: with it.
+    """
+
+    selection: Selection
+    weights: dict[str, Tensor]
+    cut: float
+    repaired: float
+    layers: tuple[Fitted, ...]
+    skipped: Mapping[str, str]  # weights that were not fitted, each with the reason
+
+    @torch.no_grad()
+    def load_into(self, model: nn.Module, program: Program) -> None:
+        """Give ``model``, of the class that was traced, these weights; in place."""
+        own = tensors_of(model)
+        for name in program.aliases:
+            own[name].copy_(self.weights[name])
+
+
+class Calibration:
+    """Everything that is asked of one model and its samples, for any number of goals.
+
+    ``dense``: the model to be like, by its program's names. ``task``: of what the outputs are about; None: the mean
+    squared error of all of them.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        dense: Mapping[str, Tensor],
+        samples: Samples,
+        section: CalibrateSection,
+        task: Task | None = None,
+        seed: int = 0,
+        show: Voice = SILENT,
+    ) -> None:
+        self.program, self.dense, self.samples, self.section = program, dict(dense), samples, section
+        self.seed, self.show = seed, show
+        state = len(program.carried)
+        self.numbers: Divergence = OfNumbers(state)
+        self.divergence = OfClasses(task, program.out_specs[0], state > 0) if task is not None else self.numbers
+
+    def calibrated(self, goal: Goal, begin: Mapping[str, Tensor] | None = None) -> Calibrated:
+        """The best of the candidates that meet ``goal``. ``begin``: weights of which something is gone already.
+
+        Raises BudgetError for a goal that the constraints do not allow, and CalibrationError for values that are not
+        finite.
+        """
+        axes = goal.constraints.axes
+        begin = {**self.dense, **(begin or {})}
+        start = _zeros(axes, begin)
+        goal.check_reachable(start)
+        began, section = time.monotonic(), self.section
+        best: Calibrated | None = None
+        with self.show.progress("repairing" if section.repair != "none" else "choosing", section.candidates) as bar:
+            for selection in self._candidates(goal, start):
+                found = self._one(selection, begin)
+                best = found if best is None or found.repaired < best.repaired else best
+                bar.advance()
+                if section.seconds is not None and time.monotonic() - began > section.seconds:
+                    break
+        assert best is not None
+        return best
+
+    def _candidates(self, goal: Goal, start: Selection) -> Iterator[Selection]:
+        """Up to ``candidates`` selections that differ, those by the plainest evidence first."""
+        seen: list[Selection] = []
+        for evidence in self._evidence(goal):
+            found = choose(goal, evidence, start)
+            if not any(found == other for other in seen):
+                seen.append(found)
+                yield found
+            if len(seen) == self.section.candidates:
+                return
+
+    def _evidence(self, goal: Goal) -> Iterator[Evidence]:
+        axes, kind = goal.constraints.axes, self.section.evidence
+        if kind == "magnitude":
+            bases: list[Evidence] = [magnitudes(axes, self.dense)]
+        else:
+            small = list(self.samples.pieces(TOGETHER))
+            seen = dict.fromkeys((self.divergence, self.numbers))
+            with self.show.progress("gathering evidence", len(seen)) as bar:
+                found = [
+                    felt(self.program, axes, self.dense, small, divergence, self.seed) for divergence in bar.over(seen)
+                ]
+            bases = [_mean(found), *(found if len(found) > 1 else ())]
+        powers = POWERS if kind == "second-order" else POWERS[1:]
+        for base in bases:
+            for power in powers:
+                yield [values**power for values in base]
+
+    def _one(self, selection: Selection, begin: Mapping[str, Tensor]) -> Calibrated:
+        """What comes of one selection."""
+        gone = gone_entries(self.dense, selection)
+        masked = {n: t.masked_fill(gone[n], 0) if n in gone and gone[n].any() else t for n, t in begin.items()}
+        batches, held = self.samples.batches, self.samples.held
+        order = list(self.program.evaluation.nodes)
+        cut = self._apart(Lockstep(order, self.dense, masked).run(batches[-held:]))
+        if self.section.repair == "none":
+            return Calibrated(selection, masked, cut, cut, (), {})
+        damping = None if self.section.damping == "auto" else self.section.damping
+        fixed = dict(masked)
+        repair = Repair(self.program, self.dense, fixed, gone, held=held, damping=damping, seed=self.seed)
+        repaired = self._apart(repair.run(batches))
+        if not repaired <= cut:  # fitted layer by layer, and worse at the end: undone
+            return Calibrated(selection, masked, cut, cut, (), repair.skipped)
+        return Calibrated(selection, fixed, cut, repaired, tuple(repair.layers), repair.skipped)
+
+    def _apart(self, outputs: Sequence[tuple[list[Any], list[Any]]]) -> float:
+        return float(np.mean([self.divergence.between(dense, pruned) for dense, pruned in outputs]))
+
+
+def _mean(several: Sequence[Evidence]) -> Evidence:
+    """The geometric mean of each group's, whatever the units of each kind."""
+    return [
+        np.exp(np.mean([np.log(np.maximum(values, 1e-300)) for values in alike], axis=0))
+        for alike in zip(*several, strict=True)
+    ]
+
+
+def _zeros(axes: Sequence[Any], weights: Mapping[str, Tensor]) -> Selection:
+    return Selection.of(axes, [zero_mask(nn.Module(), axis, weights) for axis in axes])
+
+
+def state_of(program: Program, model: nn.Module) -> dict[str, Tensor]:
+    """The numbers of ``model`` by the names of the graphs of ``program``, its constants included."""
+    own = tensors_of(model)
+    return {name: own.get(name, tensor).detach() for name, tensor in program.tensors.items()}
+
+
+def calibrate(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    samples: Iterable[Any],
+    *,
+    prune: Prune,
+    macs: float | None = None,
+    parameters: float | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+    task: Task | None = None,
+    sequence: int | None = None,
+    round_to: Any = "auto",
+    seed: int = 0,
+    **settings: Any,
+) -> Packed:
+    """``model`` at the fraction ``macs`` or ``parameters`` of its cost, chosen and repaired by ``samples`` alone.
+
+    ``args`` and ``kwargs`` are example inputs, first dimension = batch. ``samples`` yields batches: a tensor, a tuple
+    of positional inputs, or a dict of them by name, without labels; 256 to 2,048 samples are enough. ``prune`` is as in
+    `Sparsity`; other keywords are fields of a recipe's [calibrate]. ``task``: what the outputs are, a
+    `sslprune.values.tasks.Task`; left out, any outputs, by their mean squared error. ``model`` is not changed.
+
+    Groups are ranked by the Fisher information of their presence, and what is left is fitted by least squares, in
+    order, to what the dense model gives (Hassibi and Stork 1993, eq. 5; ZipLM: Kurtić et al. 2023; on the sums of
+    residual branches, errors so far included). Raises RecipeError, TraceError, BudgetError and CalibrationError.
+    """
+    found = settings_of(prune, macs, parameters, None, round_to)
+    section = CalibrateSection.model_validate(settings)
+    with evaluating(model):
+        program = trace(model, args, dict(kwargs or {}), sequence=sequence)
+        chosen = select_with_sections(find_axes(program), found.prune)
+        to = grain() if found.budget.round_to == "auto" else found.budget.round_to
+        constraints = constraints_of(chosen, found.lasso.floor, int(to))
+        goal = Goal(Cost(program, constraints.axes), constraints, found.budget.measure, found.budget.fraction)
+        dense = state_of(program, model)
+        gathered = collect(program, samples, section.samples)
+        result = Calibration(program, dense, gathered, section, task, seed).calibrated(goal)
+        masked = copy.deepcopy(model)
+        result.load_into(masked, program)
+        exact = all(axis.exact for axis in constraints.axes)
+        return remove(masked, program, removable(program, result.selection, allow_inexact=not exact), verify=exact)

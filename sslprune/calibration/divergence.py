@@ -1,0 +1,77 @@
+"""How far two models' outputs are apart, and what a model's own outputs say of its weights; no labels are asked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from sslprune.values.tasks import Task
+
+
+class Divergence(Protocol):
+    """``leaves`` are the outputs' tensors, flat, in the order of the program's."""
+
+    def drawn(self, leaves: Sequence[Any], generator: torch.Generator) -> Tensor:
+        """-log p(y | outputs) for a y drawn from the outputs themselves, summed over the batch; its mean gradient is 0.
+
+        The mean of its squared gradients is the Fisher information, the second derivative of the divergence where it
+        is 0 (Martens 2020, section 9.2).
+        """
+
+    def between(self, dense: Sequence[Any], pruned: Sequence[Any]) -> float:
+        """The mean divergence of two outputs of one batch."""
+
+
+class OfClasses:
+    """KL(dense ‖ pruned) of the classes, in nats for each sample or place; targets are drawn from the classes.
+
+    ``carried``: whether the outputs end with the state that a model carries on.
+    """
+
+    def __init__(self, task: Task, spec: pytree.TreeSpec, carried: bool = False) -> None:
+        self.task, self.spec, self.carried = task, spec, carried
+
+    def _log(self, leaves: Sequence[Any]) -> Tensor:
+        outputs = pytree.tree_unflatten(list(leaves), self.spec)
+        logits = self.task.logits(outputs[0] if self.carried else outputs)
+        classes = -1 if self.task.classes_last or logits.dim() == 2 else 1
+        return F.log_softmax(logits.movedim(classes, -1).flatten(0, -2).float(), dim=-1)
+
+    def drawn(self, leaves: Sequence[Any], generator: torch.Generator) -> Tensor:
+        log = self._log(leaves)
+        targets = torch.multinomial(log.detach().exp().cpu(), 1, generator=generator).to(log.device)
+        return -log.gather(1, targets).sum()
+
+    def between(self, dense: Sequence[Any], pruned: Sequence[Any]) -> float:
+        one, other = self._log(dense), self._log(pruned)
+        return float(F.kl_div(other, one, log_target=True, reduction="batchmean"))
+
+
+class OfNumbers:
+    """Mean squared error of all floating outputs, each in units of its variance; normal targets around them.
+
+    ``state``: how many of the leaves, the last ones, are the state that a model carries on, and no outputs.
+    """
+
+    def __init__(self, state: int = 0) -> None:
+        self.state = state
+
+    def _floating(self, leaves: Sequence[Any]) -> list[Tensor]:
+        outputs = leaves[: len(leaves) - self.state]
+        return [leaf for leaf in outputs if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+
+    def drawn(self, leaves: Sequence[Any], generator: torch.Generator) -> Tensor:
+        total = torch.zeros(())
+        for leaf in self._floating(leaves):
+            noise = torch.randn(leaf.shape, generator=generator).to(leaf.device)
+            total = total.to(leaf.device) + (leaf * noise).sum() / leaf.detach().std().clamp(min=1e-12)
+        return total
+
+    def between(self, dense: Sequence[Any], pruned: Sequence[Any]) -> float:
+        pairs = zip(self._floating(dense), self._floating(pruned), strict=True)
+        return float(sum(F.mse_loss(b, a) / a.var().clamp(min=1e-24) for a, b in pairs))

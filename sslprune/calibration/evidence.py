@@ -1,0 +1,98 @@
+"""Evidence without labels: how much the model's own outputs feel the loss of each group."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sslprune.calibration.divergence import Divergence
+from sslprune.calibration.lockstep import Values, evaluate, read
+from sslprune.capture.program import Program
+from sslprune.values.axes import Axis, Member
+
+TOGETHER = 16  # samples whose gradients are added up before they are squared: drawn targets make their mean zero
+
+
+def felt(
+    program: Program,
+    axes: Sequence[Axis],
+    state: Mapping[str, Tensor],
+    batches: Sequence[Sequence[Any]],
+    divergence: Divergence,
+    seed: int = 0,
+) -> list[np.ndarray]:
+    """Of each axis the Fisher information of its groups' presence: float64, shape (size,).
+
+    A group is multiplied by m = 1; it is E[(∂ -log p(y) / ∂m)²], y drawn from the model's own outputs. To second order
+    the divergence grows by half of it when the group goes (LeCun et al. 1990, eq. 4, on groups; Kwon et al. 2022).
+    Half-size batches would give the same in the mean: what is drawn for two samples is independent.
+    """
+    needed = {member.name for axis in axes for member in axis.members if member.zeroed}
+    tensors = {n: t.detach().clone().requires_grad_() if n in needed else t.detach() for n, t in state.items()}
+    operands = {axis.cuts[0].operand for axis in axes if axis.cuts}
+    generator = torch.Generator().manual_seed(seed)
+    totals = [np.zeros(axis.size) for axis in axes]
+    with torch.enable_grad():
+        for leaves in batches:
+            outputs, kept = _run(program, tensors, leaves, operands)
+            loss = divergence.drawn(outputs, generator)
+            wanted = {name: tensors[name] for name in needed} | kept
+            given = torch.autograd.grad(loss, list(wanted.values()), allow_unused=True)
+            pulls = {
+                name: (value.detach() * gradient).double()
+                for (name, value), gradient in zip(wanted.items(), given, strict=True)
+                if gradient is not None
+            }
+            for total, axis in zip(totals, axes, strict=True):
+                total += _pull(axis, pulls) ** 2
+    return [total / max(1, len(batches)) for total in totals]
+
+
+def _run(
+    program: Program, state: Mapping[str, Tensor], leaves: Sequence[Any], operands: set[str]
+) -> tuple[list[Any], dict[str, Tensor]]:
+    """The outputs' leaves, and what the nodes of the names ``operands`` made."""
+    graph = program.evaluation
+    values: Values = dict(zip((n for n in graph.nodes if n.op == "placeholder"), leaves, strict=True))
+    kept: dict[str, Tensor] = {}
+    for node in graph.nodes:
+        if node.op == "call_function":
+            values[node] = evaluate(node, values, state)
+            if node.name in operands:
+                kept[node.name] = values[node]
+        elif node.op == "output":
+            return list(read(node.args[0], values, state)), kept
+    raise AssertionError("a graph ends with its output")
+
+
+def _pull(axis: Axis, pulls: Mapping[str, Tensor]) -> np.ndarray:
+    """∂ loss / ∂m of each group: weight x gradient over all that reads it, or makes it where nothing does."""
+    if axis.cuts:
+        pull = pulls.get(axis.cuts[0].operand)
+        return np.array([float(pull.sum()) if pull is not None else 0.0])
+    members = [member for member in axis.members if member.zeroed and member.name in pulls]
+    by_role = {role: [m for m in members if m.role == role] for role in ("reads", "makes", "follows")}
+    chosen = next((found for found in by_role.values() if found), [])
+    return sum((_along(member, pulls[member.name]) for member in chosen), np.zeros(axis.size))
+
+
+def _along(member: Member, pull: Tensor) -> np.ndarray:
+    """The sum of ``pull`` over each group of ``member``."""
+    flat = pull.flatten(member.dim) if member.flat else pull
+    others = [d for d in range(flat.dim()) if d != member.dim]
+    line = (flat.sum(others) if others else flat).cpu().numpy()
+    return line[member.positions].sum(axis=1)
+
+
+def magnitudes(axes: Sequence[Axis], state: Mapping[str, Tensor]) -> list[np.ndarray]:
+    """Of each axis its groups' squared norms, as shares of the axis's mean: float64, shape (size,)."""
+    found = []
+    for axis in axes:
+        squares = {m.name: state[m.name].detach().double().square() for m in axis.members if m.zeroed}
+        total = sum((_along(m, squares[m.name]) for m in axis.members if m.zeroed), np.zeros(axis.size))
+        found.append(total / max(float(total.mean()), 1e-30))
+    return found

@@ -1,0 +1,111 @@
+"""Ridge regression: of many rows their products' sums are kept, of few the rows themselves."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # times the mean of H's diagonal
+
+
+class Moments:
+    """H = Σ u uᵀ, C = Σ u rᵀ and Σ r² over rows u, with a 1 at their end, and errors r; float64.
+
+    Shapes (groups, columns + 1, columns + 1), (groups, columns + 1, made) and (groups, made). As long as there are
+    fewer rows than columns, H is not made: the rows are less, and decide the same (ridge regression's kernel form).
+    """
+
+    def __init__(self) -> None:
+        self.count = 0  # rows
+        self._rows: list[Tensor] = []  # (groups, n, columns + 1) each, while they are few ...
+        self._errors: list[Tensor] = []  # ... (groups, n, made)
+        self._h: Tensor | None = None
+        self.squares = torch.zeros(())
+
+    def add(self, rows: Tensor, errors: Tensor) -> None:
+        """More rows: (groups, n, columns) and (groups, n, made). Products are summed in float64, batch by batch."""
+        rows = torch.cat([rows, rows.new_ones(*rows.shape[:2], 1)], 2)
+        squares = errors.double().square().sum(1)
+        self.squares = self.squares + squares if self.count else squares
+        self.count += rows.shape[1]
+        if self._h is None:
+            self._rows.append(rows)
+            self._errors.append(errors)
+            if self.count < rows.shape[2]:
+                return
+            width = rows.shape[2]
+            self._h = rows.new_zeros(len(rows), width, width, dtype=torch.float64)
+            self._c = rows.new_zeros(len(rows), width, errors.shape[2], dtype=torch.float64)
+            for one, other in zip(self._rows, self._errors, strict=True):
+                self._sum(one, other)
+            self._rows, self._errors = [], []
+        else:
+            self._sum(rows, errors)
+
+    def _sum(self, rows: Tensor, errors: Tensor) -> None:
+        assert self._h is not None
+        self._h += (rows.transpose(1, 2) @ rows).double()
+        self._c += (rows.transpose(1, 2) @ errors).double()
+
+    def _few(self) -> tuple[Tensor, Tensor]:
+        return torch.cat(self._rows, 1).double(), torch.cat(self._errors, 1).double()
+
+    def error(self, change: Tensor) -> Tensor:
+        """Σ (r - uᵀ change)² of each output, (groups, made), for a ``change`` (groups, columns + 1, made)."""
+        if self._h is None:
+            rows, errors = self._few()
+            return (errors - rows @ change).square().sum(1)
+        return self.squares - 2 * (change * self._c).sum(1) + (change * (self._h @ change)).sum(1)
+
+    def ridge(self, columns: Tensor, damping: float, intercept: bool) -> Tensor:
+        """The change of the weight that makes the error small and stays small itself: (groups, columns + 1, made).
+
+        (H + damping x mean diagonal) Δ = C over the ``columns`` (bool) that may change; the intercept, the last row,
+        is not damped.
+        """
+        index = columns.nonzero()[:, 0]
+        if self._h is None:
+            rows, errors = self._few()
+            u = rows[:, :, index]
+            mean = u.square().sum((1, 2), keepdim=True) / max(1, len(index))
+            shift_u = u.mean(1, keepdim=True) * intercept
+            shift_r = errors.mean(1, keepdim=True) * intercept
+            u, r = u - shift_u, errors - shift_r
+            kernel = u @ u.transpose(1, 2)
+            free = u.transpose(1, 2) @ _solved(kernel, r, damping * mean)
+            change = rows.new_zeros(len(rows), rows.shape[2], errors.shape[2])
+        else:
+            h, c = self._h[:, index][:, :, index], self._c[:, index]
+            mean = h.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
+            ones, count = self._h[:, index, -1:], self.count
+            shift_u, shift_r = ones.transpose(1, 2) / count * intercept, self._c[:, -1:] / count * intercept
+            if intercept:  # about the means, so that the intercept is free
+                h, c = h - ones @ ones.transpose(1, 2) / count, c - ones @ self._c[:, -1:] / count
+            free = _solved(h, c, damping * mean)
+            change = torch.zeros_like(self._c)
+        change[:, index] = free
+        change[:, -1:] = shift_r - shift_u @ free
+        return change
+
+
+def _solved(matrix: Tensor, right: Tensor, damping: Tensor) -> Tensor:
+    """(matrix + damping I)⁻¹ right, of a matrix that is positive up to rounding."""
+    damped = matrix.clone()
+    diagonal = damped.diagonal(dim1=1, dim2=2)
+    diagonal += damping[:, 0] + 1e-9 * diagonal.mean(1, keepdim=True).clamp(min=0) + 1e-30
+    return torch.cholesky_solve(right, torch.linalg.cholesky(damped))
+
+
+def best_change(made: Moments, held: Moments, columns: Tensor, intercept: bool, damping: float | None) -> Tensor:
+    """The change of `Moments.ridge` with the damping, of `RIDGES` if none is given, that serves the ``held`` rows best.
+
+    Outputs whose error on the held rows it would not lessen do not change.
+    """
+    best: tuple[float, Tensor, Tensor] | None = None
+    for ridge in RIDGES if damping is None else (damping,):
+        change = made.ridge(columns, ridge, intercept)
+        errors = held.error(change)
+        if best is None or float(errors.sum()) < best[0]:
+            best = float(errors.sum()), change, errors
+    assert best is not None
+    return torch.where((best[2] < held.squares)[:, None], best[1], 0.0)

@@ -1,0 +1,212 @@
+"""Repair: weights fitted anew by least squares, layer by layer, to what the dense model makes of the same samples.
+
+Layers are fitted in the graph's order. The inputs are the pruned model's, so that each layer makes up for what those
+before it could not. Where a layer's output is added to others, its target is the dense model's sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from sslprune.analysis.inference import arguments
+from sslprune.calibration.chain import Chain, chain_of, computed_from, in_order
+from sslprune.calibration.lockstep import Lockstep
+from sslprune.calibration.moments import Moments, best_change
+from sslprune.calibration.rows import Rows, agrees, rows_of
+from sslprune.capture.program import Program, operator_name
+from sslprune.errors import CalibrationError
+from sslprune.kinds.find import analysis_of
+from sslprune.values.selection import Selection
+
+MOST_ROWS = 32768  # of each layer, that are looked at ...
+ROWS_PER_COLUMN = 16  # ... or so many for each of its columns, where that is more
+FEW_ROWS = 2.0  # rows for each column, below which it is said
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What became of one layer: its error on held-out rows, a share of the dense output's squares, before and after."""
+
+    weight: str
+    before: float
+    after: float
+    few: bool = False  # fewer rows than two for each column
+
+
+@dataclass(frozen=True)
+class _Fit:
+    rows: Rows
+    chain: Chain | None
+    shift: tuple[str, float] | None  # the tensor that takes an intercept, and by which sign
+
+
+class Repair:
+    """Fits what reads what is gone, and what comes after it, of the model whose tensors are ``pruned``.
+
+    ``dense`` and ``pruned`` are by the names of the program's graphs, the same object where nothing differs; ``pruned``
+    is changed. ``gone``: which entries of a tensor stay zero. ``held``: how many of the batches, the last ones, decide
+    how much a layer may change. ``damping`` of the ridge, times the mean square of the rows; None: the held-out rows
+    choose.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        dense: Mapping[str, Tensor],
+        pruned: dict[str, Tensor],
+        gone: Mapping[str, Tensor],
+        *,
+        held: int,
+        damping: float | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.program, self.dense, self.pruned, self.gone = program, dense, pruned, gone
+        self.held, self.damping, self.seed = held, damping, seed
+        self.layers: list[Fitted] = []
+        self.skipped: dict[str, str] = {}  # weights that read what is gone and were not fitted, each with the reason
+        graph = program.evaluation
+        behind, facts = computed_from(graph), analysis_of(program).inference.facts
+        self._fits: dict[fx.Node, _Fit] = {}
+        for node in graph.nodes:
+            rows = rows_of(node, facts[node].contractions, dense)
+            if rows is not None and self._may_change(rows):
+                self._fits[node] = _Fit(rows, chain_of(node, behind), self._shift(node))
+        self.order = in_order(graph, [fit.chain for fit in self._fits.values() if fit.chain is not None])
+
+    def run(self, batches: Sequence[Sequence[Any]]) -> list[tuple[list[Any], list[Any]]]:
+        """Fit all layers; the outputs' leaves of each batch that was held out, (dense, repaired).
+
+        What comes after the last layer is computed of those batches alone: the logits of a text are large.
+        """
+        self._step = Lockstep(self.order, self.dense, self.pruned)
+        last = next((node for node in reversed(self.order) if node in self._fits), None)
+
+        def visit(node: fx.Node) -> None:
+            self._visit(node)
+            if node is last:
+                self._step.values = self._step.values[-self.held :]
+
+        return self._step.run(batches, visit)[-self.held :]
+
+    def _may_change(self, rows: Rows) -> bool:
+        """Whether the weights are parameters that train, read here alone."""
+        for name in rows.weights:
+            users = sum(len(n.users) for n in self.program.evaluation.nodes if n.op == "get_attr" and n.target == name)
+            if not self.program.is_trained(name):
+                self.skipped[name] = "it does not train"
+            elif users > 1 or len(self.program.aliases[name]) > 1:
+                self.skipped[name] = "others share it"
+            else:
+                continue
+            return False
+        return True
+
+    def _shift(self, node: fx.Node) -> tuple[str, float] | None:
+        """What can be added to all that a node makes: its bias, or else the mean that the next batch norm takes off."""
+        given: Any = arguments(node)
+        bias, params = getattr(given, "bias", None), getattr(given, "params", None)
+        if params is not None:
+            bias = params[2] if given.has_biases else None
+        if bias is None and operator_name(node) in ("addmm", "baddbmm"):
+            bias = given.self
+        if isinstance(bias, fx.Node):
+            name = str(bias.target)
+            alone = bias.op == "get_attr" and self.program.is_trained(name) and len(self.program.aliases[name]) == 1
+            return (name, 1.0) if alone and self.dense[name].dim() == 1 else None
+        user = next(iter(node.users), None)
+        mean = getattr(arguments(user), "running_mean", None) if user is not None and _has_schema(user) else None
+        if len(node.users) == 1 and isinstance(mean, fx.Node) and mean.op == "get_attr":
+            return str(mean.target), -1.0
+        return None
+
+    def _visit(self, node: fx.Node) -> None:
+        if node not in self._fits:
+            return
+        fit, step = self._fits[node], self._step
+        rows = fit.rows
+        if all(step.is_shared(node, *pair) for pair in step.values):
+            return  # nothing is missing yet
+        name = rows.weights[0]
+        for values, state in zip(step.values[0], (self.dense, self.pruned), strict=True):
+            if not bool(rows.made(values, state).isfinite().all()):
+                raise CalibrationError(
+                    f"{name}: what it makes of the samples is not finite; look at it and the weights before it"
+                )
+        if not agrees(rows, step.values[0][1], self.pruned):
+            self.skipped[name] = "it is not its rows times its weight"
+            return
+        gone = rows.matrix([self.gone.get(n, _nothing(self.dense[n])) for n in rows.weights])
+        stays = ~gone.all(2)  # (groups, made)
+        columns = ~(gone | ~stays[:, :, None]).all(1).all(0)
+        if not stays.any() or not columns.any():
+            return
+        made, held, power = self._gather(node, fit)
+        if not made.squares[stays].any():
+            return  # it makes what is gone, and reads nothing that is
+        change = best_change(made, held, columns, fit.shift is not None, self.damping)
+        change = torch.where(stays[:, None], change, 0.0)
+        before, after = held.squares[stays].sum(), held.error(change)[stays].sum()
+        few = made.count < FEW_ROWS * int(columns.sum())
+        self.layers.append(Fitted(name, float(before) / power, float(after) / power, few))
+        self._apply(rows, fit.shift, change, gone)
+
+    def _gather(self, node: fx.Node, fit: _Fit) -> tuple[Moments, Moments, float]:
+        """Moments of the rows to fit and of those held out, and Σ (dense output)² over the latter."""
+        rows, batches = fit.rows, self._step.values
+        made, held = Moments(), Moments()
+        power = 0.0
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.order.index(node))
+        for i, (dense, pruned) in enumerate(batches):
+            wanted, now = rows.made(dense, self.dense), rows.made(pruned, self.pruned)
+            error = wanted - now
+            if fit.chain is not None:
+                total = fit.chain.total(wanted, dense, self.dense)
+                missing = total - fit.chain.total(now, pruned, self.pruned)
+                error, _ = fit.chain.back(now, missing, pruned, self.pruned)
+            places = self._places(rows, now, len(batches), generator)
+            errors = rows.by_row(error, places)
+            of = held if i >= len(batches) - self.held else made
+            of.add(rows.rows(pruned, self.pruned, places), errors)
+            if of is held:
+                power += float(rows.by_row(wanted, places).double().square().sum())
+        return made, held, max(power, 1e-30)
+
+    def _places(self, rows: Rows, made: Tensor, num_batches: int, generator: torch.Generator) -> Tensor | None:
+        count = rows.count(made)
+        columns = rows.matrix([self.dense[n] for n in rows.weights]).shape[2]
+        most = -(-max(MOST_ROWS, ROWS_PER_COLUMN * columns) // num_batches)
+        return torch.randint(count, (most,), generator=generator).to(made.device) if count > most else None
+
+    def _apply(self, rows: Rows, shift: tuple[str, float] | None, change: Tensor, gone: Tensor) -> None:
+        old = [self.pruned[name] for name in rows.weights]
+        matrix = rows.matrix(old) + change[:, :-1].transpose(1, 2).to(old[0].dtype)
+        parts = rows.split(matrix.masked_fill(gone, 0), [tensor.shape for tensor in old])
+        self.pruned.update(zip(rows.weights, parts, strict=True))
+        if shift is not None:
+            name, sign = shift
+            self.pruned[name] = self.pruned[name] + sign * change[:, -1].reshape(-1).to(old[0].dtype)
+
+
+def _has_schema(node: fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload)
+
+
+def _nothing(tensor: Tensor) -> Tensor:
+    return torch.zeros(tensor.shape, dtype=torch.bool, device=tensor.device)
+
+
+def gone_entries(tensors: Mapping[str, Tensor], selection: Selection) -> dict[str, Tensor]:
+    """Which numbers of each tensor are zero once the groups of ``selection`` are; bool, in the tensor's shape."""
+    found: dict[str, Tensor] = {}
+    for axis, mask in zip(selection.axes, selection, strict=True):
+        for member in axis.members if mask.any() else ():
+            if member.zeroed:
+                tensor = tensors[member.name]
+                entries = member.entries(tensor, mask).to(tensor.device)
+                found[member.name] = found.get(member.name, _nothing(tensor)) | entries
+    return found
