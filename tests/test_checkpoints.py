@@ -158,7 +158,9 @@ def test_a_control_and_a_teacher_name_their_table(weights: Weights, tmp_path: Pa
         with pytest.raises(CheckpointError, match="holds several tables, params, params_ema"):
             build_model(section)
     del given["checkpoint"]
-    with pytest.raises(RecipeError, match=r"control\.0\.key: names a table of the checkpoint; set control\.0\.checkpoint"):
+    with pytest.raises(
+        RecipeError, match=r"control\.0\.key: names a table of the checkpoint; set control\.0\.checkpoint"
+    ):
         parse_recipe({**values, "control": [{"name": "x", **given, "key": "a"}]})
     with pytest.raises(RecipeError, match=r"distill\.teacher\.key: names a table"):
         parse_recipe({**values, "distill": {"teacher": {**given, "key": "a"}}})

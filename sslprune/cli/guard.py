@@ -65,6 +65,10 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
         except Exception as error:
             if debug:
                 raise
+            from sslprune.values.own_code import told, where
+
+            if where(error):
+                fail(_line(f"code of yours failed: {printable(told(error))}", error))
             said = " ".join(str(error).split())
             fail(_line(f"unexpected {type(error).__name__}: {said[:300]}; --debug shows where", error))
 
