@@ -83,6 +83,7 @@ def _recipes(folder: Path) -> None:
         values["bench"] = values.get("bench", {}) | {"threads": [1]}
         values["data"]["batch_size"] = 8
         values.pop("gates", None)
+        values["schedule"] |= {"shrink": "8it"} if "shrink" in values["schedule"] else {}
         values.get("train", {}).pop("warmup", None)
         if values.get("train", {}).get("heal") == "rewind":
             del values["train"]["heal"]

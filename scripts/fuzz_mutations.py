@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from scripts.fuzz_fields import FIELDS
 from scripts.fuzz_material import CHECKPOINTS, TABLES, picture, weights
 from scripts.fuzz_own import own_module
 from sslprune.recipe.writing import write_toml
@@ -41,6 +42,7 @@ class Case:
     told: str
     refuse: bool = False
     touched: set[str] = field(default_factory=set)
+    names: str = ""  # what a line about it has to name
 
 
 def mutated(family: str, random: Random, folder: Path) -> Case:
@@ -162,8 +164,8 @@ def recipes(random: Random, folder: Path) -> Case:
     name, refuse = random.choice(RECIPES), False
     file = folder / "recipes" / f"{name}.toml"
     text = file.read_text(encoding="utf-8")
-    words = [random.choice(("inspect", "inspect", "train", "run")), f"recipes/{name}.toml"]
-    kind = random.choice(("text", "values", "values", "values", "set", "set", "field", "unknown", "mixed", "bytes"))
+    words = [random.choice(("inspect",) * 6 + ("train",) * 5 + ("run",)), f"recipes/{name}.toml"]
+    kind = random.choice(("text", "values", "values", "set", "set", "field", "field", "field", "unknown", "mixed", "bytes"))
     told = kind
     if kind == "bytes":
         content, told = bytes_of(random, file.read_bytes())
@@ -174,7 +176,8 @@ def recipes(random: Random, folder: Path) -> Case:
         file.write_text(text, encoding="utf-8")
     elif kind == "set":
         key = random.choice([".".join(map(str, way)) for way in places_in(tomllib.loads(text))] + list(FIELDS))
-        told = f"{key}={json.dumps(value_of(random))}"[:60_000].replace("\x00", "")
+        value = random.choice(FIELDS[key]) if key in FIELDS and random.random() < 0.8 else value_of(random)
+        told = f"{key}={_toml(value)}"[:60_000].replace("\x00", "")
         words += ["--set", told]
     else:
         values = tomllib.loads(text)
@@ -182,9 +185,12 @@ def recipes(random: Random, folder: Path) -> Case:
             table = random.choice([v for v in values.values() if isinstance(v, dict)])
             table["unknwon"], refuse = value_of(random), True
         elif kind == "field":
-            table, key = random.choice(FIELDS).rsplit(".", 1)
-            told = f"{table}.{key} = {value_of(random)!s:.60}"
-            values.setdefault(table, {})[key] = value_of(random)
+            told = ""
+            for name in random.sample([name for name in FIELDS if name.count(".") == 1], random.choice((1, 2, 3))):
+                section, key = name.split(".")
+                value = random.choice(FIELDS[name])
+                told += f" {name} = {value!s:.60}"
+                values.setdefault(section, {})[key] = value
         elif kind == "mixed":
             other = tomllib.loads((folder / "recipes" / f"{random.choice(RECIPES)}.toml").read_text(encoding="utf-8"))
             told = random.choice(list(other))
@@ -200,20 +206,11 @@ def recipes(random: Random, folder: Path) -> Case:
     return Case(words, f"{name}: {told}", refuse)
 
 
-FIELDS = (
-    "run.seed", "run.device", "run.threads", "model.key", "model.checkpoint", "model.arguments", "data.batch_size", "data.task",
-    "data.metrics", "data.output", "data.hold_out", "data.eval_batch_size", "data.mean", "data.std", "data.augment",
-    "data.max_length", "data.pad_to", "data.steps", "data.vocabulary", "data.fixed_length", "data.labels", "data.text",
-    "budget.macs", "budget.latency", "budget.parameters", "budget.round_to", "schedule.dense", "schedule.sparse",
-    "schedule.heal", "schedule.shrink", "train.optimizer", "train.lr", "train.momentum", "train.weight_decay", "train.warmup",
-    "train.milestones", "train.clip_norm", "train.heal", "train.sparse_lr", "train.recalibrate", "train.loss_factor",
-    "train.amp", "train.label_smoothing", "lasso.method", "lasso.strength", "lasso.threshold", "lasso.ratio", "lasso.decay",
-    "lasso.interval", "lasso.floor", "distill.temperature", "distill.weight", "distill.teacher", "export.opset",
-    "export.quantize", "export.input_names", "export.output_names", "export.dynamic_axes", "export.calibration",
-    "bench.batch_sizes", "bench.threads", "bench.repetitions", "bench.runtimes", "bench.lengths", "gates.min_speedup",
-    "gates.max_macs", "gates.max_metric_drop", "prune.0.kind", "prune.0.include", "prune.0.min_groups", "prune.0.least",
-    "control.0.name", "name",
-)  # fmt: skip
+def _toml(value: Any) -> str:
+    """A value as one line of TOML, tables included."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(key)} = {_toml(inner)}" for key, inner in value.items()) + "}"
+    return f"[{', '.join(map(_toml, value))}]" if isinstance(value, list) else json.dumps(value, ensure_ascii=False)
 
 
 def checkpoints(random: Random, folder: Path) -> Case:
@@ -501,10 +498,12 @@ def own(random: Random, folder: Path) -> Case:
     """Modules of a person: models, loaders, datasets and metrics that raise, or return what nobody expects."""
     text, told = own_module(random)
     (folder / "own.py").write_text(text, encoding="utf-8")
-    words = [random.choice(("inspect", "train", "train", "run")), "small.toml"]
-    for key, value in (("model.factory", "own.py:net"), ("model.arguments", "{}"), ("data.factory", "own.py:loaders"), ("data.metrics", '["own.py:metric"]')):
-        words += ["--set", f"{key}={value}"]
-    return Case(words + ([] if words[0] == "inspect" else ["--run", "new"]), told)
+    words = [random.choice(("inspect",) * 4 + ("train",) * 7 + ("run",)), "small.toml"]
+    given = {"model.factory": "own.py:net", "model.arguments": "{}", "data.factory": "own.py:loaders"}
+    if "return Data(" not in text:  # which has metrics of its own
+        given["data.metrics"] = '["own.py:metric"]'
+    words += [word for key, value in given.items() for word in ("--set", f"{key}={value}")]
+    return Case(words + ([] if words[0] == "inspect" else ["--run", "new"]), told, names="own.py" if "in_" in told and "MemoryError" not in told else "")
 
 
 def words(random: Random, folder: Path) -> Case:
