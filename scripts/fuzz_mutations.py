@@ -148,7 +148,7 @@ def changed(random: Random, values: Any) -> str:
     if kind == "drop":
         del table[key]
     elif kind == "rename" and isinstance(table, dict):
-        table[f"{key}x"] = table.pop(key)
+        table[random.choice((f"{key}x", "../small.toml"))] = table.pop(key)
     elif kind == "like" and isinstance(old, int | float) and not isinstance(old, bool):
         table[key] = random.choice((-old, old * 1000, old + 0.5, str(old)))
     else:
@@ -400,9 +400,9 @@ def runs(random: Random, folder: Path) -> Case:
     elif kind == "damage":
         told = f"{file.relative_to(folder)}: {damage(random, file)}"
     elif kind == "other":
-        place = folder / "run" / random.choice(("notes.txt", "points/0.9/recipe.toml", ".lock", ".writer.json", ".new-export/x", ".done-repack/x"))
+        place = folder / "run" / random.choice(("notes.txt", "points/0.9/recipe.toml", ".lock", ".writer.json", ".new-export/x", ".done-repack/x", ".done-export/stale.json"))
         place.parent.mkdir(parents=True, exist_ok=True)
-        place.write_text(random.choice(("", "mine", "{}")))
+        place.write_text(random.choice(("", "mine", "{}", '["../small.toml"]', "[3]")))
         told, file = f"{place.relative_to(folder)} beside it", place
     touched = {str(file.relative_to(folder))} if kind != "over" else set()
     commands = [

@@ -69,7 +69,7 @@ PLACES = (
 )  # fmt: skip
 STATEMENTS = (
     "raise KeyError('width')", "sys.exit(0)", "raise SystemExit", "1 / 0", "raise RuntimeError('a\\nb')", "assert False",
-    "raise StopIteration", "raise NotImplementedError", "torch.zeros(2, 3) @ torch.zeros(2, 3)", "[][3]", "raise OSError(5, 'x')",
+    "raise NotImplementedError", "torch.zeros(2, 3) @ torch.zeros(2, 3)", "[][3]", "raise OSError(5, 'x')",
     "raise UnicodeDecodeError('utf-8', b'x', 0, 1, 'odd')", "raise BaseException", "raise MemoryError", "raise GeneratorExit",
     "(lambda f: f(f))(lambda f: f(f))", "raise type('Odd', (Exception,), {'__str__': lambda self: 1 / 0})()", "undefined",
     "torch.empty(1 << 60)", "raise RuntimeError('CUDA out of memory')", "raise TimeoutError", "raise EOFError",

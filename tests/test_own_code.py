@@ -159,6 +159,14 @@ def test_wherever_else_it_fails(statement: str, write, tmp_path: Path) -> None:
         assert result.exit_code == 1 and result.stderr.splitlines()[-1] == told, result.output
 
 
+@pytest.mark.parametrize("raised", ["GeneratorExit", "type('Odd', (BaseException,), {})"])
+def test_what_is_no_exception(raised: str, write, tmp_path: Path) -> None:
+    line = write("in_net", f"raise {raised}")
+    result = invoke("inspect", "own.toml")
+    assert result.exit_code == 1 and result.stderr.startswith("error: "), result.output
+    assert result.stderr.endswith(f"({tmp_path / 'own.py'}, line {line}, in net)\n")
+
+
 @pytest.mark.parametrize("figure", ["None", "(1,)", "('a', 'b')", "(logits, targets)", "(1.0, None)"])
 def test_a_metric_that_is_no_figure(figure: str, write) -> None:
     write("in_metric", "pass", figure)

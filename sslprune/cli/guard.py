@@ -62,7 +62,7 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
             if debug:
                 raise
             fail(_line("out of memory; try a smaller data.batch_size and data.eval_batch_size", error))
-        except Exception as error:
+        except BaseException as error:  # a person's code may raise anything
             if debug:
                 raise
             from sslprune.values.own_code import told, where

@@ -130,6 +130,9 @@ class Task:
     def check(self, outputs: Any, targets: Tensor) -> None:
         """Raise DataError, in one line, unless ``targets`` (int64) are classes of what ``outputs`` hold."""
         logits = self.logits(outputs)
+        if not logits.is_floating_point():
+            kind = str(logits.dtype).removeprefix("torch.")
+            raise DataError(f"the model gives {kind}; expected floating-point numbers, one for each class")
         if logits.dim() < 2 or (self.classes_last and logits.dim() != 3):
             places = None
         else:
