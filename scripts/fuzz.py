@@ -39,8 +39,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1")
 
+from scripts.fuzz_case import Case
 from scripts.fuzz_material import make
-from scripts.fuzz_mutations import FAMILIES, Case, mutated
+from scripts.fuzz_mutations import FAMILIES, mutated
 
 LIMIT = 20.0  # seconds of the processor; of the clock, on a machine that others use as well, three times as many
 MEMORY = 16 << 30  # bytes of address space: an input may ask for more than there is
@@ -87,7 +88,7 @@ def run(words: list[str], folder: Path, limit: float = LIMIT) -> Outcome:
 
 
 def _wait(child: int, limit: float) -> tuple[int | None, float]:
-    """The status of the ended process, None where it has not ended in time; and the processor's seconds that it took."""
+    """The status of the ended process, None where its time is up; and the processor's seconds that it took."""
     end, pause, used = time.monotonic() + 3 * limit, 0.001, 0.0
     while time.monotonic() < end and used < limit:
         done, status, usage = os.wait4(child, os.WNOHANG)
@@ -124,7 +125,7 @@ def be_sslprune(words: list[str], folder: Path, output: int) -> None:
         from sslprune.run import export
 
         timing.WARM_UP, timing.ENOUGH = 0.002, 0.005
-        export.footprint = lambda *_: None  # which starts processes of its own
+        vars(export)["footprint"] = lambda *_: None  # which starts processes of its own
         app(words)
     except SystemExit as error:
         status = error.code if isinstance(error.code, int) else 0 if error.code is None else 1
@@ -164,9 +165,15 @@ def judged(case: Case, outcome: Outcome, before: dict[str, str], folder: Path) -
     if ended == "accepted" and case.refuse:
         found.append("wrong")
     after = contents(folder)
-    if status not in (0, 3) and any(after.get(name) != content for name, content in before.items() if name not in case.touched):
+    if status not in (0, 3) and any(
+        after.get(name) != content for name, content in before.items() if name not in case.touched
+    ):
         found.append("lost")
-    if status is not None and status >= 0 and any(TEMPORARY.fullmatch(Path(name).name) for name in after.keys() - before.keys()):
+    if (
+        status is not None
+        and status >= 0
+        and any(TEMPORARY.fullmatch(Path(name).name) for name in after.keys() - before.keys())
+    ):
         found.append("left")
     if ended == "clean" and case.names not in told[-1]:
         found.append("nameless")
@@ -203,7 +210,7 @@ def main(arguments: list[str] | None = None) -> int:
         os.environ["XDG_CACHE_HOME"] = str(good / ".cache")  # the timings of widths, which are measured once
         if not good.exists():
             good.mkdir(parents=True)
-            make(good, lambda words, folder: run(words, folder, 120).status, run=True)
+            make(good, lambda words, folder: run(words, folder, 120).status == 0)
         for number in [given.only] if given.only is not None else range(given.inputs):
             family = families[number % len(families)]
             folder = Path(place) / str(number)
@@ -216,7 +223,11 @@ def main(arguments: list[str] | None = None) -> int:
             slowest = max(slowest, outcome.seconds if found[0] != "long" else 0)
             if given.show or set(found) & set(FAULTS):
                 last = outcome.said if given.show else "\n".join(outcome.said.splitlines()[-1:])
-                print(f"{number} {family} {'+'.join(found)} {outcome.seconds:.1f} s: {case.told}\n  {case.words}\n  {last[-3000:]}", flush=True)
+                print(
+                    f"{number} {family} {'+'.join(found)} {outcome.seconds:.1f} s: {case.told}\n  {case.words}",
+                    f"\n  {last[-3000:]}",
+                    flush=True,
+                )
             shutil.rmtree(folder, ignore_errors=True)
     print(table(counts))
     print(f"\nThe slowest that ended took {slowest:.1f} s of the processor.")

@@ -15,7 +15,8 @@ FIELDS: dict[str, tuple[Any, ...]] = {
     ),
     "model.key": ("a", "state_dict", ""),
     "model.checkpoint": (
-        "checkpoints/weights.pt", "checkpoints/nan.pt", "checkpoints", "run/repacked/model.pt2", "run/export/model.onnx",
+    "checkpoints/weights.pt", "checkpoints/nan.pt", "checkpoints",
+        "run/repacked/model.pt2", "run/export/model.onnx",
     ),
     "model.arguments": (
         {"width": 0}, {"width": -1}, {"width": 1}, {"width": 10**9}, {"width": 2.5}, {"depth": 9}, {"path": "models"},

@@ -21,7 +21,7 @@ from torch import Tensor
 from sslprune.recipe.writing import write_toml
 from sslprune.zoo import digits_cnn, resnet_cifar
 
-Call = Callable[..., int]  # the command line, in a process of its own; returns the exit status
+Call = Callable[[list[str], Path], bool]  # the command line in a folder: whether it came to its end
 SHIPPED = Path(__file__).parents[1] / "recipes"
 SHORT = {"dense": "2it", "sparse": "16it", "heal": "2it"}
 SMALL = """
@@ -51,12 +51,19 @@ threads = [1]
 """
 WORDS = ("good", "fine", "bad", "dull", "the", "film", "was", "a", "very", "long", "one", "of", "them")
 PICTURES = {"mnist": ("L", 28), "cifar10": ("RGB", 32)}
-CHECKPOINTS = ("weights.pt", "lightning.ckpt", "weights.safetensors", "model.safetensors.index.json", "old.pth.tar", "bare")
+CHECKPOINTS = (
+    "weights.pt",
+    "lightning.ckpt",
+    "weights.safetensors",
+    "model.safetensors.index.json",
+    "old.pth.tar",
+    "bare",
+)
 TABLES = ("table.csv", "table.tsv", "table.jsonl", "table.parquet")
 
 
-def make(folder: Path, call: Call, *, run: bool = True) -> None:
-    """Write everything below ``folder``; the finished run (``run``) by the command line itself."""
+def make(folder: Path, call: Call) -> None:
+    """Write everything below ``folder``; the finished run by the command line itself."""
     torch.manual_seed(0)
     (folder / "small.toml").write_text(SMALL, encoding="utf-8")
     _recipes(folder)
@@ -66,10 +73,9 @@ def make(folder: Path, call: Call, *, run: bool = True) -> None:
     _texts(folder)
     _tokenized(folder / "models/minilm-l6", folder / "models/bert-base-uncased")
     _checkpoints(folder / "checkpoints")
-    if run:
-        words = ["run", "small.toml", "--run", "run", "--set", "export.quantize=int8-dynamic"]
-        if call(words, folder) or call(["control", "run", "--from", "scratch"], folder):
-            raise SystemExit("the material could not be made: the unharmed run fails")
+    words = ["run", "small.toml", "--run", "run", "--set", "export.quantize=int8-dynamic"]
+    if not (call(words, folder) and call(["control", "run", "--from", "scratch"], folder)):
+        raise SystemExit("the material could not be made: the unharmed run fails")
 
 
 def _recipes(folder: Path) -> None:

@@ -152,8 +152,10 @@ def main(arguments: list[str] | None = None) -> int:
             found = digests(place / "new")
             differ = sorted(name for name in {**found, **wanted[road]} if found.get(name) != wanted[road].get(name))
             rest = [path.name for path in (place / "new").rglob("*") if TEMPORARY.fullmatch(path.name)]
-            counts.update({"resumed": 1, "bit-equal": not differ, "left by the kill": left > 0, "left at the end": len(rest)})
-            print(f"{number} {road}, killed in {stage}: {'equal' if not differ else differ} {rest or ''}", flush=True)
+            counts.update(
+                {"resumed": 1, "bit-equal": not differ, "left by the kill": left > 0, "left at the end": len(rest)}
+            )
+            print(f"{number} {road}, killed in {stage}: {differ or 'equal'} {rest or ''}", flush=True)
             shutil.rmtree(place)
     columns = ("kills", "resumed", "bit-equal", "left by the kill", "left at the end")
     print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|\n| {' | '.join(str(counts[c]) for c in columns)} |")

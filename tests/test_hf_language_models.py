@@ -13,7 +13,7 @@ import torch
 from typer.testing import CliRunner
 
 from sslprune.cli import app
-from sslprune.data import build_data
+from sslprune.data import build_data, reopen
 from sslprune.errors import DataError, RecipeError, RunError
 from sslprune.models.build import build_model
 from sslprune.recipe import Recipe, load_recipe
@@ -144,19 +144,21 @@ def test_the_whole_road(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_the_text_is_tokenised_as_it_stands(folder: Path) -> None:
     data = build_data(recipe(folder))
     tokenizer = data.encoder.tokenizer  # type: ignore[attr-defined]
-    ((words,), targets), *_ = list(data.test)
+    batches: list[Any] = list(data.test)
+    ((words,), targets), *_ = batches
     assert words.shape == (1, STEPS) and data.sequence == PLACES
     assert words[0, 0] == tokenizer.eos_token_id
     text = (folder / "test.txt").read_text()
     assert text.startswith(tokenizer.decode(words[0, 1:]))
     assert torch.equal(words[0, 1:], targets[0, :-1])
-    every = [int(i) for (_,), given in data.test for i in given.flatten() if i >= 0]
+    every = [int(i) for _, given in batches for i in given.flatten() if i >= 0]
     assert tokenizer.decode(every) == text
-    assert next(data.train.epoch(0))[0][0].shape == (8, STEPS)
+    first: Any = next(data.train.epoch(0))
+    assert first[0][0].shape == (8, STEPS)
 
 
 def test_what_does_not_fit(folder: Path, tmp_path: Path) -> None:
-    model, _ = build_model(recipe(folder).model)
+    model: Any = build_model(recipe(folder).model)[0]
     build_data(recipe(folder)).check(model)
     with pytest.raises(DataError, match=rf"data.steps: 30 tokens, the model takes {PLACES}; lower it"):
         build_data(recipe(folder, "data.steps=30")).check(model)
@@ -174,8 +176,6 @@ def test_what_does_not_fit(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"data\.tokenizer: .*bare has no tokenizer; save it"):
         build_data(recipe(folder, f"model.arguments.path={bare}"))
     with pytest.raises(RunError, match="no tokenizer there; repack this run again"):
-        from sslprune.data import reopen
-
         reopen(recipe(folder), tmp_path / "gone", (None, None))
 
 

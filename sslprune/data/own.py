@@ -176,9 +176,9 @@ def read(recipe: Recipe, task: Task, device: torch.device, show: Voice) -> Data:
 def _guarded(made: Data, section: OwnDataSection, device: torch.device) -> Data:
     """A person's own Data, whose passes are theirs; the recipe may name the output that it is about."""
     task = made.task if section.output is None else replace(made.task, output=section.output)
-    sources = {name: getattr(made, name) for name in ("train", "test", "valid")}
-    passes = {name: OwnBatches(s, name, device) for name, s in sources.items() if name != "valid" or s is not None}
-    return replace(made, task=task, **passes)
+    train, test = OwnBatches(made.train, "train", device), OwnBatches(made.test, "test", device)
+    valid = OwnBatches(made.valid, "valid", device) if made.valid is not None else None
+    return replace(made, task=task, train=train, test=test, valid=valid)
 
 
 def reopen(recipe: Recipe, folder: Path, shape: tuple[int | str | None, ...]) -> Encoder:
