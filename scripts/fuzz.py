@@ -44,7 +44,7 @@ from scripts.fuzz_material import make
 from scripts.fuzz_mutations import FAMILIES, mutated
 
 LIMIT = 20.0  # seconds of the processor; of the clock, on a machine that others use as well, three times as many
-MEMORY = 16 << 30  # bytes of address space: an input may ask for more than there is
+MEMORY = 16 << 30  # bytes, of data: an input may ask for more than there is
 COUNTED = ("clean", "usage", "accepted", "long")
 FAULTS = ("traceback", "unexpected", "silent", "crash", "hang", "wrong", "lost", "left", "nameless", "marker")
 TRAINING = re.compile(r"^(dense|sparse|heal|control) \d+/\d+", re.MULTILINE)
@@ -117,7 +117,7 @@ def be_sslprune(words: list[str], folder: Path, output: int) -> None:
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(output, 1)
         os.dup2(output, 2)
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+        resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
         os.chdir(folder)
         sys.argv = ["sslprune", *words]
         from sslprune.bench import timing
