@@ -22,18 +22,18 @@ def script(*words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_a_few_dozen_inputs() -> None:
+def test_a_few_inputs_of_each_family() -> None:
     pytest.importorskip("transformers")
-    done = script("scripts/fuzz.py", "--inputs", "42", "--seed", "11")
+    done = script("scripts/fuzz.py", "--inputs", "21", "--seed", "11")
     assert done.returncode == 0, done.stdout + done.stderr
-    total = next(line for line in done.stdout.splitlines() if line.startswith("| **all** | 42 |"))
+    total = next(line for line in done.stdout.splitlines() if line.startswith("| **all** | 21 |"))
     assert total.endswith(" | 0" * len(FAULTS) + " |")
 
 
 def test_a_few_kills() -> None:
-    done = script("scripts/kills.py", "--kills", "3", "--once", "--roads", "run,control scratch")
+    done = script("scripts/kills.py", "--kills", "2", "--once", "--roads", "run")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "| 3 | 3 | 3 |" in done.stdout
+    assert "| 2 | 2 | 2 |" in done.stdout
 
 
 @pytest.mark.parametrize(
