@@ -252,6 +252,14 @@ def test_strength_is_a_share_of_the_loss():
     assert float(made.lasso.penalty()) == pytest.approx(0.25 * 2.0, rel=1e-4)
 
 
+def test_a_loss_below_zero_by_rounding_gives_no_strength():
+    _, _, made = controller([4, 20, 20, 2], [1, 1, 1], section=LassoSection(ratio=0.25))
+    for _ in range(8):
+        made.observe(-1e-9)
+        made.taken += 1
+    assert float(made.lasso.penalty()) == 0
+
+
 def test_stronger_axes_go_first():
     kept = []
     for strengths in ([1.0, 100.0], [100.0, 1.0]):

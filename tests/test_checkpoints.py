@@ -24,6 +24,8 @@ from sslprune.errors import CheckpointError, RecipeError
 from sslprune.models.build import build_model
 from sslprune.models.checkpoint import load_checkpoint, load_weights, unwrap
 from sslprune.recipe import ModelSection, parse_recipe
+from sslprune.run.build import as_model
+from sslprune.train.teacher import as_model as of_teacher
 from sslprune.zoo import digits_cnn
 
 FACTORY = "sslprune.zoo:digits_cnn"
@@ -131,6 +133,41 @@ def test_a_key_names_the_table(weights: Weights, tmp_path: Path) -> None:
         parse_recipe({**values, "prune": [{"kind": "filters"}], "schedule": {"sparse": "1ep", "heal": "1ep"}})
 
 
+def test_a_control_and_a_teacher_name_their_table(weights: Weights, tmp_path: Path) -> None:
+    other = {name: value + 1 for name, value in weights.items()}
+    torch.save({"params": other, "params_ema": weights}, tmp_path / "w.pth")
+    given = {"factory": FACTORY, "arguments": {"width": 2}, "checkpoint": str(tmp_path / "w.pth")}
+    values: dict[str, Any] = {
+        "model": {"factory": FACTORY},
+        "data": {"factory": "sslprune.data:digits"},
+        "budget": 0.5,
+        "prune": [{"kind": "filters"}],
+        "schedule": {"sparse": "1ep", "heal": "1ep"},
+    }
+
+    def read(**keys: str) -> list[ModelSection]:
+        built = {**given, **keys}
+        recipe = parse_recipe({**values, "distill": {"teacher": built}, "control": [{"name": "x", **built}]})
+        assert recipe.distill is not None and recipe.distill.teacher is not None
+        return [as_model(recipe.control[0]), of_teacher(recipe.distill.teacher)]
+
+    for section in read(key="params_ema"):
+        model, _ = build_model(section)
+        assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+    for section in read():
+        with pytest.raises(CheckpointError, match="holds several tables, params, params_ema"):
+            build_model(section)
+    del given["checkpoint"]
+    with pytest.raises(
+        RecipeError, match=r"control\.0\.key: names a table of the checkpoint; set control\.0\.checkpoint"
+    ):
+        parse_recipe({**values, "control": [{"name": "x", **given, "key": "a"}]})
+    with pytest.raises(RecipeError, match=r"distill\.teacher\.key: names a table"):
+        parse_recipe({**values, "distill": {"teacher": {**given, "key": "a"}}})
+    with pytest.raises(RecipeError, match=r"distill\.teacher: a run has its own arguments and checkpoint"):
+        parse_recipe({**values, "distill": {"teacher": {"run": "runs/x", "key": "a"}}})
+
+
 def test_a_sharded_index(weights: Weights, tmp_path: Path) -> None:
     names = sorted(weights)
     for file, part in (("a.safetensors", names[:3]), ("b.safetensors", names[3:])):
@@ -207,6 +244,7 @@ def test_permission_denied_is_not_damage(weights: Weights, tmp_path: Path, monke
     ("change", "said"),
     [
         (lambda value: value.to(torch.complex64), "holds complex numbers, the model's floating-point numbers"),
+        (lambda value: value.to("meta"), "holds no numbers"),
         (lambda value: value.to(torch.int8), "holds integers, the model's floating-point numbers"),
         (lambda value: value > 0, "holds integers"),
         (lambda value: value.to_sparse(), "holds sparse_coo float32"),

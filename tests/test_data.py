@@ -265,6 +265,9 @@ def test_classes_of_any_width(kind):
 def test_targets_that_are_no_classes():
     with pytest.raises(DataError, match="the targets are float32; expected int64, the number of a class each"):
         Task().check(torch.zeros(2, 2), torch.tensor([0.0, 1.0]))
+    for kind in (torch.complex64, torch.int64):
+        with pytest.raises(DataError, match=r"the model gives (complex|int)64; expected floating-point numbers"):
+            Task().check(torch.zeros(2, 2, dtype=kind), torch.tensor([0, 1]))
     with pytest.raises(DataError, match=r"label 255 is out of range: the model has 3 classes; .* give -100 where 255"):
         Task().check(torch.zeros(1, 3, 2, 2), torch.tensor([[[0, 1], [2, 255]]]))
     Task().check(torch.zeros(1, 3, 2, 2), torch.tensor([[[0, 1], [2, -100]]]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 import shutil
@@ -203,6 +204,36 @@ def test_what_the_new_result_lacks_goes(run: RunDirectory) -> None:
     note.write_text("mine")
     assert invoke("export", run, "--set", "export.quantize=[]").exit_code == 0
     assert not variant.exists() and note.read_text() == "mine" and run.onnx.is_file()
+
+
+@pytest.mark.parametrize("names", ['["../mine.txt"]', '["/mine.txt", "export/../../mine.txt", ""]', "{", "3", "[3]"])
+def test_a_list_of_files_leads_out_of_no_run(names: str, run: RunDirectory, made: Path) -> None:
+    mine, before = run.path.parent / "mine.txt", contents(run)
+    mine.write_text("mine")
+    (run.path / ".done-export").mkdir()
+    (run.path / ".done-export/stale.json").write_text(names.replace('"/', f'"{run.path.parent}/'))
+    with run.writing():
+        pass
+    assert mine.read_text() == "mine" and contents(run) == before and not list(run.path.rglob(".*"))
+    for record in (run.training.folder / "files.json", run.repacked_dir / "files.json"):
+        record.write_text(
+            json.dumps({"../mine.txt": {"bytes": 1, "sha256": ""}, str(mine): {"bytes": 1, "sha256": ""}})
+        )
+    assert not run.damaged("train")
+    repack(run, SHOW)
+    train(run.recipe(), run, SHOW, resume=True)
+    assert mine.read_text() == "mine"
+
+
+@pytest.mark.parametrize("record", ['{"a": {"bytes": Infinity, "sha256": ""}}', "[" * 100_000, "a pipe"])
+def test_a_record_that_is_none(record: str, run: RunDirectory) -> None:
+    file = run.training.folder / "files.json"
+    if record == "a pipe":  # nobody writes to it: who reads waits for ever
+        file.unlink()
+        os.mkfifo(file)
+    else:
+        file.write_text(record)
+    assert not run.damaged("train")
 
 
 def halved(file: Path) -> None:

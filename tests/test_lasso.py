@@ -62,6 +62,15 @@ def test_norms_sizes_and_penalty():
     assert float(lasso.penalty()) == pytest.approx(penalty, rel=1e-5)
 
 
+def test_all_groups_may_be_gone():
+    """As when every block of a network is taken out while it trains: what is left has no group."""
+    model, axes = chain()
+    lasso = GroupLasso(model, axes, strength=0.5)
+    lasso.follow(nn.Linear(2, 2))
+    lasso.step(0.1)
+    assert float(lasso.penalty()) == 0 and not np.concatenate(lasso.norms()).any()
+
+
 def test_step_follows_the_formula():
     model, axes = chain()
     weights = [np.array([0.0, 1.0, 2.0, 1e4]), np.array([1.0, 0.0, 3.0])]

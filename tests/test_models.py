@@ -34,6 +34,16 @@ def test_plain_files(tmp_path, weights):
         assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
 
 
+def test_a_model_without_numbers_is_refused(tmp_path, weights):
+    (tmp_path / "meta.py").write_text(
+        "from sslprune.zoo import digits_cnn\ndef net():\n    return digits_cnn(2).to('meta')\n"
+    )
+    torch.save(weights, tmp_path / "w.pt")
+    for checkpoint in (None, str(tmp_path / "w.pt")):
+        with pytest.raises(RecipeError, match=r"model\.factory: .*meta.py:net: stem\.weight is on the meta device"):
+            build_model(ModelSection(factory=f"{tmp_path}/meta.py:net", checkpoint=checkpoint))
+
+
 def test_unwrapping_is_reported(tmp_path, weights):
     nested = {"state_dict": {f"module.{name}": value for name, value in weights.items()}, "best_prec1": 91.5}
     torch.save(nested, tmp_path / "w.th")

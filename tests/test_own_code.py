@@ -18,7 +18,7 @@ from sslprune.values.own_code import own_code
 MODULE = """
 import sys
 import torch
-from sslprune.data import digits
+from sslprune.data import Data, digits
 from sslprune.zoo import digits_cnn
 
 {at_import}
@@ -39,9 +39,38 @@ def loaders():
     {in_data}
     return Loader(), Loader()
 
+class Samples(torch.utils.data.Dataset):
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, number):
+        {in_sample}
+        return torch.zeros(1, 8, 8), 0
+
+def workers():
+    return (torch.utils.data.DataLoader(Samples(), 2, num_workers=1),) * 2
+
+class Source:
+    def __len__(self):
+        return 2
+
+    def __iter__(self):
+        return self.epoch(0)
+
+    def epoch(self, number):
+        yield (torch.zeros(4, 1, 8, 8),), torch.zeros(4, dtype=torch.long)
+        {in_source}
+
+class Own(Data):
+    def check(self, model):
+        {in_check}
+
+def data():
+    return Own(Source(), Source())
+
 def metric(logits, targets):
     {in_metric}
-    return 0.0, 1.0
+    return {figure}
 """
 RECIPE = """
 [model]
@@ -60,18 +89,21 @@ heal = "2it"
 decay = 4
 interval = 2
 """
-PLACES = ("at_import", "in_net", "in_data", "in_loader", "in_metric")
+PLACES = ("at_import", "in_net", "in_data", "in_loader", "in_metric", "in_sample", "in_source", "in_check")
+FACTORIES = {"in_sample": "workers", "in_source": "data", "in_check": "data"}
 
 
 @pytest.fixture
 def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
 
-    def write(place: str, statement: str) -> int:
+    def write(place: str, statement: str, figure: str = "0.0, 1.0") -> int:
         """A module that does ``statement`` at ``place``; returns the number of that line."""
-        text = MODULE.format(**{name: statement if name == place else "pass" for name in PLACES})
+        text = MODULE.format(figure=figure, **{name: statement if name == place else "pass" for name in PLACES})
         (tmp_path / "own.py").write_text(text)
-        (tmp_path / "own.toml").write_text(RECIPE)
+        recipe = RECIPE.replace("loaders", FACTORIES.get(place, "loaders"))
+        metrics = 'metrics = ["own.py:metric"]\n'  # which a Data has itself
+        (tmp_path / "own.toml").write_text(recipe.replace(metrics, "" if ":data" in recipe else metrics))
         return next(number for number, line in enumerate(text.splitlines(), 1) if statement in line)
 
     return write
@@ -101,6 +133,7 @@ def invoke(*words: object) -> Result:
         ("in_data", "data.factory: {}:loaders failed", "loaders"),
         ("in_loader", "data.factory: its loader failed", "__iter__"),
         ("in_metric", "data.metrics: own.py:metric failed", "metric"),
+        ("in_source", "data.factory: train of its Data failed", "epoch"),
     ],
 )
 def test_one_line(place: str, called: str, function: str, statement: str, said: str, write, tmp_path: Path) -> None:
@@ -111,6 +144,51 @@ def test_one_line(place: str, called: str, function: str, statement: str, said: 
     told = result.stderr.splitlines()[-1]
     assert told.startswith(f"error: {called.format(own)}: {said}"), told
     assert told.endswith(f"({own}, line {line}, in {function})") and "Traceback" not in result.output
+
+
+@pytest.mark.parametrize("statement", ["{}['width']", "1 / 0"])
+def test_wherever_else_it_fails(statement: str, write, tmp_path: Path) -> None:
+    said = {"{}['width']": "KeyError: 'width'", "1 / 0": "ZeroDivisionError: division by zero"}[statement]
+    for place, begins, function in (
+        ("in_sample", "data.factory: its loader failed", "__getitem__"),
+        ("in_check", "code of yours failed", "check"),
+    ):
+        line = write(place, statement)
+        result = invoke("run", "own.toml")
+        told = f"error: {begins}: {said} ({tmp_path / 'own.py'}, line {line}, in {function})"
+        assert result.exit_code == 1 and result.stderr.splitlines()[-1] == told, result.output
+
+
+@pytest.mark.parametrize("raised", ["GeneratorExit", "type('Odd', (BaseException,), {})"])
+def test_what_is_no_exception(raised: str, write, tmp_path: Path) -> None:
+    line = write("in_net", f"raise {raised}")
+    result = invoke("inspect", "own.toml")
+    assert result.exit_code == 1 and result.stderr.startswith("error: "), result.output
+    assert result.stderr.endswith(f"({tmp_path / 'own.py'}, line {line}, in net)\n")
+
+
+@pytest.mark.parametrize("figure", ["None", "(1,)", "('a', 'b')", "(logits, targets)", "(1.0, None)"])
+def test_a_metric_that_is_no_figure(figure: str, write) -> None:
+    write("in_metric", "pass", figure)
+    result = invoke("run", "own.toml")
+    assert result.exit_code == 1 and "data.metrics: own.py:metric returned" in result.stderr, result.output
+    assert "expected (sum, number)" in result.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ("Own(None, Source())", "train of its Data is a NoneType, which has no __len__; expected a Source"),
+        ("Own(Source(), [])", "test of its Data is a list, which has no epoch; expected a Source"),
+        ("([None], [None])", "a batch is a NoneType; expected (inputs, targets)"),
+    ],
+)
+def test_a_data_of_other_things(data: str, said: str, write) -> None:
+    write("in_source", "pass")
+    with open("own.py", "a") as file:
+        file.write(f"def data():\n    return {data}\n")
+    result = invoke("inspect", "own.toml")
+    assert result.exit_code == 1 and said in result.stderr.splitlines()[-1], result.output
 
 
 def test_mistakes_in_the_text_of_a_module(write, tmp_path: Path) -> None:

@@ -313,7 +313,7 @@ def test_data_are_of_one_kind(data, factory, kind):
         ({**FILES, "subset": "sst2"}, "data.subset: pictures do not read it; leave it out, or name its dataset as"),
         ({**TEXTS, "mean": [0.5]}, "data.mean: labelled text does not read it; leave it out"),
         ({**TEXTS, "steps": 9}, "data.steps: labelled text does not read it; leave it out"),
-        ({**WORDS, "tokenizer": "minilm"}, "data.tokenizer: running text does not read it; leave it out"),
+        ({**WORDS, "pad_to": 9}, "data.pad_to: running text does not read it; leave it out"),
         ({**WORDS, "dataset": "glue"}, "data.dataset: running text does not read it; leave it out"),
         (
             {**WORDS, "hold_out": 9},

@@ -19,7 +19,7 @@ from sslprune.recipe import parse_recipe
 from sslprune.train.evaluate import evaluate
 from sslprune.values.carry import with_state
 from sslprune.values.tasks import IGNORED
-from sslprune.zoo import lstm_lm
+from sslprune.zoo import digits_cnn, lstm_lm
 from tests.laws import lively_
 
 CPU = torch.device("cpu")
@@ -136,6 +136,12 @@ def test_a_model_of_fewer_words_is_refused(tmp_path: Path, test: str) -> None:
     data.check(build_model(made.model)[0])
     with pytest.raises(DataError, match=r"4 words, and the model \w+; set model.arguments.vocabulary = 4"):
         data.check(lstm_lm(vocabulary=3, hidden=6))
+
+
+def test_a_model_of_something_else_is_refused(tmp_path: Path) -> None:
+    data = build_data(recipe(tmp_path))
+    with pytest.raises(DataError, match=r"the model cannot take the data, inputs of shape \(2, \d+\): RuntimeError: "):
+        data.check(digits_cnn(2))
 
 
 def test_a_beginning_is_encoded_with_eos_before_it(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def fixed_inputs(graph: fx.Graph) -> list[str]:
     inputs = [node for node in graph.nodes if node.op == "placeholder"]
     why = {True: "the example has one row there", False: "the model's own code turns it into a number"}
     return [
-        f"dimension 0 of {inputs[one.place].name} is fixed at {one.size}: {why[one.size == 1]}"
+        f"dimension 0 of {inputs[one.index].name} is fixed at {one.size}: {why[one.size == 1]}"
         for one in fixed_rows(graph)
     ]
 

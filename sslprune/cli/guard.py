@@ -62,9 +62,13 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
             if debug:
                 raise
             fail(_line("out of memory; try a smaller data.batch_size and data.eval_batch_size", error))
-        except Exception as error:
+        except BaseException as error:  # a person's code may raise anything
             if debug:
                 raise
+            from sslprune.values.own_code import told, where
+
+            if where(error):
+                fail(_line(f"code of yours failed: {printable(told(error))}", error))
             said = " ".join(str(error).split())
             fail(_line(f"unexpected {type(error).__name__}: {said[:300]}; --debug shows where", error))
 

@@ -17,7 +17,7 @@ from sslprune.models.build import find_callable
 from sslprune.recipe import DataSection
 from sslprune.values.carry import carrying, example_for
 from sslprune.values.inputs import Inputs, arguments, counts_rows, each, length_of, num_rows, tensors_in
-from sslprune.values.own_code import guarded
+from sslprune.values.own_code import guarded, told
 from sslprune.values.tasks import Metric, Task, task_of
 
 CLASSIFICATION = Task()
@@ -60,6 +60,9 @@ class Data:
                 known = self.task.logits(carrying(model)(*args, **kwargs)).shape[-1]
         except IndexError:
             known = 0
+        except (RuntimeError, TypeError, ValueError) as error:
+            shapes = ", ".join(str(tuple(value.shape)) for value in tensors_in(self.example))
+            raise DataError(f"the model cannot take the data, inputs of shape {shapes}: {told(error)}") from error
         finally:
             model.train(was_training)
         if known < self.num_ids:

@@ -25,7 +25,7 @@ from sslprune.data.sentences import Encoded, SentenceBatches
 from sslprune.data.tables import Row, chosen, rows_of
 from sslprune.errors import DataError, RunError, few
 from sslprune.files import write_text
-from sslprune.models.huggingface import load_tokenizer, max_positions
+from sslprune.models.huggingface import check_tokens, load_tokenizer
 from sslprune.recipe import LabelledTextSection, Recipe
 from sslprune.values.bounds import MOST_CLASSES
 from sslprune.values.inputs import Inputs
@@ -90,17 +90,8 @@ class SentenceData(Data):
     def check(self, model: nn.Module) -> None:
         """Raise DataError unless ``model`` knows the tokenizer's tokens, the length of the texts, and the classes."""
         assert isinstance(self.encoder, SentenceEncoder)
-        config, tokenizer, classes = getattr(model, "config", None), self.encoder.tokenizer, self.encoder.classes
-        embedded: Any = getattr(model, "get_input_embeddings", lambda: None)
-        known = getattr(embedded(), "num_embeddings", None)
-        if known is not None and len(tokenizer) > known:
-            raise DataError(
-                f"data.tokenizer: {tokenizer.name_or_path} has {len(tokenizer):,} tokens, the model's "
-                f"embedding {known:,}; name the tokenizer that the model was trained with"
-            )
-        positions = max_positions(config)
-        if positions is not None and self.sequence is not None and self.sequence > positions:
-            raise DataError(f"data.max_length: {self.sequence} tokens, the model takes {positions}; lower it")
+        config, classes = getattr(model, "config", None), self.encoder.classes
+        check_tokens(self.encoder.tokenizer, model, self.sequence, f"data.max_length: {self.sequence} tokens")
         num_labels = getattr(config, "num_labels", None)
         if num_labels is not None and num_labels < len(classes):
             names = ", ".join(classes[:6]) + (", ..." if len(classes) > 6 else "")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -26,9 +26,9 @@ from sslprune.values.voice import SILENT, Voice
 
 WHOLE = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32)
 OF_PIXELS = ("mean", "std", "augment", "eval_batch_size", "hold_out")
-
-
 LOADER = "data.factory: its loader failed"
+ENCODER = "data.factory: its encoder failed"
+END = object()  # of a pass: a batch of None is a mistake
 
 
 class LoaderBatches:
@@ -59,33 +59,75 @@ class LoaderBatches:
             outer = torch.get_rng_state()
             torch.set_rng_state(drawn)
             with own_code(LOADER):
-                item = next(batches, None)
+                item = next(batches, END)
             drawn = torch.get_rng_state()
             torch.set_rng_state(outer)
-            if item is None:
+            if item is END:
                 return
-            yield self._moved(item)
+            yield batch_of(item, self.device)
 
-    def _moved(self, item: Any) -> Batch:
-        if not isinstance(item, tuple | list):
-            raise DataError(f"data.factory: a batch is a {type(item).__name__}; expected (inputs, targets)")
-        if len(item) != 2:
+
+class OwnBatches:
+    """The train, test or valid of a person's own ``Data``: what its passes raise is told by the line that raised it."""
+
+    def __init__(self, source: Any, name: str, device: torch.device) -> None:
+        missing = next((call for call in ("__len__", "__iter__", "epoch") if not hasattr(source, call)), None)
+        if missing is not None:
             raise DataError(
-                f"data.factory: a batch has {len(item)} parts; expected (inputs, targets), with several inputs as a "
-                "tuple or a dict of their own: ((a, b), targets)"
+                f"data.factory: {name} of its Data is a {type(source).__name__}, which has no {missing}; expected a "
+                "Source, with epoch(number), or return (train, test) loaders"
             )
-        given, targets = item
-        if isinstance(given, PackedSequence):
-            raise DataError("data.factory: inputs are a PackedSequence; expected tensors: see pad_packed_sequence")
-        inputs: Inputs = dict(given) if isinstance(given, Mapping) else (given,)
-        if isinstance(given, tuple | list):
-            inputs = tuple(given)
-        parts = list(inputs.values() if isinstance(inputs, dict) else inputs)
-        for what, value in [*(("inputs", part) for part in parts), ("targets", targets)]:
-            if not isinstance(value, Tensor):
-                raise DataError(f"data.factory: {what} of type {type(value).__name__}; expected tensors")
-        targets = targets.long() if targets.dtype in WHOLE else targets
-        return each(inputs, lambda value: value.to(self.device)), targets.to(self.device)
+        self.source, self.device, self.what = source, device, f"data.factory: {name} of its Data failed"
+
+    def __len__(self) -> int:
+        with own_code(self.what):
+            return len(self.source)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self._batches(lambda: self.source)
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """One pass, as the source itself decides it by its number."""
+        return self._batches(lambda: self.source.epoch(epoch))
+
+    @property
+    def example(self) -> Inputs | None:
+        """What the source gives as one; None where it gives none."""
+        with own_code(self.what):
+            return getattr(self.source, "example", None)
+
+    def _batches(self, begin: Callable[[], Iterable[Any]]) -> Iterator[Batch]:
+        with own_code(self.what):
+            batches = iter(begin())
+        while True:
+            with own_code(self.what):
+                item = next(batches, END)
+            if item is END:
+                return
+            yield batch_of(item, self.device)
+
+
+def batch_of(item: Any, device: torch.device) -> Batch:
+    """A batch of a person's own, on ``device``; raises DataError for what is no (inputs, targets) of tensors."""
+    if not isinstance(item, tuple | list):
+        raise DataError(f"data.factory: a batch is a {type(item).__name__}; expected (inputs, targets)")
+    if len(item) != 2:
+        raise DataError(
+            f"data.factory: a batch has {len(item)} parts; expected (inputs, targets), with several inputs as a "
+            "tuple or a dict of their own: ((a, b), targets)"
+        )
+    given, targets = item
+    if isinstance(given, PackedSequence):
+        raise DataError("data.factory: inputs are a PackedSequence; expected tensors: see pad_packed_sequence")
+    inputs: Inputs = dict(given) if isinstance(given, Mapping) else (given,)
+    if isinstance(given, tuple | list):
+        inputs = tuple(given)
+    parts = list(inputs.values() if isinstance(inputs, dict) else inputs)
+    for what, value in [*(("inputs", part) for part in parts), ("targets", targets)]:
+        if not isinstance(value, Tensor):
+            raise DataError(f"data.factory: {what} of type {type(value).__name__}; expected tensors")
+    targets = targets.long() if targets.dtype in WHOLE else targets
+    return each(inputs, lambda value: value.to(device)), targets.to(device)
 
 
 class OwnEncoder(Encoder):
@@ -95,13 +137,16 @@ class OwnEncoder(Encoder):
         self.data, self.continues = data, data.encoder.continues
 
     def samples(self, given: str) -> list[str]:
-        return self.data.encoder.samples(given)
+        with own_code(ENCODER):
+            return self.data.encoder.samples(given)
 
     def encode(self, sample: str) -> Inputs:
-        return self.data.encode(sample)
+        with own_code(ENCODER):
+            return self.data.encode(sample)
 
     def told(self, sample: str, logits: np.ndarray) -> dict[str, float]:
-        return self.data.encoder.told(sample, logits)
+        with own_code(ENCODER):
+            return self.data.encoder.told(sample, logits)
 
 
 def read(recipe: Recipe, task: Task, device: torch.device, show: Voice) -> Data:
@@ -111,7 +156,7 @@ def read(recipe: Recipe, task: Task, device: torch.device, show: Voice) -> Data:
     made = call_factory(find_callable(section.factory, "data.factory"), "data", section.factory, section.arguments)
     if isinstance(made, Data):
         _refuse(section, (*OF_PIXELS, "max_length", "task", "metrics"), "a Data, which has its own")
-        return made if section.output is None else replace(made, task=replace(made.task, output=section.output))
+        return _guarded(made, section, device)
     if not isinstance(made, tuple | list) or len(made) != 2:
         raise DataError(f"data.factory: {section.factory} returned {type(made).__name__}; expected (train, test)")
     first, second = made
@@ -126,6 +171,14 @@ def read(recipe: Recipe, task: Task, device: torch.device, show: Voice) -> Data:
     return Data(
         LoaderBatches(first, device, recipe.run.seed), LoaderBatches(second, device, None), task, section.max_length
     )
+
+
+def _guarded(made: Data, section: OwnDataSection, device: torch.device) -> Data:
+    """A person's own Data, whose passes are theirs; the recipe may name the output that it is about."""
+    task = made.task if section.output is None else replace(made.task, output=section.output)
+    train, test = OwnBatches(made.train, "train", device), OwnBatches(made.test, "test", device)
+    valid = OwnBatches(made.valid, "valid", device) if made.valid is not None else None
+    return replace(made, task=task, train=train, test=test, valid=valid)
 
 
 def reopen(recipe: Recipe, folder: Path, shape: tuple[int | str | None, ...]) -> Encoder:

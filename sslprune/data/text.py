@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,8 +20,11 @@ from torch import Tensor
 from sslprune.data.batches import Batch, Data
 from sslprune.data.foreign import reading
 from sslprune.data.samples import Encoder, lines_in, probabilities, read_lines
+from sslprune.data.tokens import LONGEST, TokenData, token_encoder
+from sslprune.data.tokens import reopen as reopen_tokens
 from sslprune.errors import DataError, RunError
 from sslprune.files import write_text
+from sslprune.models.huggingface import PREFIX, places_of
 from sslprune.recipe import Recipe, RunningTextSection
 from sslprune.values.inputs import Inputs
 from sslprune.values.tasks import IGNORED, Task
@@ -29,7 +32,6 @@ from sslprune.values.voice import Voice
 
 END, UNKNOWN = "<eos>", "<unk>"
 VOCABULARY = "vocabulary.json"
-LONGEST = 1_000_000  # steps: a recurrent model reads any number
 NEXT_WORDS = 5  # of an answer
 
 
@@ -164,32 +166,68 @@ class TextEncoder(Encoder):
 
 
 def read(recipe: Recipe, task: Task, device: torch.device, show: Voice) -> Data:
-    """The training, validation and test text of a recipe, with the vocabulary that it names or the training text's."""
+    """The training, validation and test text of a recipe: as words of the vocabulary that it names or the training text
+    has, or as tokens of the model's own tokenizer."""
     section = recipe.data
     assert isinstance(section, RunningTextSection)
+    source = _tokenizer(recipe)
+    if source is not None:
+        return _read_tokens(recipe, source, task, device, show)
     lines = read_lines(section.train)
     vocabulary = Vocabulary.read(section.vocabulary) if section.vocabulary else Vocabulary.of(lines, section.train)
-    ids = vocabulary.encode(lines, section.train)
+    ids, end = vocabulary.encode(lines, section.train), vocabulary.ids[END]
+    train, test, valid = _batches(section, ids, lambda path: vocabulary.encode(read_lines(path), path), end, device)
+    sequence = None if section.fixed_length else LONGEST
+    return Data(train, test, task, sequence, valid, len(vocabulary), _encoder(section, vocabulary))
+
+
+def _read_tokens(recipe: Recipe, source: str, task: Task, device: torch.device, show: Voice) -> Data:
+    section, places = recipe.data, None
+    assert isinstance(section, RunningTextSection)
+    if recipe.model.factory.startswith(PREFIX) and isinstance(recipe.model.arguments.get("path"), str):
+        places = places_of(recipe.model.arguments)
+    encoder = token_encoder(section, source, places)
+    ids = encoder.ids(section.train)
+    train, test, valid = _batches(section, ids, encoder.ids, encoder.start, device)
+    name = Path(encoder.tokenizer.name_or_path).name
+    show.say(
+        f"{Path(section.train).name}: {len(ids):,} tokens of {name}; loss and perplexity are per token, not per word"
+    )
+    sequence = None if section.fixed_length else encoder.longest
+    return TokenData(train, test, task, sequence, valid, encoder=encoder)
+
+
+def _batches(
+    section: RunningTextSection, ids: Tensor, encode: Callable[[str], Tensor], start: int | None, device: torch.device
+) -> tuple[TextBatches, TextBatches, TextBatches | None]:
+    """Training in parallel streams of ``ids``; test and validation text, which ``encode`` reads, in one each."""
     if len(ids) < 2 * section.batch_size:
         raise DataError(
             f"{section.train}: {len(ids)} words are too few for {section.batch_size} parallel streams of two or more; "
             "lower data.batch_size"
         )
-    end = vocabulary.ids[END]
+    test, valid = (
+        TextBatches(encode(path), section.steps, 1, device, start=start) if path else None
+        for path in (section.test, section.valid)
+    )
+    assert test is not None
+    return TextBatches(ids, section.steps, section.batch_size, device), test, valid
 
-    def judged(path: str) -> TextBatches:
-        return TextBatches(vocabulary.encode(read_lines(path), path), section.steps, 1, device, start=end)
 
-    train = TextBatches(ids, section.steps, section.batch_size, device)
-    valid = judged(section.valid) if section.valid else None
-    sequence = None if section.fixed_length else LONGEST
-    return Data(train, judged(section.test), task, sequence, valid, len(vocabulary), _encoder(section, vocabulary))
+def _tokenizer(recipe: Recipe) -> str | None:
+    """The directory of the tokenizer; None where the text is read by words."""
+    section = recipe.data
+    assert isinstance(section, RunningTextSection)
+    own = recipe.model.arguments.get("path") if recipe.model.factory.startswith(PREFIX) else None
+    return section.tokenizer or (own if section.vocabulary is None and isinstance(own, str) else None)
 
 
 def reopen(recipe: Recipe, folder: Path, shape: tuple[int | str | None, ...]) -> Encoder:
-    """What reads one more text: the vocabulary that ``save`` wrote into ``folder``."""
+    """What reads one more text: the vocabulary or the tokenizer that ``save`` wrote into ``folder``."""
     section, file = recipe.data, folder / VOCABULARY
     assert isinstance(section, RunningTextSection)
+    if _tokenizer(recipe) is not None:
+        return reopen_tokens(section, folder)
     if not file.is_file():
         raise RunError(f"{file}: no vocabulary there; repack this run again")
     return _encoder(section, Vocabulary.read(file))

@@ -40,6 +40,11 @@ def build_model(section: ModelSection) -> tuple[nn.Module, list[str]]:
         )
     if not isinstance(model, nn.Module):
         raise RecipeError(f"model.factory: {section.factory} returned {type(model).__name__}; expected an nn.Module")
+    empty = next((name for name, value in model.state_dict().items() if value.is_meta), None)
+    if empty is not None:
+        raise RecipeError(
+            f"model.factory: {section.factory}: {empty} is on the meta device, without numbers; build it on the CPU"
+        )
     if section.checkpoint is None:
         return model, notes
     contents = load_checkpoint(section.checkpoint)

@@ -166,6 +166,8 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str | 
 
 def _kind(value: Tensor) -> str:
     """What numbers a tensor holds, of those that cannot stand for each other."""
+    if value.is_meta:
+        return "no numbers (on the meta device)"
     if value.layout != torch.strided or value.is_quantized:
         return f"{str(value.layout).removeprefix('torch.')} {str(value.dtype).removeprefix('torch.')}"
     if value.is_complex():

@@ -17,6 +17,7 @@ from torch import nn
 from sslprune.errors import CheckpointError, DataError, RecipeError, SslpruneError, few, first_line
 
 PREFIX = "hf:"
+TOKENIZERS = ("tokenizer.json", "*vocab*", "*.model", "merges.txt")  # files of which there is one at least
 SAID = {"lm": "LM", "causal": "Causal", "masked": "Masked"}  # words that a class name writes in its own way
 
 
@@ -72,9 +73,28 @@ def load_model(kind: str, arguments: dict[str, Any]) -> tuple[nn.Module, list[st
     return model, notes
 
 
+def places_of(arguments: dict[str, Any]) -> int | None:
+    """How many tokens the model of ``arguments["path"]`` has places for, by its configuration alone; None: any number.
+
+    Raises RecipeError as ``load_model`` does.
+    """
+    library, path = _library("model.factory"), arguments["path"]
+    _check_code(path, "config.json", "model.arguments.path", RecipeError)
+    with _quiet(library):
+        try:
+            config = library.AutoConfig.from_pretrained(path, trust_remote_code=False)
+        except Exception as error:
+            raise RecipeError(f"model.arguments.path: {_why(path, error)}") from error
+    return max_positions(config)
+
+
 def load_tokenizer(path: str) -> Any:
     """The fast tokenizer of a Hugging Face directory; raises DataError where there is none."""
-    library = _library("data.tokenizer")
+    library, folder = _library("data.tokenizer"), Path(path)
+    if folder.is_dir() and not any(file for pattern in TOKENIZERS for file in folder.glob(pattern)):
+        raise DataError(
+            f"data.tokenizer: {path} has no tokenizer; save it there, with save_pretrained"
+        )  # not an empty one
     _check_code(path, "tokenizer_config.json", "data.tokenizer", DataError)
     with _quiet(library):
         try:
@@ -84,6 +104,23 @@ def load_tokenizer(path: str) -> Any:
     if not getattr(tokenizer, "is_fast", False):
         raise DataError(f"data.tokenizer: {path} has no tokenizer.json; save it with its fast tokenizer")
     return tokenizer
+
+
+def check_tokens(tokenizer: Any, model: nn.Module, length: int | None, told: str) -> None:
+    """Raise DataError unless ``model`` knows the tokens of ``tokenizer``, and has places for ``length`` of them.
+
+    ``told`` begins what is said of too many.
+    """
+    embedded: Any = getattr(model, "get_input_embeddings", lambda: None)
+    known = getattr(embedded(), "num_embeddings", None)
+    if known is not None and len(tokenizer) > known:
+        raise DataError(
+            f"data.tokenizer: {tokenizer.name_or_path} has {len(tokenizer):,} tokens, the model's "
+            f"embedding {known:,}; name the tokenizer that the model was trained with"
+        )
+    positions = max_positions(getattr(model, "config", None))
+    if positions is not None and length is not None and length > positions:
+        raise DataError(f"{told}, the model takes {positions}; lower it")
 
 
 def _check_code(path: str, name: str, field: str, kind: type[SslpruneError]) -> None:

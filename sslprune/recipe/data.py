@@ -165,15 +165,23 @@ class RunningTextSection(DataSection, FilesSection):
     task: Literal["language-modelling"]
     """What is learned."""
     vocabulary: Annotated[str | None, FILE] = None
-    """A file of words, one a line; left out: the words of the training text."""
+    """A file of words, one a line; left out: those of the tokenizer, or of the training text where there is none."""
+    tokenizer: Annotated[str | None, FILE] = None
+    """A Hugging Face model directory; left out: that of a model "hf:<kind>"."""
     steps: Steps = 35
-    """Words a batch, and of truncated backpropagation."""
+    """Words (or tokens) a batch, and of truncated backpropagation."""
     fixed_length: bool = False
     """The model's graph has one length, as one unrolled in time does."""
 
     @classmethod
     def suits(cls, values: dict[str, Any], model: str) -> bool:
         return values.get("task") == "language-modelling"
+
+    @model_validator(mode="after")
+    def _one_reader(self) -> Self:
+        if self.vocabulary is not None and self.tokenizer is not None:
+            raise ValueError("vocabulary and tokenizer both say what a word is; leave one of them out")
+        return self
 
 
 class OwnDataSection(PixelsSection, FactorySection):

@@ -214,12 +214,14 @@ class TeacherSection(Section):
     """As `model.arguments`."""
     checkpoint: Annotated[str | None, FILE] = None
     """As `model.checkpoint`."""
+    key: str | None = None
+    """As `model.key`."""
 
     @model_validator(mode="after")
     def _one_source(self) -> TeacherSection:
         if (self.run is None) == (self.factory is None):
             raise ValueError("give either a run directory or a factory")
-        if self.run is not None and (self.arguments or self.checkpoint is not None):
+        if self.run is not None and (self.arguments or self.checkpoint is not None or self.key is not None):
             raise ValueError("a run has its own arguments and checkpoint; give them with a factory")
         return self
 

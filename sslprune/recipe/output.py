@@ -104,6 +104,8 @@ class ControlSection(Section):
     """As `model.arguments`."""
     checkpoint: Annotated[str | None, FILE] = None
     """As `model.checkpoint`."""
+    key: str | None = None
+    """As `model.key`."""
     onnx: Annotated[str | None, FILE] = None
     """An ONNX file, instead of a factory."""
 

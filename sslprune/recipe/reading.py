@@ -13,6 +13,9 @@ from pydantic import ValidationError
 
 from sslprune.errors import RecipeError, first_line
 from sslprune.recipe.fields import Section, sections_in
+from sslprune.recipe.method import TeacherSection
+from sslprune.recipe.model import ModelSection
+from sslprune.recipe.output import ControlSection
 from sslprune.recipe.recipe import Recipe, Sparsifying
 from sslprune.recipe.writing import unwritable
 
@@ -41,10 +44,16 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 def parse_recipe(values: dict[str, Any], source: str = "recipe", folder: Path | None = None) -> Recipe:
     """Check plain ``values`` against the schema; ``source`` begins the message of a RecipeError."""
     recipe = _checked(Recipe, values, source)
-    if recipe.model.key is not None and recipe.model.checkpoint is None:
-        raise RecipeError(
-            f"{source}: model.key: names a table of the checkpoint; set model.checkpoint, or leave it out"
-        )
+    built: dict[str, ModelSection | ControlSection | TeacherSection | None] = {
+        "model": recipe.model,
+        **{f"control.{i}": control for i, control in enumerate(recipe.control)},
+        "distill.teacher": recipe.distill.teacher if recipe.distill is not None else None,
+    }
+    for place, section in built.items():
+        if section is not None and section.key is not None and section.checkpoint is None:
+            raise RecipeError(
+                f"{source}: {place}.key: names a table of the checkpoint; set {place}.checkpoint, or leave it out"
+            )
     return recipe.located(folder or Path())
 
 

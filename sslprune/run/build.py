@@ -151,4 +151,6 @@ def _calibration(path: Path, module: nn.Module, data: Data, samples: int) -> Ite
 
 def as_model(control: ControlSection) -> ModelSection:
     assert control.factory is not None
-    return ModelSection(factory=control.factory, arguments=control.arguments, checkpoint=control.checkpoint)
+    return ModelSection(
+        factory=control.factory, arguments=control.arguments, checkpoint=control.checkpoint, key=control.key
+    )

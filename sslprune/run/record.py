@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from sslprune.files import write_json
@@ -20,12 +20,24 @@ def write_record(path: Path, root: Path, files: Iterable[Path]) -> None:
 
 
 def read_record(path: Path) -> Record:
-    """What ``write_record`` wrote; nothing where it cannot be read, as in runs of earlier versions."""
+    """What ``write_record`` wrote; nothing where it cannot be read, as in runs of earlier versions.
+
+    Files outside the run are none of its own: what a record names may be removed.
+    """
+    if not path.is_file():
+        return {}
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        return {name: {"bytes": int(of["bytes"]), "sha256": str(of["sha256"])} for name, of in found.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        record = {name: {"bytes": int(of["bytes"]), "sha256": str(of["sha256"])} for name, of in found.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return {}
+    return {name: of for name, of in record.items() if is_inside(name)}
+
+
+def is_inside(name: str) -> bool:
+    """Whether a path below a folder stays in it."""
+    path = PurePosixPath(name)
+    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts
 
 
 def damaged(record: Record, root: Path) -> list[Path]:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from sslprune.errors import SslpruneError
 from sslprune.files import write_json
+from sslprune.run.record import is_inside
 
 NEW, DONE = ".new-", ".done-"
 STALE = "stale.json"  # in a place that is complete: what the old result had and the new one has not
@@ -53,9 +54,17 @@ def finish(done: Path, last: Path | None = None) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         os.replace(path, target)
     if stale.is_file():
-        for name in json.loads(stale.read_text(encoding="utf-8")):
+        for name in _names_in(stale):
             (root / name).unlink(missing_ok=True)
     shutil.rmtree(done)
+
+
+def _names_in(stale: Path) -> list[str]:
+    """The files that go, all of them below the run; none of a list that is damaged."""
+    try:
+        return [name for name in json.loads(stale.read_text(encoding="utf-8")) if is_inside(name)]
+    except (ValueError, TypeError, RecursionError):
+        return []
 
 
 def tidy(root: Path, folders: Iterable[str]) -> None:

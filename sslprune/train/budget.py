@@ -142,13 +142,16 @@ class BudgetController:
         self.selection, self.landed, self.now = selection, landed, self.goal.of(selection)
 
     def _set_strength(self, loss: float) -> None:
-        """λ_g = λ √(size of g) √(its share of the saved cost), λ so that the penalty is ``ratio`` of the loss."""
+        """λ_g = λ √(size of g) √(its share of the saved cost), λ so that the penalty is ``ratio`` of the loss.
+
+        A divergence from a teacher that is the student itself may be a rounding error below zero.
+        """
         savings = np.concatenate([np.asarray(s, float) for s in self._savings()])
         share = np.sqrt(np.maximum(savings, 0) / max(savings.mean(), 1e-12))
         relative = np.concatenate([np.full(a.size, s) for a, s in zip(self.axes, self.strengths, strict=True)])
         weights = np.sqrt(self.lasso.sizes) * share * relative
         penalty = float((weights * np.concatenate(self.lasso.norms())).sum())
-        scale = self.section.ratio * loss / penalty if penalty > 0 else 0.0
+        scale = self.section.ratio * max(loss, 0.0) / penalty if penalty > 0 else 0.0
         self.lasso.set_strength(self.lasso.split(scale * weights))
 
     def _savings(self) -> list[np.ndarray]:

@@ -106,7 +106,7 @@ class GroupLasso:
             if name in tensors
         ]
         self.bundles = _bundles(left)
-        self._present = torch.zeros(self.num_groups + 1, dtype=torch.bool, device=self.bundles[0].tensors[0].device)
+        self._present = torch.zeros(self.num_groups + 1, dtype=torch.bool, device=next(iter(tensors.values())).device)
         for bundle in self.bundles:
             for sheet in bundle.sheets:
                 self._present[sheet.groups.view(-1)] = True
@@ -236,18 +236,15 @@ class GroupLasso:
 
     def _reduce(self, squares: Any) -> Tensor:
         """Sum ``squares(tensors)``, shape (tensors, *shape), into the groups: shape (groups + 1,), float32."""
-        total: Tensor | None = None
-        for bundle in self.bundles:
+        total = torch.zeros(self.num_groups + 1, device=self._present.device)
+        for bundle in self.bundles:  # none where all groups are gone
             values = squares(bundle.tensors).float()
-            if total is None:
-                total = torch.zeros(int(self.starts[-1]) + 1, device=values.device)
             if values.dim() > 3 and all(sheet.end <= 2 for sheet in bundle.sheets):
                 values = values.flatten(3).sum(3)  # a kernel's positions are never apart: sum them once for both sides
             for sheet in bundle.sheets:
                 others = [dim for dim in range(1, values.dim()) if not sheet.dim < dim <= sheet.end]
                 sums = values.sum(others) if others else values
                 total.index_add_(0, sheet.groups.view(-1), sums.reshape(-1))
-        assert total is not None
         return total
 
     @staticmethod

@@ -28,7 +28,7 @@ def build_teacher(section: TeacherSection, student: nn.Module, data: Data) -> nn
     """
     with torch.random.fork_rng(devices=[]):  # the student's own draws are not disturbed
         try:
-            teacher = _of_run(section.run) if section.run is not None else _of_factory(section)
+            teacher = _of_run(section.run) if section.run is not None else build_model(as_model(section))[0]
         except SslpruneError as error:
             raise RecipeError(f"{FIELD}: {error}") from error
     teacher.eval().requires_grad_(False)
@@ -54,10 +54,11 @@ def _of_run(path: str) -> nn.Module:
     return load_trained(load_recipe(recipe).model, files.dense)
 
 
-def _of_factory(section: TeacherSection) -> nn.Module:
+def as_model(section: TeacherSection) -> ModelSection:
     assert section.factory is not None
-    made = ModelSection(factory=section.factory, arguments=section.arguments, checkpoint=section.checkpoint)
-    return build_model(made)[0]
+    return ModelSection(
+        factory=section.factory, arguments=section.arguments, checkpoint=section.checkpoint, key=section.key
+    )
 
 
 @torch.no_grad()

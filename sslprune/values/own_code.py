@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import sysconfig
 import traceback
 from collections.abc import Callable, Iterator
@@ -14,6 +15,8 @@ from sslprune.errors import RecipeError, SslpruneError, first_line
 
 OURS = Path(__file__).parents[1]
 LIBRARIES = tuple(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
+WORKER = "DataLoader worker process"  # its errors are texts that hold a traceback
+FRAME = re.compile(r'File "(.+)", line (\d+), in (\S+)')
 
 
 @contextmanager
@@ -33,6 +36,9 @@ def own_code(what: str) -> Iterator[None]:
 
 def told(error: BaseException) -> str:
     """An error by its kind, what it says, and where a person's code raised it, in one line."""
+    quoted = str(error) if WORKER in str(error) else ""
+    if quoted:  # the error of a process of a DataLoader, with its traceback in place of a text
+        return f"{quoted.strip().splitlines()[-1]}{where(error)}"
     said = first_line(error)
     kind = type(error).__name__
     return f"{kind if said == kind else f'{kind}: {said}'}{where(error)}"
@@ -45,6 +51,9 @@ def where(error: BaseException) -> str:
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         if _own(frame.filename):
             return f" ({frame.filename}, line {frame.lineno}, in {frame.name})"
+    for file, line, name in reversed(FRAME.findall(str(error)) if WORKER in str(error) else []):
+        if _own(file):
+            return f" ({file}, line {line}, in {name})"
     return ""
 
 

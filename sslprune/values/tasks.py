@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sslprune.errors import DataError, RecipeError
+from sslprune.errors import DataError, RecipeError, first_line
 from sslprune.values.outputs import Output, logits_of
 
 IGNORED = -100  # the target that counts for nothing
@@ -130,6 +130,9 @@ class Task:
     def check(self, outputs: Any, targets: Tensor) -> None:
         """Raise DataError, in one line, unless ``targets`` (int64) are classes of what ``outputs`` hold."""
         logits = self.logits(outputs)
+        if not logits.is_floating_point():
+            kind = str(logits.dtype).removeprefix("torch.")
+            raise DataError(f"the model gives {kind}; expected floating-point numbers, one for each class")
         if logits.dim() < 2 or (self.classes_last and logits.dim() != 3):
             expected_shape = None
         else:
@@ -190,9 +193,13 @@ def _metric(name: str, own: Callable[[str], Any] | None) -> Metric:
 
     def sums(logits: Tensor, targets: Tensor) -> Tensor:
         made = found(logits, targets)
-        if not isinstance(made, tuple | list) or len(made) != 2:
-            raise RecipeError(f"data.metrics: {name} returned {type(made).__name__}; expected (sum, number)")
-        return torch.tensor([float(value) for value in made], dtype=torch.float64)
+        try:
+            total, number = map(float, made)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise RecipeError(
+                f"data.metrics: {name} returned {type(made).__name__}; expected (sum, number) ({first_line(error)})"
+            ) from error
+        return torch.tensor([total, number], dtype=torch.float64)
 
     return Metric(sums, lower_is_better=bool(getattr(found, "lower_is_better", False)))
 

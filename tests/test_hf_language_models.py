@@ -1,0 +1,187 @@
+"""Language models of a Hugging Face directory read running text with their own tokenizer."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from sslprune.cli import app
+from sslprune.data import build_data, reopen
+from sslprune.errors import DataError, RecipeError, RunError
+from sslprune.models.build import build_model
+from sslprune.recipe import Recipe, load_recipe
+from sslprune.report import Report
+from sslprune.run.directory import RunDirectory
+
+pytest.importorskip("transformers")
+try:
+    from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+except (ImportError, RuntimeError) as error:  # it imports torchvision where that is there, and fails with it
+    pytest.skip(f"transformers cannot be imported: {error}", allow_module_level=True)
+
+SUBJECTS, VERBS, OBJECTS = (
+    ("Anna", "the cat", "a tiger"),
+    ("sees", "follows", "unhinges"),
+    ("a door", "the moon", "Bob"),
+)
+PLACES, STEPS = 24, 12
+RECIPE = """
+[run]
+device = "cpu"
+threads = 1
+[model]
+factory = "hf:causal-lm"
+arguments = { path = "model" }
+[data]
+task = "language-modelling"
+train = "train.txt"
+test = "test.txt"
+batch_size = 8
+steps = 12
+[[prune]]
+kind = "neurons"
+[[prune]]
+kind = "heads"
+[budget]
+macs = 0.8
+round_to = 1
+[schedule]
+dense = "10ep"
+sparse = "30it"
+heal = "10it"
+[lasso]
+decay = 8
+[train]
+optimizer = "adamw"
+lr = 1e-2
+[bench]
+threads = [1]
+"""
+
+
+def sentences(count: int, seed: int) -> list[str]:
+    random = np.random.default_rng(seed)
+    return [" ".join(str(random.choice(words)) for words in (SUBJECTS, VERBS, OBJECTS)) + "." for _ in range(count)]
+
+
+def tokenizer_of(lines: list[str]) -> PreTrainedTokenizerFast:
+    """Byte-level pairs, as GPT-2 has them, of a few lines."""
+    from tokenizers import ByteLevelBPETokenizer
+
+    made = ByteLevelBPETokenizer()
+    made.train_from_iterator(lines, vocab_size=300, special_tokens=["<|endoftext|>"])
+    return PreTrainedTokenizerFast(tokenizer_object=made._tokenizer, eos_token="<|endoftext|>")
+
+
+def write(folder: Path, kind: str) -> Path:
+    """A model directory with its tokenizer, data, and a recipe beside them."""
+    torch.manual_seed(0)
+    tokenizer = tokenizer_of(sentences(200, 0))
+    size = dict(vocab_size=len(tokenizer), bos_token_id=None, eos_token_id=tokenizer.eos_token_id)
+    model: Any
+    if kind == "gpt2":
+        model = GPT2LMHeadModel(GPT2Config(**size, n_positions=PLACES, n_embd=16, n_layer=1, n_head=4, n_inner=24))
+    else:
+        llama = LlamaConfig(
+            **size, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=4,
+            num_key_value_heads=4, max_position_embeddings=PLACES,
+        )  # fmt: skip
+        model = LlamaForCausalLM(llama)
+    model.save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    for name, count in (("train", 200), ("test", 20)):
+        (folder / f"{name}.txt").write_text("\n".join(sentences(count, count)) + "\n")
+    (folder / "lm.toml").write_text(RECIPE)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(tmp_path_factory.mktemp("gpt2"), "gpt2")
+
+
+def recipe(folder: Path, *sets: str) -> Recipe:
+    return load_recipe(folder / "lm.toml", sets)
+
+
+def invoke(*words: object) -> Any:
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_the_whole_road(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("WARM_UP", 0.005), ("ENOUGH", 0.01)):
+        monkeypatch.setattr(f"sslprune.bench.timing.{name}", value)
+    write(tmp_path, kind)
+    result = invoke("run", tmp_path / "lm.toml", "--run", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    assert "tokens of model; loss and perplexity are per token, not per word" in " ".join(result.stderr.split())
+    run = RunDirectory(tmp_path / "run")
+    report = Report.load(run.report)
+    assert report.repacked.macs < 0.81 * report.dense.macs
+    assert 1 < report.repacked.metrics["perplexity"] < 30  # of 300 tokens, in sentences of a few forms
+    shutil.rmtree(tmp_path / "model")  # the run has its own tokenizer
+    (tmp_path / "train.txt").unlink()
+    result = invoke("predict", run, "Anna sees", "the cat", "", "--json")
+    assert result.exit_code == 0, result.output
+    answers = json.loads(result.stdout)
+    for answer in answers:
+        words = answer["repacked"]["next_words"]
+        assert 1 < len(words) <= 5 and 0 < sum(words.values()) <= 1.0001
+    best = {answer["sample"]: next(iter(answer["dense"]["next_words"])) for answer in answers}
+    assert best["Anna sees"] in (" the", " a", " Bob")
+    said = invoke("predict", run, "Anna sees " * 30)
+    assert said.exit_code == 1 and f"takes at most {PLACES}" in said.stderr, said.output
+
+
+def test_the_text_is_tokenised_as_it_stands(folder: Path) -> None:
+    data = build_data(recipe(folder))
+    tokenizer = data.encoder.tokenizer  # type: ignore[attr-defined]
+    batches: list[Any] = list(data.test)
+    ((words,), targets), *_ = batches
+    assert words.shape == (1, STEPS) and data.sequence == PLACES
+    assert words[0, 0] == tokenizer.eos_token_id
+    text = (folder / "test.txt").read_text()
+    assert text.startswith(tokenizer.decode(words[0, 1:]))
+    assert torch.equal(words[0, 1:], targets[0, :-1])
+    every = [int(i) for _, given in batches for i in given.flatten() if i >= 0]
+    assert tokenizer.decode(every) == text
+    first: Any = next(data.train.epoch(0))
+    assert first[0][0].shape == (8, STEPS)
+
+
+def test_what_does_not_fit(folder: Path, tmp_path: Path) -> None:
+    model: Any = build_model(recipe(folder).model)[0]
+    build_data(recipe(folder)).check(model)
+    with pytest.raises(DataError, match=rf"data.steps: 30 tokens, the model takes {PLACES}; lower it"):
+        build_data(recipe(folder, "data.steps=30")).check(model)
+    with pytest.raises(RecipeError, match="vocabulary and tokenizer both say what a word is"):
+        recipe(folder, "data.vocabulary=words.txt", "data.tokenizer=model")
+    other = tmp_path / "other"
+    tokenizer_of(sentences(50, 1)).save_pretrained(other)
+    settings = json.loads((other / "tokenizer.json").read_text())
+    settings["added_tokens"].append({**settings["added_tokens"][0], "id": 300, "content": "<more>"})
+    (other / "tokenizer.json").write_text(json.dumps(settings))
+    with pytest.raises(DataError, match=r"data.tokenizer: .*other has \d+ tokens, the model's embedding"):
+        build_data(recipe(folder, f"data.tokenizer={other}")).check(model)
+    bare = tmp_path / "bare"
+    model.save_pretrained(bare)
+    with pytest.raises(DataError, match=r"data\.tokenizer: .*bare has no tokenizer; save it"):
+        build_data(recipe(folder, f"model.arguments.path={bare}"))
+    with pytest.raises(RunError, match="no tokenizer there; repack this run again"):
+        reopen(recipe(folder), tmp_path / "gone", (None, None))
+
+
+def test_words_of_its_own_are_still_read(folder: Path, tmp_path: Path) -> None:
+    """A model whose words a file names by their number is served by it, tokenizer or not."""
+    (tmp_path / "words.txt").write_text("\n".join(["<eos>", "<unk>", "Anna"]))
+    data = build_data(recipe(folder, f"data.vocabulary={tmp_path / 'words.txt'}"))
+    assert data.num_ids == 3
+    data.check(build_model(recipe(folder).model)[0])
