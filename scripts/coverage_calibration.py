@@ -34,7 +34,7 @@ from sslprune.recipe import CalibrateSection  # noqa: E402
 from sslprune.values.inputs import random_like  # noqa: E402
 from tests.laws import lively_, settle_  # noqa: E402
 
-SHARE, BATCHES, ROWS = 0.7, 8, 2
+SHARE, BATCHES, ROWS, GRAIN = 0.7, 8, 2, 16
 
 
 def check(name: str, seed: int) -> dict[str, Any]:
@@ -49,7 +49,7 @@ def check(name: str, seed: int) -> dict[str, Any]:
     section = CalibrateSection(candidates=1)
     began = time.process_time()
     found = Calibration(program, state_of(program, model), samples, section, None, seed).calibrated(
-        Goal(Cost(program, axes), Constraints(axes, floors), "macs", SHARE)
+        Goal(Cost(program, axes), Constraints(axes, floors, (), GRAIN), "macs", SHARE)
     )
     seconds = time.process_time() - began
     fitted, skipped = len(found.layers), len(found.skipped)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -57,34 +59,38 @@ class Moments:
             return (errors - rows @ change).square().sum(1)
         return self.squares - 2 * (change * self._c).sum(1) + (change * (self._h @ change)).sum(1)
 
-    def ridge(self, columns: Tensor, damping: float, intercept: bool) -> Tensor:
-        """The change of the weight that makes the error small and stays small itself: (groups, columns + 1, made).
+    def ridge(self, columns: Tensor, intercept: bool) -> Callable[[float], Tensor]:
+        """By the damping, the change of the weight that makes the error small and stays small itself.
 
-        (H + damping x mean diagonal) Δ = C over the ``columns`` (bool) that may change; the intercept, the last row,
-        is not damped.
+        Its shape is (groups, columns + 1, made). (H + damping x mean diagonal) Δ = C over the ``columns`` (bool) that
+        may change; the intercept, the last row, is not damped.
         """
         index = columns.nonzero()[:, 0]
         if self._h is None:
             rows, errors = self._few()
             u = rows[:, :, index]
-            mean = u.square().sum((1, 2), keepdim=True) / max(1, len(index))
-            shift_u = u.mean(1, keepdim=True) * intercept
-            shift_r = errors.mean(1, keepdim=True) * intercept
+            mean = u.square().sum((1, 2)) / max(1, len(index))
+            shift_u, shift_r = (part.mean(1, keepdim=True) * intercept for part in (u, errors))
             u, r = u - shift_u, errors - shift_r
             kernel = u @ u.transpose(1, 2)
-            free = u.transpose(1, 2) @ _solved(kernel, r, damping * mean)
-            change = rows.new_zeros(len(rows), rows.shape[2], errors.shape[2])
+            free = lambda damping: u.transpose(1, 2) @ _solved(kernel, r, damping * mean)  # noqa: E731
+            width, made = rows.shape[2], errors.shape[2]
         else:
             h, c = self._h[:, index][:, :, index], self._c[:, index]
-            mean = h.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
-            ones, count = self._h[:, index, -1:], self.count
-            shift_u, shift_r = ones.transpose(1, 2) / count * intercept, self._c[:, -1:] / count * intercept
-            if intercept:  # about the means, so that the intercept is free
-                h, c = h - ones @ ones.transpose(1, 2) / count, c - ones @ self._c[:, -1:] / count
-            free = _solved(h, c, damping * mean)
-            change = torch.zeros_like(self._c)
-        change[:, index] = free
-        change[:, -1:] = shift_r - shift_u @ free
+            mean = h.diagonal(dim1=1, dim2=2).mean(1)
+            ones = self._h[:, index, -1:]
+            shift_u, shift_r = (part / self.count * intercept for part in (ones.transpose(1, 2), self._c[:, -1:]))
+            h, c = h - ones @ shift_u, c - ones @ shift_r  # about the means, so that the intercept is free
+            free = lambda damping: _solved(h, c, damping * mean)  # noqa: E731
+            width, made = self._c.shape[1:]
+
+        def change(damping: float) -> Tensor:
+            found = free(damping)
+            whole = found.new_zeros(len(found), width, made)
+            whole[:, index] = found
+            whole[:, -1:] = shift_r - shift_u @ found
+            return whole
+
         return change
 
 
@@ -92,7 +98,7 @@ def _solved(matrix: Tensor, right: Tensor, damping: Tensor) -> Tensor:
     """(matrix + damping I)⁻¹ right, of a matrix that is positive up to rounding."""
     damped = matrix.clone()
     diagonal = damped.diagonal(dim1=1, dim2=2)
-    diagonal += damping[:, 0] + 1e-9 * diagonal.mean(1, keepdim=True).clamp(min=0) + 1e-30
+    diagonal += damping[:, None] + 1e-9 * diagonal.mean(1, keepdim=True).clamp(min=0) + 1e-30
     return torch.cholesky_solve(right, torch.linalg.cholesky(damped))
 
 
@@ -101,9 +107,10 @@ def best_change(made: Moments, held: Moments, columns: Tensor, intercept: bool, 
 
     Outputs whose error on the held rows it would not lessen do not change.
     """
+    ridge = made.ridge(columns, intercept)
     best: tuple[float, Tensor, Tensor] | None = None
-    for ridge in RIDGES if damping is None else (damping,):
-        change = made.ridge(columns, ridge, intercept)
+    for strength in RIDGES if damping is None else (damping,):
+        change = ridge(strength)
         errors = held.error(change)
         if best is None or float(errors.sum()) < best[0]:
             best = float(errors.sum()), change, errors

@@ -94,9 +94,13 @@ def blocks_of(goal: Goal, evidence: Evidence, selection: Selection, step: int) -
         count = goal.constraints.count(selection, i, step)
         if 0 < count <= len(worth) and goal.constraints.allow(selection, i, count):
             groups[i] = worth[np.argsort(evidence[i][worth], kind="stable")[:count]]
+    if goal.measure == "latency":
+        saved = goal.cost.saved(selection, groups, goal.measure)
+    else:  # as it would say too, without asking twice
+        saved = {i: float(savings[i][chosen].sum()) for i, chosen in groups.items()}
     return [
         Block(i, groups[i], saving, float(evidence[i][groups[i]].sum()) / (saving / goal.dense))
-        for i, saving in goal.cost.saved(selection, groups, goal.measure).items()
+        for i, saving in saved.items()
         if saving > 0
     ]
 
