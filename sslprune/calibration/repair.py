@@ -168,15 +168,15 @@ class Repair:
                 total = fit.chain.total(wanted, dense, self.dense)
                 missing = total - fit.chain.total(now, pruned, self.pruned)
                 error, _ = fit.chain.back(now, missing, pruned, self.pruned)
-            places = self._places(rows, now, len(batches), generator)
-            errors = rows.by_row(error, places)
+            picked = self._picked(rows, now, len(batches), generator)
+            errors = rows.by_row(error, picked)
             of = held if i >= len(batches) - self.held else made
-            of.add(rows.rows(pruned, self.pruned, places), errors)
+            of.add(rows.rows(pruned, self.pruned, picked), errors)
             if of is held:
-                power += float(rows.by_row(wanted, places).double().square().sum())
+                power += float(rows.by_row(wanted, picked).double().square().sum())
         return made, held, max(power, 1e-30)
 
-    def _places(self, rows: Rows, made: Tensor, num_batches: int, generator: torch.Generator) -> Tensor | None:
+    def _picked(self, rows: Rows, made: Tensor, num_batches: int, generator: torch.Generator) -> Tensor | None:
         count = rows.count(made)
         columns = rows.matrix([self.dense[n] for n in rows.weights]).shape[2]
         most = -(-max(MOST_ROWS, ROWS_PER_COLUMN * columns) // num_batches)

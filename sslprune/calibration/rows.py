@@ -36,15 +36,15 @@ class Rows(ABC):
         """The inverse of ``matrix``."""
 
     @abstractmethod
-    def rows(self, values: Values, state: State, places: Tensor | None) -> Tensor:
-        """(groups, n, columns): those at flat ``places``, or all."""
+    def rows(self, values: Values, state: State, picked: Tensor | None) -> Tensor:
+        """(groups, n, columns): those at flat ``picked``, or all."""
 
     @abstractmethod
     def made(self, values: Values, state: State) -> Tensor:
         """What the node makes of its rows: any shape that ``by_row`` knows."""
 
     @abstractmethod
-    def by_row(self, made: Tensor, places: Tensor | None) -> Tensor:
+    def by_row(self, made: Tensor, picked: Tensor | None) -> Tensor:
         """(groups, n, made), in the order of ``rows``."""
 
     def count(self, made: Tensor) -> int:
@@ -70,27 +70,27 @@ class Product(Rows):
         permuted = matrix.reshape([shapes[0][d] for d in self._order])
         return [permuted.permute([self._order.index(d) for d in range(len(self._order))]).contiguous()]
 
-    def rows(self, values: Values, state: State, places: Tensor | None) -> Tensor:
+    def rows(self, values: Values, state: State, picked: Tensor | None) -> Tensor:
         assert self.contraction.input is not None
         x = value_of(self.contraction.input, values, state)
         if self.window is None:
-            return _taken(x, places, x.dim() - 1)[None]
+            return _taken(x, picked, x.dim() - 1)[None]
         spatial = len(self.kernel)
         x = F.pad(x if x.dim() == spatial + 2 else x[None], _padding(self.window, self.kernel))
         for i, (size, step, apart) in enumerate(
             zip(self.kernel, self.window.stride, self.window.dilation, strict=True)
         ):
             x = x.unfold(2 + i, apart * (size - 1) + 1, step)[..., ::apart]  # a view: nothing is copied yet
-        taken = _taken(x.movedim(1, 1 + spatial), places, 1 + spatial)  # (n, channels, *kernel)
+        taken = _taken(x.movedim(1, 1 + spatial), picked, 1 + spatial)  # (n, channels, *kernel)
         return taken.reshape(len(taken), self.groups, -1).transpose(0, 1)
 
     def made(self, values: Values, state: State) -> Tensor:
         return evaluate(self.node, values, state)
 
-    def by_row(self, made: Tensor, places: Tensor | None) -> Tensor:
+    def by_row(self, made: Tensor, picked: Tensor | None) -> Tensor:
         if self.window is not None:
             made = (made if made.dim() == len(self.kernel) + 2 else made[None]).movedim(1, -1)
-        taken = _taken(made, places, made.dim() - 1)
+        taken = _taken(made, picked, made.dim() - 1)
         return taken.reshape(len(taken), self.groups, -1).transpose(0, 1)
 
 
@@ -118,15 +118,15 @@ class Recurrent(Rows):
         before = torch.cat([begin, out.narrow(steps, 0, out.shape[steps] - 1)], steps)
         return torch.cat([x, before], -1)
 
-    def rows(self, values: Values, state: State, places: Tensor | None) -> Tensor:
+    def rows(self, values: Values, state: State, picked: Tensor | None) -> Tensor:
         every = self._all(values, state)
-        return _taken(every, places, every.dim() - 1)[None]
+        return _taken(every, picked, every.dim() - 1)[None]
 
     def made(self, values: Values, state: State) -> Tensor:
         return self._all(values, state) @ self.matrix([state[name] for name in self.weights])[0].T
 
-    def by_row(self, made: Tensor, places: Tensor | None) -> Tensor:
-        return _taken(made, places, made.dim() - 1)[None]
+    def by_row(self, made: Tensor, picked: Tensor | None) -> Tensor:
+        return _taken(made, picked, made.dim() - 1)[None]
 
 
 def rows_of(node: fx.Node, contractions: Sequence[Contraction], state: State) -> Rows | None:
@@ -158,11 +158,11 @@ def agrees(rows: Rows, values: Values, state: State) -> bool:
     return bool((rest - rest[:, :1]).abs().max() <= 1e-3 * made.abs().max().clamp(min=1e-12))
 
 
-def _taken(x: Tensor, places: Tensor | None, lead: int) -> Tensor:
-    """Over the first ``lead`` dimensions, flattened, the entries at ``places``, without a copy of the others."""
-    if places is None:
+def _taken(x: Tensor, picked: Tensor | None, lead: int) -> Tensor:
+    """Over the first ``lead`` dimensions, flattened, the entries at ``picked``, without a copy of the others."""
+    if picked is None:
         return x.reshape(prod(x.shape[:lead]), *x.shape[lead:])
-    return x[torch.unravel_index(places, x.shape[:lead])]
+    return x[torch.unravel_index(picked, x.shape[:lead])]
 
 
 def _padding(window: Window, kernel: Sequence[int]) -> list[int]:

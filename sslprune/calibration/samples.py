@@ -74,8 +74,8 @@ def _leaves(program: Program, given: Any) -> tuple[Any, ...]:
     example = pytree.tree_leaves((program.args, program.kwargs))
     if len(leaves) == len(example) - len(program.carried):
         rows = num_rows(leaves)
-        for place, _ in sorted(program.carried):
-            leaves.insert(place, example[place].new_zeros(rows, *example[place].shape[1:]))
+        for at, _ in sorted(program.carried):
+            leaves.insert(at, example[at].new_zeros(rows, *example[at].shape[1:]))
     wrong = len(leaves) != len(example)
     for leaf, like in zip(leaves, example, strict=False):
         if isinstance(like, Tensor):

@@ -24,7 +24,7 @@ from sslprune.data.tokens import LONGEST, TokenData, token_encoder
 from sslprune.data.tokens import reopen as reopen_tokens
 from sslprune.errors import DataError, RunError
 from sslprune.files import write_text
-from sslprune.models.huggingface import PREFIX, places_of
+from sslprune.models.huggingface import PREFIX, longest_of
 from sslprune.recipe import Recipe, RunningTextSection
 from sslprune.values.inputs import Inputs
 from sslprune.values.tasks import IGNORED, Task
@@ -182,11 +182,11 @@ def read(recipe: Recipe, task: Task, device: torch.device, show: Voice) -> Data:
 
 
 def _read_tokens(recipe: Recipe, source: str, task: Task, device: torch.device, show: Voice) -> Data:
-    section, places = recipe.data, None
+    section, longest = recipe.data, None
     assert isinstance(section, RunningTextSection)
     if recipe.model.factory.startswith(PREFIX) and isinstance(recipe.model.arguments.get("path"), str):
-        places = places_of(recipe.model.arguments)
-    encoder = token_encoder(section, source, places)
+        longest = longest_of(recipe.model.arguments)
+    encoder = token_encoder(section, source, longest)
     ids = encoder.ids(section.train)
     train, test, valid = _batches(section, ids, encoder.ids, encoder.start, device)
     name = Path(encoder.tokenizer.name_or_path).name

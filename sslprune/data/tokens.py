@@ -98,14 +98,14 @@ class TokenEncoder(Encoder):
         return ([] if self.start is None else [self.start]) + self.tokens(sample)
 
 
-def token_encoder(section: RunningTextSection, path: str, places: int | None = None) -> TokenEncoder:
+def token_encoder(section: RunningTextSection, path: str, longest: int | None = None) -> TokenEncoder:
     """What makes tokens of text: the tokenizer of a Hugging Face directory. Raises DataError where there is none.
 
-    ``places``: how many tokens the model takes, whatever the tokenizer thinks.
+    ``longest``: how many tokens the model takes, whatever the tokenizer thinks.
     """
     tokenizer = load_tokenizer(path)
-    if places is not None:
-        tokenizer.model_max_length = places  # which is saved with it
+    if longest is not None:
+        tokenizer.model_max_length = longest  # which is saved with it
     return TokenEncoder(tokenizer, section.steps, section.steps if section.fixed_length else None)
 
 

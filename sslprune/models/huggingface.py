@@ -73,7 +73,7 @@ def load_model(kind: str, arguments: dict[str, Any]) -> tuple[nn.Module, list[st
     return model, notes
 
 
-def places_of(arguments: dict[str, Any]) -> int | None:
+def longest_of(arguments: dict[str, Any]) -> int | None:
     """How many tokens the model of ``arguments["path"]`` has places for, by its configuration alone; None: any number.
 
     Raises RecipeError as ``load_model`` does.

@@ -49,10 +49,10 @@ def parse_recipe(values: dict[str, Any], source: str = "recipe", folder: Path | 
         **{f"control.{i}": control for i, control in enumerate(recipe.control)},
         "distill.teacher": recipe.distill.teacher if recipe.distill is not None else None,
     }
-    for place, section in built.items():
+    for table, section in built.items():
         if section is not None and section.key is not None and section.checkpoint is None:
             raise RecipeError(
-                f"{source}: {place}.key: names a table of the checkpoint; set {place}.checkpoint, or leave it out"
+                f"{source}: {table}.key: names a table of the checkpoint; set {table}.checkpoint, or leave it out"
             )
     return recipe.located(folder or Path())
 
