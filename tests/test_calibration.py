@@ -29,7 +29,7 @@ from sslprune.cost.counts import Cost
 from sslprune.errors import BudgetError, CalibrationError, DataError
 from sslprune.kinds.find import analysis_of
 from sslprune.recipe import CalibrateSection
-from sslprune.report import Report
+from sslprune.report import Inspection, Report
 from sslprune.run.directory import RunDirectory
 from sslprune.values.axes import tensors_of
 from sslprune.values.selection import Selection
@@ -362,3 +362,22 @@ def test_a_mistake_in_the_section_is_one_line(tmp_path: Path, more: list[str], s
     directory, result = run(tmp_path, *more)
     assert result.exit_code == 1 and said in result.stderr and len(result.stderr.strip().splitlines()) == 1
     assert not directory.path.exists()
+
+
+def test_inspect_shows_what_the_outputs_feel(tmp_path: Path) -> None:
+    path = tmp_path / "small.toml"
+    path.write_text(RECIPE, encoding="utf-8")
+    result = CliRunner().invoke(app, ["inspect", str(path), "--sensitivity", "64", "--json"])
+    assert result.exit_code == 0, result.stderr
+    found = Inspection.model_validate_json(result.stdout).sensitivity
+    assert found is not None and found.samples == 64 and found.measure == "macs"
+    assert {axis.name for axis in found.axes} == {"stem", "block1.conv1", "down", "block2.conv1"}
+    assert all(axis.gone == [axis.size // 4, axis.size // 2, 3 * axis.size // 4] for axis in found.axes)
+    assert all(axis.divergence[0] < axis.divergence[-1] for axis in found.axes)
+    assert [point.fraction for point in found.budgets][:3] == [0.9, 0.8, 0.7]
+    assert all(point.repaired <= point.cut for point in found.budgets)
+    assert found.budgets[0].cut < found.budgets[-1].cut and found.dense.keys() == found.budgets[0].metrics.keys()
+    shown = CliRunner().invoke(app, ["inspect", str(path), "--sensitivity", "64"])
+    assert shown.exit_code == 0 and "what the outputs feel, on 64 samples" in shown.stdout
+    result = CliRunner().invoke(app, ["inspect", str(path), "--sensitivity", "64", "--set", "budget={latency=0.5}"])
+    assert result.exit_code == 1 and "--sensitivity: it goes by budget.macs or budget.parameters" in result.stderr

@@ -20,18 +20,16 @@ from sslprune.calibration.samples import Samples, collect
 from sslprune.capture.mode import evaluating
 from sslprune.capture.program import Program
 from sslprune.capture.trace import trace
-from sslprune.choose.blocks import Evidence, Goal
-from sslprune.choose.constraints import constraints_of
+from sslprune.choose.blocks import Evidence, Goal, goal_of
 from sslprune.choose.landing import choose
 from sslprune.choose.sections import select_with_sections
 from sslprune.cost.counts import Cost
-from sslprune.cost.grain import grain
 from sslprune.kinds.find import find_axes
 from sslprune.recipe import CalibrateSection
 from sslprune.recipe.settings import Prune, settings_of
 from sslprune.removal.packed import Packed
 from sslprune.removal.remove import removable, remove
-from sslprune.values.axes import tensors_of, zero_mask
+from sslprune.values.axes import Axis, tensors_of, zero_mask
 from sslprune.values.selection import Selection
 from sslprune.values.tasks import Task
 from sslprune.values.voice import SILENT, Voice
@@ -81,6 +79,7 @@ class Calibration:
     ) -> None:
         self.program, self.dense, self.samples, self.section = program, dict(dense), samples, section
         self.seed, self.show = seed, show
+        self._gathered: dict[tuple[Axis, ...], list[Evidence]] = {}
         state = len(program.carried)
         self.numbers: Divergence = OfNumbers(state)
         self.divergence = OfClasses(task, program.out_specs[0], state > 0) if task is not None else self.numbers
@@ -119,29 +118,36 @@ class Calibration:
                 return
 
     def _evidence(self, goal: Goal) -> Iterator[Evidence]:
-        axes, kind = goal.constraints.axes, self.section.evidence
-        if kind == "magnitude":
-            bases: list[Evidence] = [magnitudes(axes, self.dense)]
-        else:
+        powers = POWERS if self.section.evidence == "second-order" else POWERS[1:]
+        for base in self.evidence(goal.constraints.axes):
+            for power in powers:
+                yield [values**power for values in base]
+
+    def evidence(self, axes: tuple[Axis, ...]) -> list[Evidence]:
+        """What each group of ``axes`` carries, by what the recipe names; the best first. Gathered once."""
+        if self.section.evidence == "magnitude":
+            return [magnitudes(axes, self.dense)]
+        if axes not in self._gathered:
             small = list(self.samples.pieces(TOGETHER))
             seen = dict.fromkeys((self.divergence, self.numbers))
             with self.show.progress("gathering evidence", len(seen)) as bar:
                 found = [
                     felt(self.program, axes, self.dense, small, divergence, self.seed) for divergence in bar.over(seen)
                 ]
-            bases = [_mean(found), *(found if len(found) > 1 else ())]
-        powers = POWERS if kind == "second-order" else POWERS[1:]
-        for base in bases:
-            for power in powers:
-                yield [values**power for values in base]
+            self._gathered[axes] = [_mean(found), *(found if len(found) > 1 else ())]
+        return self._gathered[axes]
+
+    def cut(self, selection: Selection, begin: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], float]:
+        """The weights without the groups of ``selection``, nothing repaired, and how far the outputs are then."""
+        gone = gone_entries(self.dense, selection)
+        masked = {n: t.masked_fill(gone[n], 0) if n in gone and gone[n].any() else t for n, t in begin.items()}
+        order = list(self.program.evaluation.nodes)
+        return masked, self._apart(Lockstep(order, self.dense, masked).run(self.samples.batches[-self.samples.held :]))
 
     def _one(self, selection: Selection, begin: Mapping[str, Tensor]) -> Calibrated:
         """What comes of one selection."""
-        gone = gone_entries(self.dense, selection)
-        masked = {n: t.masked_fill(gone[n], 0) if n in gone and gone[n].any() else t for n, t in begin.items()}
-        batches, held = self.samples.batches, self.samples.held
-        order = list(self.program.evaluation.nodes)
-        cut = self._apart(Lockstep(order, self.dense, masked).run(batches[-held:]))
+        batches, held, gone = self.samples.batches, self.samples.held, gone_entries(self.dense, selection)
+        masked, cut = self.cut(selection, begin)
         if self.section.repair == "none":
             return Calibrated(selection, masked, cut, cut, (), {})
         damping = None if self.section.damping == "auto" else self.section.damping
@@ -205,13 +211,12 @@ def calibrate(
     with evaluating(model):
         program = trace(model, args, dict(kwargs or {}), sequence=sequence)
         chosen = select_with_sections(find_axes(program), found.prune)
-        to = grain() if found.budget.round_to == "auto" else found.budget.round_to
-        constraints = constraints_of(chosen, found.lasso.floor, int(to))
-        goal = Goal(Cost(program, constraints.axes), constraints, found.budget.measure, found.budget.fraction)
+        axes = [axis for axis, _ in chosen]
+        goal = goal_of(chosen, Cost(program, axes), found.budget, found.lasso.floor)
         dense = state_of(program, model)
         gathered = collect(program, samples, section.samples)
         result = Calibration(program, dense, gathered, section, task, seed).calibrated(goal)
         masked = copy.deepcopy(model)
         result.load_into(masked, program)
-        exact = all(axis.exact for axis in constraints.axes)
+        exact = all(axis.exact for axis in axes)
         return remove(masked, program, removable(program, result.selection, allow_inexact=not exact), verify=exact)

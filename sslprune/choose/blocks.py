@@ -8,11 +8,15 @@ from functools import cached_property
 
 import numpy as np
 
-from sslprune.choose.constraints import Constraints
+from sslprune.choose.constraints import Constraints, constraints_of
 from sslprune.cost.counts import Cost
+from sslprune.cost.grain import grain
 from sslprune.errors import BudgetError
 from sslprune.kinds.table import kind_of
+from sslprune.recipe import PruneSection
 from sslprune.recipe.fields import Measure
+from sslprune.recipe.method import BudgetSection
+from sslprune.values.axes import Axis
 from sslprune.values.selection import Selection
 
 Evidence = Sequence[np.ndarray]  # of each axis, what each of its groups carries: float, shape (size,)
@@ -75,6 +79,13 @@ class Goal:
                 f"is {np.ceil(1000 * least / self.dense) / 1000:.3f}; raise it, prune more kinds, or lower "
                 f"prune.min_groups{limits} or lasso.floor"
             )
+
+
+def goal_of(chosen: Sequence[tuple[Axis, PruneSection]], cost: Cost, budget: BudgetSection, floor: float) -> Goal:
+    """The goal of a recipe's ``budget`` over the ``chosen`` axes, of which the share ``floor`` stays; on this machine's
+    grain where it names none."""
+    round_to = grain() if budget.round_to == "auto" else budget.round_to
+    return Goal(cost, constraints_of(chosen, floor, round_to), budget.measure, budget.fraction)
 
 
 def without(selection: Selection, blocks: Sequence[Block]) -> Selection:

@@ -5,15 +5,14 @@ Everything heavy is imported inside them, so that ``--help`` answers at once.
 
 from __future__ import annotations
 
-import json
 import shlex
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sslprune.cli.guard import fail, guarded
+from sslprune.cli.guard import guarded
 from sslprune.cli.options import (
     BaselineOption,
     Beginning,
@@ -26,17 +25,16 @@ from sslprune.cli.options import (
     RunFolder,
     RunOption,
     Runtime,
+    SensitivityOption,
     Sets,
     dims_of,
     one_of,
 )
+from sslprune.cli.parts import directory_of, load, print_json, show_of, tell_verdict
 from sslprune.values.bounds import MOST_REPETITIONS, MOST_SAMPLES, MOST_THREADS
 
 if TYPE_CHECKING:
     from sslprune.recipe import Recipe
-    from sslprune.report import Report
-    from sslprune.run.directory import RunDirectory
-    from sslprune.show.terminal import Show
 
 
 @guarded
@@ -61,21 +59,27 @@ def init(
 
     path = write_starter(model, out, force=force)
     if as_json:
-        _print_json({"recipe": str(path)})
+        print_json({"recipe": str(path)})
     else:
         print(f"wrote {path}; fill in [data], then: sslprune inspect {path}")
 
 
 @guarded
-def inspect(recipe: RecipeFile, sets: Sets = None, as_json: Json = False, debug: Debug = False) -> None:
+def inspect(
+    recipe: RecipeFile,
+    sets: Sets = None,
+    sensitivity: SensitivityOption = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
     """Show the axes of a model: what can be removed, what one group of it costs, and what stands in the way."""
-    show = _show(as_json)
-    loaded = _load(recipe, sets)
+    show = show_of(as_json)
+    loaded = load(recipe, sets)
     from sslprune.run.inspect import inspect as inspect_model
 
-    inspection = inspect_model(loaded, show)
+    inspection = inspect_model(loaded, show, sensitivity)
     if as_json:
-        _print_json(inspection.model_dump())
+        print_json(inspection.model_dump())
     else:
         from sslprune.show.inspection import inspection as table
 
@@ -94,7 +98,7 @@ def train(
 ) -> None:
     """Train to sparsity, land on the budget, heal: RUN/train/."""
     one_of(resume, force)
-    _learn(_load(recipe, sets), run, resume, force, as_json)
+    _learn(load(recipe, sets), run, resume, force, as_json)
 
 
 @guarded
@@ -112,16 +116,16 @@ def calibrate(
     The recipe's [calibrate] says how, and its defaults where there is none; sparse and healing epochs are left out.
     """
     one_of(resume, force)
-    _learn(_load(recipe, sets).untrained(), run, resume, force, as_json)
+    _learn(load(recipe, sets).untrained(), run, resume, force, as_json)
 
 
 def _learn(recipe: Recipe, run: Path | None, resume: bool, force: bool, as_json: bool) -> None:
-    show, directory = _show(as_json), _directory(recipe, run)
+    show, directory = show_of(as_json), directory_of(recipe, run)
     from sslprune.run.learn import train as train_model
 
     train_model(recipe, directory, show, resume=resume, force=force)
     if as_json:
-        _print_json({"run": str(directory), "masked": str(directory.masked), "history": str(directory.history)})
+        print_json({"run": str(directory), "masked": str(directory.masked), "history": str(directory.history)})
     else:
         print(directory.masked)
         show.say(f"next: sslprune repack {shlex.quote(str(directory))}")
@@ -130,14 +134,14 @@ def _learn(recipe: Recipe, run: Path | None, resume: bool, force: bool, as_json:
 @guarded
 def repack(run: RunFolder, as_json: Json = False, debug: Debug = False) -> None:
     """Remove the zeros physically, and prove that nothing changed: RUN/repacked/."""
-    show = _show(as_json)
+    show = show_of(as_json)
     from sslprune.run.directory import RunDirectory
     from sslprune.run.repack import repack as repack_model
 
     directory = RunDirectory(run)
     result = repack_model(directory, show)
     if as_json:
-        _print_json(result.model_dump())
+        print_json(result.model_dump())
     else:
         print(directory.program)
         show.say(f"next: sslprune export {shlex.quote(str(directory))}")
@@ -155,14 +159,14 @@ def export(
 
     Example: sslprune export runs/digits --set export.quantize=int8-static --baseline old/report.json
     """
-    show = _show(as_json)
+    show = show_of(as_json)
     from sslprune.run.directory import RunDirectory
     from sslprune.run.export import export as export_model
 
     directory = RunDirectory(run)
-    with directory.changed(_load(directory.recipe_file, sets)) if sets else nullcontext():
+    with directory.changed(load(directory.recipe_file, sets)) if sets else nullcontext():
         report = export_model(directory, show, baseline=baseline)
-    _verdict(report, directory, show, as_json)
+    tell_verdict(report, directory, show, as_json)
 
 
 @guarded
@@ -181,13 +185,13 @@ def run_all(
     Example: sslprune run recipes/digits.toml --set budget.macs=0.3
     """
     one_of(resume, force)
-    show = _show(as_json)
-    loaded = _load(recipe, sets)
-    directory = _directory(loaded, run)
+    show = show_of(as_json)
+    loaded = load(recipe, sets)
+    directory = directory_of(loaded, run)
     from sslprune.run.pipeline import run as run_pipeline
 
     report = run_pipeline(loaded, directory, show, resume=resume, force=force, baseline=baseline)
-    _verdict(report, directory, show, as_json)
+    tell_verdict(report, directory, show, as_json)
 
 
 @guarded
@@ -213,13 +217,13 @@ def control(
     Example: sslprune control runs/digits --from scratch
     """
     one_of(resume, force)
-    show = _show(as_json)
+    show = show_of(as_json)
     from sslprune.run.control import control as train_control
     from sslprune.run.directory import RunDirectory
 
     result = train_control(RunDirectory(run), name.value, show, overrides=sets or [], resume=resume, force=force)
     if as_json:
-        _print_json(result.model_dump())
+        print_json(result.model_dump())
     else:
         from sslprune.show.figures import scores
 
@@ -270,7 +274,7 @@ def bench(
     dims = dims_of(dim or [])
     if len(files) < 2:
         raise typer.BadParameter("expected two files or more: the one to compare with, and those to judge")
-    show = _show(as_json)
+    show = show_of(as_json)
     from sslprune.bench import bench_files
     from sslprune.show.speed import comparison as table
     from sslprune.show.speed import operators
@@ -288,7 +292,7 @@ def bench(
             progress=bar,
         )
     if as_json:
-        _print_json(found.plain())
+        print_json(found.plain())
     else:
         show.result(table(found.comparison, found.sizes))
         if found.profiles:
@@ -310,40 +314,4 @@ def predict(
     from sslprune.run.predict import predict_run, side_by_side
 
     answers = predict_run(run, samples)
-    _print_json([answer.values() for answer in answers]) if as_json else print(side_by_side(answers))
-
-
-def _load(path: Path, sets: list[str] | None) -> Recipe:
-    from sslprune.recipe import load_recipe
-
-    return load_recipe(path, sets or [])
-
-
-def _directory(recipe: Recipe, run: Path | None) -> RunDirectory:
-    from sslprune.run.directory import RunDirectory
-
-    return RunDirectory(run or Path("runs") / recipe.name)
-
-
-def _show(as_json: bool) -> Show:
-    from sslprune.show.terminal import Show
-
-    return Show(quiet=as_json)
-
-
-def _verdict(report: Report, directory: RunDirectory, show: Show, as_json: bool) -> None:
-    from sslprune.show.summary import Written, summary
-
-    if as_json:
-        _print_json(report.model_dump())
-    else:
-        names = ("onnx", "program", "weights", "page", "report")
-        written = Written(directory.path, **{name: getattr(directory, name) for name in names})
-        show.result(summary(report, written))
-    if not report.passed:
-        missed = [gate.told(title) for title, gate in report.every_gate if not gate.passed]
-        fail(f"gate missed: {'; '.join(missed)}", 3)
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2))
+    print_json([answer.values() for answer in answers]) if as_json else print(side_by_side(answers))

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from sslprune.values.bounds import MOST_SAMPLES
+
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, a TOML file.", show_default=False)]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The run directory.", show_default=False)]
 RunOption = Annotated[
@@ -25,6 +27,18 @@ Force = Annotated[bool, typer.Option("--force", help="Train over a run that is t
 
 BaselineOption = Annotated[
     Path | None, typer.Option("--baseline", metavar="REPORT.json", help="An earlier report to compare with.")
+]
+
+
+SensitivityOption = Annotated[
+    int | None,
+    typer.Option(
+        "--sensitivity",
+        metavar="SAMPLES",
+        min=2,
+        max=MOST_SAMPLES,
+        help="Also what the outputs feel of each removal, on so many training samples; 256 are enough for a look.",
+    ),
 ]
 
 

@@ -3,7 +3,7 @@
 from sslprune.report.curve import curve_rows
 from sslprune.report.figures import Control, Figures, OnnxCheck, Size, Variant, read_controls
 from sslprune.report.gates import compare_reports, judge
-from sslprune.report.inspection import AxisFacts, Inspection
+from sslprune.report.inspection import AxisFacts, AxisSensitivity, BudgetSensitivity, Inspection, Sensitivity
 from sslprune.report.judgement import Baseline, Change, Gate
 from sslprune.report.values import (
     SCHEMA_FILE,
@@ -37,8 +37,10 @@ __all__ = [
     "Absent",
     "AxisChange",
     "AxisFacts",
+    "AxisSensitivity",
     "Baseline",
     "Budget",
+    "BudgetSensitivity",
     "Change",
     "Control",
     "CurvePoint",
@@ -52,6 +54,7 @@ __all__ = [
     "Profile",
     "RepackResult",
     "Report",
+    "Sensitivity",
     "Size",
     "Speedup",
     "Staircase",

@@ -22,6 +22,38 @@ class AxisFacts(Record):
     reason: str
 
 
+class AxisSensitivity(Record):
+    """How far the outputs are from the dense model's when groups of one axis alone go, those that carry least first.
+
+    ``divergence`` has a number for each of ``gone``, counts of groups.
+    """
+
+    name: str
+    kind: str
+    size: int
+    gone: list[int]
+    divergence: list[float]
+
+
+class BudgetSensitivity(Record):
+    """What calibration leaves at one budget: the outputs' divergence as cut and repaired, and the test metrics."""
+
+    fraction: float
+    cut: float
+    repaired: float
+    metrics: dict[str, float]
+
+
+class Sensitivity(Record):
+    """A map of what the model feels, on ``samples`` samples; divergences are of those held out among them."""
+
+    samples: int
+    measure: str
+    dense: dict[str, float]
+    axes: list[AxisSensitivity]
+    budgets: list[BudgetSensitivity]
+
+
 class Inspection(Record):
     """A model with what may be removed from it; ``notes`` are what its loader and its tracing had to say.
 
@@ -34,3 +66,4 @@ class Inspection(Record):
     macs: int
     axes: list[AxisFacts]
     notes: list[str]
+    sensitivity: Sensitivity | None = None

@@ -13,12 +13,16 @@ from sslprune.kinds.find import find_axes
 from sslprune.models.build import build_model, count_parameters, count_trained
 from sslprune.recipe import Recipe
 from sslprune.report import AxisFacts, Inspection
+from sslprune.run.sensitivity import sensitivity
 from sslprune.show.terminal import Show
 from sslprune.values.selection import Selection
 
 
-def inspect(recipe: Recipe, show: Show) -> Inspection:
-    """Every axis of the recipe's model, with what one group costs and whether the recipe prunes it."""
+def inspect(recipe: Recipe, show: Show, samples: int | None = None) -> Inspection:
+    """Every axis of the recipe's model, with what one group costs and whether the recipe prunes it.
+
+    With ``samples`` of the training data also a map of what the model feels.
+    """
     model, notes = build_model(recipe.model)
     data = build_data(recipe, show)
     data.check(model)
@@ -55,4 +59,5 @@ def inspect(recipe: Recipe, show: Show) -> Inspection:
         macs=round(cost.macs()),
         axes=facts,
         notes=[*notes, *program.notes],
+        sensitivity=sensitivity(recipe, model, program, data, samples, show) if samples is not None else None,
     )

@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sslprune.kinds.table import kind_of
-from sslprune.report import Inspection
+from sslprune.report import Inspection, Sensitivity
 from sslprune.show.figures import counts
 
 
@@ -43,4 +43,27 @@ def inspection(found: Inspection) -> RenderableType:
     pruned = sum(axis.pruned for axis in found.axes)
     last = f"{len(found.axes)} axes, {pruned} named by the recipe"
     notes = [Text(note, style="dim") for note in found.notes]
-    return Group(Text.assemble((found.model, "bold"), f"  {total}"), *notes, "", table, "", Text(last, style="dim"))
+    felt = _felt(found.sensitivity) if found.sensitivity is not None else ()
+    return Group(
+        Text.assemble((found.model, "bold"), f"  {total}"), *notes, "", table, "", Text(last, style="dim"), *felt
+    )
+
+
+def _felt(found: Sensitivity) -> tuple[RenderableType, ...]:
+    """What each axis and each budget does to the outputs."""
+    axes = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    axes.add_column("axis", overflow="fold")
+    axes.add_column("kind", no_wrap=True, style="dim")
+    axes.add_column("divergence, with so many of its groups gone", overflow="fold")
+    for axis in found.axes:
+        steps = (f"{divergence:.2g} ({gone})" for gone, divergence in zip(axis.gone, axis.divergence, strict=True))
+        axes.add_row(axis.name, axis.kind, "  ".join(steps))
+    budgets = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    for heading in (f"{found.measure} that remain", "divergence, cut", "repaired", *found.dense):
+        budgets.add_column(heading, justify="right", no_wrap=True)
+    budgets.add_row("100 %", "", "", *(f"{value:.2f}" for value in found.dense.values()))
+    for point in found.budgets:
+        scores = (f"{value:.2f}" for value in point.metrics.values())
+        budgets.add_row(f"{100 * point.fraction:.0f} %", f"{point.cut:.3g}", f"{point.repaired:.3g}", *scores)
+    said = f"what the outputs feel, on {found.samples:,} samples, without training (see `sslprune calibrate`)"
+    return ("", Text(said, style="bold"), "", axes, "", budgets)

@@ -10,11 +10,10 @@ from torch import Tensor, nn
 
 from sslprune.capture.program import Program
 from sslprune.capture.trace import trace
-from sslprune.choose.blocks import Goal
+from sslprune.choose.blocks import goal_of
 from sslprune.choose.constraints import constraints_of
 from sslprune.choose.sections import select_with_sections
 from sslprune.cost.counts import Cost
-from sslprune.cost.grain import grain
 from sslprune.errors import TrainingError
 from sslprune.kinds.find import find_axes
 from sslprune.recipe import PruneSection, Recipe, Sparsifying
@@ -65,11 +64,10 @@ def build_controller(
     budget, section = settings.budget, settings.lasso
     lasso = GroupLasso(model, [axis for axis, _ in chosen], method=section.method)
     strengths = [s.strength for _, s in chosen]
-    round_to = grain() if budget.given and budget.round_to == "auto" else budget.round_to
-    constraints = constraints_of(chosen, section.floor, round_to if round_to != "auto" else 1)
     if not budget.given:
-        return StrengthController(lasso, cost, section, num_steps, constraints.floors, strengths)
-    goal = Goal(cost, constraints, budget.measure, budget.fraction)
+        floors = constraints_of(chosen, section.floor, 1).floors
+        return StrengthController(lasso, cost, section, num_steps, floors, strengths)
+    goal = goal_of(chosen, cost, budget, section.floor)
     return BudgetController(lasso, goal, section, num_steps, strengths, begin, team)
 
 

@@ -1,0 +1,59 @@
+"""What several commands do: read a recipe, open a run, speak to a person, tell the verdict.
+
+Everything heavy is imported inside, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sslprune.cli.guard import fail
+
+if TYPE_CHECKING:
+    from sslprune.recipe import Recipe
+    from sslprune.report import Report
+    from sslprune.run.directory import RunDirectory
+    from sslprune.show.terminal import Show
+
+
+def load(path: Path, sets: list[str] | None) -> Recipe:
+    """The recipe in the file ``path``, with its overrides."""
+    from sslprune.recipe import load_recipe
+
+    return load_recipe(path, sets or [])
+
+
+def directory_of(recipe: Recipe, run: Path | None) -> RunDirectory:
+    """Where the run of ``recipe`` lies: ``run``, or a folder of the recipe's name."""
+    from sslprune.run.directory import RunDirectory
+
+    return RunDirectory(run or Path("runs") / recipe.name)
+
+
+def show_of(as_json: bool) -> Show:
+    """Who speaks to a person; nobody beside JSON."""
+    from sslprune.show.terminal import Show
+
+    return Show(quiet=as_json)
+
+
+def tell_verdict(report: Report, directory: RunDirectory, show: Show, as_json: bool) -> None:
+    """Print the report; ends with status 3 where a gate was missed."""
+    from sslprune.show.summary import Written, summary
+
+    if as_json:
+        print_json(report.model_dump())
+    else:
+        names = ("onnx", "program", "weights", "page", "report")
+        written = Written(directory.path, **{name: getattr(directory, name) for name in names})
+        show.result(summary(report, written))
+    if not report.passed:
+        missed = [gate.told(title) for title, gate in report.every_gate if not gate.passed]
+        fail(f"gate missed: {'; '.join(missed)}", 3)
+
+
+def print_json(value: Any) -> None:
+    """The result, and nothing else."""
+    print(json.dumps(value, indent=2))
