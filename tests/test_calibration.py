@@ -376,7 +376,7 @@ def test_inspect_shows_what_the_outputs_feel(tmp_path: Path) -> None:
     assert all(axis.divergence[0] < axis.divergence[-1] for axis in found.axes)
     assert [point.fraction for point in found.budgets][:3] == [0.9, 0.8, 0.7]
     assert all(point.repaired <= point.cut for point in found.budgets)
-    assert found.budgets[0].cut < found.budgets[-1].cut and found.dense.keys() == found.budgets[0].metrics.keys()
+    assert all(point.cut > 0 and point.metrics.keys() == found.dense.keys() for point in found.budgets)
     shown = CliRunner().invoke(app, ["inspect", str(path), "--sensitivity", "64"])
     assert shown.exit_code == 0 and "what the outputs feel, on 64 samples" in shown.stdout
     result = CliRunner().invoke(app, ["inspect", str(path), "--sensitivity", "64", "--set", "budget={latency=0.5}"])
