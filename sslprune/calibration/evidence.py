@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,7 @@ def felt(
     operands = {axis.cuts[0].operand for axis in axes if axis.cuts}
     generator = torch.Generator().manual_seed(seed)
     totals = [np.zeros(axis.size) for axis in axes]
-    with torch.enable_grad():
+    with torch.enable_grad(), _without_cudnn(program):
         for leaves in batches:
             outputs, kept = _run(program, tensors, leaves, operands)
             loss = divergence.drawn(outputs, generator)
@@ -50,6 +51,16 @@ def felt(
             for total, axis in zip(totals, axes, strict=True):
                 total += _pull(axis, pulls) ** 2
     return [total / max(1, len(batches)) for total in totals]
+
+
+def _without_cudnn(program: Program) -> AbstractContextManager[Any]:
+    """cuDNN's recurrent layers have gradients in training mode alone; torch's own have them in evaluation too."""
+    recurrent = any(
+        "hx" in {argument.name for argument in node.target._schema.arguments}
+        for node in program.evaluation.nodes
+        if isinstance(node.target, torch._ops.OpOverload)
+    )
+    return torch.backends.cudnn.flags(enabled=False) if recurrent else nullcontext()
 
 
 def _run(

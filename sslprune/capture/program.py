@@ -94,12 +94,7 @@ class Program:
         devices = [leaf.device if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
         if all(leaf.type == there.type for leaf in devices if isinstance(leaf, torch.device)):
             return self
-        graphs = [copy_graph(graph)[0] for graph in self.graphs]
-        for node in (node for graph in graphs for node in graph.nodes):
-            given = (node.args, node.kwargs)
-            node.args, node.kwargs = fx.node.map_aggregate(
-                given, lambda leaf: there if isinstance(leaf, torch.device) else leaf
-            )
+        graphs = [on_device(graph, there) for graph in self.graphs]
         move = lambda leaf: leaf.to(there) if isinstance(leaf, torch.Tensor) else leaf  # noqa: E731
         args, kwargs, constants = pytree.tree_map(move, (self.args, self.kwargs, self.constants))
         return replace(
@@ -154,6 +149,21 @@ def module_of(node: fx.Node) -> str:
     """The path of the module whose forward made the node; "" for the model itself."""
     stack = list((node.meta.get("nn_module_stack") or {}).values())
     return str(stack[-1][0]) if stack else ""
+
+
+def on_device(graph: fx.Graph, device: torch.device) -> fx.Graph:
+    """A graph that makes its own tensors on ``device``; itself where it makes none elsewhere."""
+
+    def moved(leaf: Any) -> Any:
+        return device if isinstance(leaf, torch.device) else leaf
+
+    leaves = [leaf for node in graph.nodes for leaf in pytree.tree_leaves((node.args, node.kwargs))]
+    if all(leaf == device for leaf in leaves if isinstance(leaf, torch.device)):
+        return graph
+    new, _ = copy_graph(graph)
+    for node in new.nodes:
+        node.args, node.kwargs = fx.node.map_aggregate((node.args, node.kwargs), moved)
+    return new
 
 
 def copy_graph(graph: fx.Graph) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:

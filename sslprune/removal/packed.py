@@ -11,6 +11,7 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from sslprune.capture.batch import check_rows, fixed_rows
+from sslprune.capture.program import on_device
 from sslprune.values.axes import tensors_of
 
 
@@ -45,6 +46,16 @@ class Packed(nn.Module):
         self._fixed = fixed_rows(graphs[0])
         self._runs: tuple[Callable[..., Any], ...] = tuple(map(_compile, graphs))
         self._state = state  # of the model that was packed, if it carries one, without the units that are gone
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Packed:
+        """``to``, ``cuda`` and the like: what the graphs make themselves goes where the parameters go."""
+        super()._apply(fn, recurse)
+        device = next((tensor.device for tensor in tensors_of(self).values()), None)
+        if device is not None:
+            graphs = tuple(on_device(graph, device) for graph in self._graphs)
+            if any(new is not old for new, old in zip(graphs, self._graphs, strict=True)):
+                self._graphs, self._runs = graphs, tuple(map(_compile, graphs))
+        return self
 
     def deployed(self) -> Packed:
         """The evaluation graph alone, with the tensors that it reads: no heads that only training uses; shared.

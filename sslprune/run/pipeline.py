@@ -37,6 +37,7 @@ def run(
         Report.load(baseline)  # one that cannot be read is said now, not after training
     with directory.writing():
         program = train(recipe, directory, show, resume=resume, force=force)
+        program = program.on("cpu") if program is not None else None  # where the stages after it work
         if resume and not directory.damaged("repack"):
             show.stage("repack", f"finished already: {directory.program}")
         else:
