@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,9 @@ from sslprune.choose.blocks import Evidence, Goal, goal_of
 from sslprune.choose.landing import choose
 from sslprune.choose.sections import select_with_sections
 from sslprune.cost.counts import Cost
+from sslprune.errors import BudgetError
 from sslprune.kinds.find import find_axes
+from sslprune.kinds.table import kind_of
 from sslprune.recipe import CalibrateSection
 from sslprune.recipe.settings import Prune, settings_of
 from sslprune.removal.packed import Packed
@@ -107,21 +109,28 @@ class Calibration:
         return best
 
     def _candidates(self, goal: Goal, start: Selection) -> Iterator[Selection]:
-        """Up to ``candidates`` selections that differ, those by the plainest evidence first."""
-        seen: list[Selection] = []
-        for evidence in self._evidence(goal):
-            found = choose(goal, evidence, start)
-            if not any(found == other for other in seen):
-                seen.append(found)
-                yield found
-            if len(seen) == self.section.candidates:
-                return
+        """Up to ``candidates`` selections that differ.
 
-    def _evidence(self, goal: Goal) -> Iterator[Evidence]:
-        powers = POWERS if self.section.evidence == "second-order" else POWERS[1:]
-        for base in self.evidence(goal.constraints.axes):
-            for power in powers:
-                yield [values**power for values in base]
+        A switch that is felt little near 1 says little of a whole branch: those that keep all branches come first.
+        """
+        axes, seen = goal.constraints.axes, list[Selection]()
+        whole = tuple(axis.size if kind_of(axis).is_whole else 0 for axis in axes)
+        floors = tuple(max(pair) for pair in zip(whole, goal.constraints.floors, strict=True))
+        kept = replace(goal, constraints=replace(goal.constraints, floors=floors))
+        for base in self.evidence(axes):
+            for within, powers in ((kept, POWERS[:2]), (goal, POWERS)) if any(whole) else ((goal, POWERS),):
+                for power in powers if self.section.evidence == "second-order" else powers[1:]:
+                    try:
+                        found = choose(within, [values**power for values in base], start)
+                    except BudgetError:
+                        if within is goal:
+                            raise
+                        continue  # it takes a branch to get there
+                    if not any(found == other for other in seen):
+                        seen.append(found)
+                        yield found
+                    if len(seen) == self.section.candidates:
+                        return
 
     def evidence(self, axes: tuple[Axis, ...]) -> list[Evidence]:
         """What each group of ``axes`` carries, by what the recipe names; the best first. Gathered once."""

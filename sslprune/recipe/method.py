@@ -113,7 +113,7 @@ class CalibrateSection(Section):
     what serves samples best that are held out."""
     target: Literal["outputs"] = "outputs"
     """What the smaller model is to be like: the dense model's outputs."""
-    candidates: Annotated[int, Field(ge=1, le=64)] = 2
+    candidates: Annotated[int, Field(ge=1, le=64)] = 3
     """How many ways to reach the budget are repaired; the one whose outputs stay nearest to the dense model's is
     kept."""
     seconds: Positive | None = None
