@@ -101,7 +101,7 @@ def same_twice(folder: Path) -> bool:
     """Whether two fresh processes, with other seeds of Python's hashes, write the same files."""
     found = []
     for seed in ("1", "2"):
-        place = folder / seed
+        place = folder / f"fresh-{seed}"
         place.mkdir()
         (place / "small.toml").write_text(SMALL, encoding="utf-8")
         command = [sys.executable, "-m", "sslprune", *SWEEP]

@@ -7,8 +7,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -41,6 +40,7 @@ from sslprune.train.teacher import build_teacher
 from sslprune.values.carry import carrying
 from sslprune.values.inputs import each
 from sslprune.values.selection import Selection
+from sslprune.values.threads import threads
 from sslprune.values.voice import SILENT, Voice
 
 CHECK_EVERY = 20  # steps between looks at the loss: on a GPU each look waits for the device
@@ -307,7 +307,7 @@ def train(
 
     Returns the program that the model was traced to, where anything is to be removed.
     """
-    with _threads(recipe.run.threads):
+    with threads(recipe.run.threads):
         torch.manual_seed(recipe.run.seed)
         data = build_data(recipe, show)
         section = recipe.model if previous is None else recipe.model.model_copy(update={"checkpoint": None})
@@ -327,17 +327,6 @@ def train(
             show.say(f"resuming after epoch {len(trainer.history)} of {len(trainer.schedule.epochs)}")
         trainer.fit()
         return trainer.program
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """``count`` threads of the CPU inside the block, 0 for as many as before."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _line(epoch: Epoch, record: dict[str, Any], judge: str, smaller: bool) -> str:
