@@ -83,7 +83,11 @@ def _recipes(folder: Path) -> None:
     (folder / "recipes").mkdir(parents=True)
     for file in sorted(SHIPPED.glob("*.toml")):
         values = tomllib.loads(file.read_text(encoding="utf-8"))
-        values["schedule"] |= SHORT if "dense" in values["schedule"] else {"sparse": "16it", "heal": "2it"}
+        short = SHORT if "dense" in values.get("schedule", {}) else {"sparse": "16it", "heal": "2it"}
+        if "calibrate" in values:
+            short = {name: "0it" for name in short} | {"dense": short.get("dense", "0it")}
+            values["calibrate"] |= {"samples": 16, "candidates": 1}
+        values["schedule"] = values.get("schedule", {}) | short
         values["lasso"] = values.get("lasso", {}) | {"decay": 4, "interval": 2}
         values["run"] = values.get("run", {}) | {"threads": 1}
         values["bench"] = values.get("bench", {}) | {"threads": [1]}
