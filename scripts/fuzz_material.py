@@ -85,7 +85,7 @@ def _recipes(folder: Path) -> None:
         values = tomllib.loads(file.read_text(encoding="utf-8"))
         short = SHORT if "dense" in values.get("schedule", {}) else {"sparse": "16it", "heal": "2it"}
         if "calibrate" in values:
-            short = {name: "0it" for name in short} | {"dense": short.get("dense", "0it")}
+            short = dict.fromkeys(short, "0it") | {"dense": short.get("dense", "0it")}
             values["calibrate"] |= {"samples": 16, "candidates": 1}
         values["schedule"] = values.get("schedule", {}) | short
         values["lasso"] = values.get("lasso", {}) | {"decay": 4, "interval": 2}
