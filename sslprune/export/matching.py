@@ -30,7 +30,10 @@ class _Near:
 
 @contextlib.contextmanager
 def near_matches() -> Iterator[None]:
-    """Inside the block the rules find what they found before, in time that is linear in the graph."""
+    """Inside the block a rule of several outputs is tried where it can match, and nowhere else.
+
+    Of several matches at one node it may find another first: the nodes come in the order in which they were connected.
+    """
     # private names: another version may do without
     matcher = getattr(_matcher, "SimplePatternMatcher", None)
     whole = getattr(matcher, "match", None)
