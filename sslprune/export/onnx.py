@@ -20,6 +20,7 @@ from sslprune.capture.mode import evaluating, row_major
 from sslprune.capture.program import quiet
 from sslprune.errors import ExportError, first_line
 from sslprune.export.file import feeds_of, rename_dimensions
+from sslprune.export.matching import near_matches
 from sslprune.export.program import export_program
 from sslprune.export.session import open_session
 from sslprune.files import write_beside
@@ -68,7 +69,7 @@ def export_onnx(
         if carries(module) and output_names is None:  # what comes out as next_state_0 goes in as state_0
             input_names, names = _names_with_state(module, args, kwargs, names)
         try:
-            with any_length():
+            with any_length(), near_matches():
                 converted = torch.onnx.export(
                     made.program,
                     dynamo=True,
