@@ -155,10 +155,11 @@ def agrees(rows: Rows, values: Values, state: State) -> bool:
     picked = torch.linspace(0, rows.count(whole) - 1, FEW, device=whole.device).long()
     made = rows.by_row(whole, picked)
     product = rows.rows(values, state, picked) @ rows.matrix([state[name] for name in rows.weights]).transpose(1, 2)
+    close = max(1e-3, 4 * torch.finfo(made.dtype).eps)
     if product.shape != made.shape:
         return False
     rest = made - product
-    return bool((rest - rest[:, :1]).abs().max() <= 1e-3 * made.abs().max().clamp(min=1e-12))
+    return bool((rest - rest[:, :1]).abs().max() <= close * made.abs().max().clamp(min=1e-12))
 
 
 def _taken(x: Tensor, picked: Tensor | None, lead: int) -> Tensor:
