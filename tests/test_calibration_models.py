@@ -254,6 +254,32 @@ def test_what_is_not_fitted_is_named() -> None:
     assert gates == dict.fromkeys(("weight_ih_l0", "weight_hh_l0"), "no one product")
 
 
+class Einsums(nn.Module):
+    """Weights that make several dimensions, have one for each head, or read two inputs at once."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        shapes = {"several": ((16, 4, 8), (4, 8, 16)), "batched": ((4, 4, 8), (4, 8, 4)), "bilinear": ((24, 16, 16),)}
+        self.kind = kind
+        self.weights = nn.ParameterList(0.2 * torch.randn(shape) for shape in shapes[kind])
+        self.head = nn.Linear(24 if kind == "bilinear" else 16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kind == "bilinear":
+            return self.head(F.relu(F.bilinear(x, x, self.weights[0])))
+        x = x.view(x.shape[0], 4, 4) if self.kind == "batched" else x
+        up, down = ("bhd,hde->bhe", "bhe,hed->bhd") if self.kind == "batched" else ("bd,dhe->bhe", "bhe,hed->bd")
+        x = torch.einsum(down, F.relu(torch.einsum(up, x, self.weights[0])), self.weights[1])
+        return self.head(x.reshape(x.shape[0], 16))
+
+
+@pytest.mark.parametrize("kind", ["several", "batched", "bilinear"])
+def test_a_weight_that_is_no_matrix_is_left_as_it_is(kind: str) -> None:
+    cut, repaired = apart(Einsums(kind), (torch.randn(2, 16),), batches(16))
+    assert 0 < repaired < cut
+
+
 def skipped(model: nn.Module, example: Tensor) -> dict[str, str]:
     from sslprune.calibration.repair import Repair
 
