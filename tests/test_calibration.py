@@ -330,6 +330,17 @@ def test_the_command_lands_on_the_budget_and_goes_on(tmp_path: Path) -> None:
     assert result.exit_code == 1 and "go on with --resume" in result.stderr
 
 
+def test_a_control_of_it_is_told_for_how_long(tmp_path: Path) -> None:
+    directory, _ = run(tmp_path)
+    assert CliRunner().invoke(app, ["repack", str(directory)]).exit_code == 0
+    command = ["control", str(directory), "--from", "scratch"]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 1 and "the run trained no step" in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    result = CliRunner().invoke(app, [*command, "--set", "schedule.heal=2it"])
+    assert result.exit_code == 0, result.stderr
+
+
 def test_training_goes_on_from_it(tmp_path: Path) -> None:
     _, result = run(tmp_path)
     more = ["--set", 'schedule={sparse="4it",heal="1ep"}', "--set", "calibrate.fraction=0.8"]

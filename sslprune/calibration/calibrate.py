@@ -24,11 +24,11 @@ from sslprune.choose.blocks import Evidence, Goal, goal_of
 from sslprune.choose.landing import choose
 from sslprune.choose.sections import select_with_sections
 from sslprune.cost.counts import Cost
-from sslprune.errors import BudgetError
+from sslprune.errors import BudgetError, CalibrationError, RecipeError, first_line
 from sslprune.kinds.find import find_axes
 from sslprune.kinds.table import kind_of
 from sslprune.recipe import CalibrateSection
-from sslprune.recipe.settings import Prune, settings_of
+from sslprune.recipe.settings import Prune, calibration_of
 from sslprune.removal.packed import Packed
 from sslprune.removal.remove import removable, remove
 from sslprune.values.axes import Axis, tensors_of, zero_mask
@@ -168,7 +168,10 @@ class Calibration:
         return Calibrated(selection, fixed, cut, repaired, tuple(repair.layers), repair.skipped)
 
     def _apart(self, outputs: Sequence[tuple[list[Any], list[Any]]]) -> float:
-        return float(np.mean([self.divergence.between(dense, pruned) for dense, pruned in outputs]))
+        found = float(np.mean([self.divergence.between(dense, pruned) for dense, pruned in outputs]))
+        if not np.isfinite(found):
+            raise CalibrationError("the outputs of the samples are not finite; look at the weights and the inputs")
+        return found
 
 
 def _mean(several: Sequence[Evidence]) -> Evidence:
@@ -187,6 +190,17 @@ def state_of(program: Program, model: nn.Module) -> dict[str, Tensor]:
     """The numbers of ``model`` by the names of the graphs of ``program``, its constants included."""
     own = tensors_of(model)
     return {name: own.get(name, tensor).detach() for name, tensor in program.tensors.items()}
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    """A copy; raises CalibrationError for a model that cannot be copied."""
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:  # whatever a person's own class, or a tensor of another graph, has against it
+        raise CalibrationError(
+            f"{type(model).__name__} cannot be copied: {first_line(error)}; take what keeps no computed tensors, such "
+            "as torch.nn.utils.parametrizations.weight_norm"
+        ) from error
 
 
 def calibrate(
@@ -215,9 +229,11 @@ def calibrate(
     order, to what the dense model gives (Hassibi and Stork 1993, eq. 5; ZipLM: Kurtić et al. 2023; on the sums of
     residual branches, errors so far included). Raises RecipeError, TraceError, BudgetError and CalibrationError.
     """
-    found = settings_of(prune, macs, parameters, None, round_to)
-    section = CalibrateSection.model_validate(settings)
-    with evaluating(model):
+    found = calibration_of(prune, macs, parameters, round_to, seed, **settings)
+    section = found.calibrate
+    if task is not None and not isinstance(task, Task):
+        raise RecipeError(f"task: {type(task).__name__}; expected a sslprune.values.tasks.Task, or None")
+    with torch.inference_mode(False), evaluating(model):
         program = trace(model, args, dict(kwargs or {}), sequence=sequence)
         chosen = select_with_sections(find_axes(program), found.prune)
         axes = [axis for axis, _ in chosen]
@@ -225,7 +241,7 @@ def calibrate(
         dense = state_of(program, model)
         gathered = collect(program, samples, section.samples)
         result = Calibration(program, dense, gathered, section, task, seed).calibrated(goal)
-        masked = copy.deepcopy(model)
+        masked = _copied(model)
         result.load_into(masked, program)
         exact = all(axis.exact for axis in axes)
         return remove(masked, program, removable(program, result.selection, allow_inexact=not exact), verify=exact)

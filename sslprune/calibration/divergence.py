@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from sslprune.calibration.lockstep import wide
 from sslprune.values.tasks import Task
 
 
@@ -49,7 +50,9 @@ class OfClasses:
 
     def between(self, dense: Sequence[Any], pruned: Sequence[Any]) -> float:
         one, other = self._log(dense), self._log(pruned)
-        return float(F.kl_div(other, one, log_target=True, reduction="batchmean"))
+        # a class that is ruled out counts for nothing; rounding may take a sum that is nearly 0 below it
+        apart = (one.exp() * (one - other)).where(one > -torch.inf, 0.0)
+        return max(0.0, float(apart.sum() / len(one)))
 
 
 class OfNumbers:
@@ -63,15 +66,30 @@ class OfNumbers:
 
     def _floating(self, leaves: Sequence[Any]) -> list[Tensor]:
         outputs = leaves[: len(leaves) - self.state]
-        return [leaf for leaf in outputs if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+        found = [leaf for leaf in outputs if isinstance(leaf, Tensor)]
+        found = [torch.view_as_real(leaf) if leaf.is_complex() else leaf for leaf in found]
+        return [wide(leaf) for leaf in found if leaf.is_floating_point()]
 
     def drawn(self, leaves: Sequence[Any], generator: torch.Generator) -> Tensor:
         total = torch.zeros(())
         for leaf in self._floating(leaves):
             noise = torch.randn(leaf.shape, generator=generator).to(leaf.device)
-            total = total.to(leaf.device) + (leaf * noise).sum() / leaf.detach().std().clamp(min=1e-12)
+            there = ~leaf.isinf()  # a mask's places have no gradient
+            total = total.to(leaf.device) + (leaf * noise)[there].sum() / _square(leaf[there].detach()).sqrt()
         return total
 
     def between(self, dense: Sequence[Any], pruned: Sequence[Any]) -> float:
-        pairs = zip(self._floating(dense), self._floating(pruned), strict=True)
-        return float(sum(F.mse_loss(b, a) / a.var().clamp(min=1e-24) for a, b in pairs))
+        total = 0.0
+        for a, b in zip(self._floating(dense), self._floating(pruned), strict=True):
+            there = ~(a.isinf() & (a == b))
+            total += float((b - a)[there].double().square().mean() / _square(a[there])) if there.any() else 0.0
+        return total
+
+
+def _square(numbers: Tensor) -> Tensor:
+    """The unit of a squared error: the variance, or where there is none the mean square; never 0."""
+    if not numbers.numel():
+        return numbers.new_ones(())
+    numbers = numbers.double()
+    spread, whole = numbers.var(correction=0), numbers.square().mean()
+    return torch.where(spread > 1e-10 * whole, spread, whole).clamp(min=1e-24)

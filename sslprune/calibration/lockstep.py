@@ -9,13 +9,19 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
+from sslprune.errors import CalibrationError, first_line
+
 State = Mapping[str, Tensor]  # the tensors of a program, by the names of its graphs
 Values = dict[fx.Node, Any]  # what nodes have made, of one batch
 
 
 def evaluate(node: fx.Node, values: Values, state: State) -> Any:
     """What the operator of ``node`` makes of ``values`` and of the tensors in ``state``."""
-    return node.target(*read(node.args, values, state), **read(dict(node.kwargs), values, state))  # type: ignore[operator]
+    args, kwargs = read(node.args, values, state), read(dict(node.kwargs), values, state)
+    try:
+        return node.target(*args, **kwargs)  # type: ignore[operator]
+    except (RuntimeError, IndexError) as error:  # a token beyond the table, a size that the graph does not take
+        raise CalibrationError(f"samples: {node.name} cannot be computed of them: {first_line(error)}") from error
 
 
 def read(given: Any, values: Values, state: State) -> Any:
@@ -25,6 +31,11 @@ def read(given: Any, values: Values, state: State) -> Any:
 
 def value_of(node: fx.Node, values: Values, state: State) -> Any:
     return state[str(node.target)] if node.op == "get_attr" else values[node]
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """``tensor`` in float32 at least: sums of squares do not fit into fewer bits."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 class Lockstep:

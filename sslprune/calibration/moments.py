@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from sslprune.calibration.lockstep import wide
+
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # times the mean of H's diagonal
 
 
@@ -26,6 +28,7 @@ class Moments:
 
     def add(self, rows: Tensor, errors: Tensor) -> None:
         """More rows: (groups, n, columns) and (groups, n, made). Products are summed in float64, batch by batch."""
+        rows, errors = wide(rows), wide(errors)
         rows = torch.cat([rows, rows.new_ones(*rows.shape[:2], 1)], 2)
         squares = errors.double().square().sum(1)
         self.squares = self.squares + squares if self.count else squares
@@ -51,6 +54,11 @@ class Moments:
 
     def _few(self) -> tuple[Tensor, Tensor]:
         return torch.cat(self._rows, 1).double(), torch.cat(self._errors, 1).double()
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether the sums are numbers."""
+        return bool(self.squares.isfinite().all()) and (self._h is None or bool(self._h.isfinite().all()))
 
     def error(self, change: Tensor) -> Tensor:
         """Σ (r - uᵀ change)² of each output, (groups, made), for a ``change`` (groups, columns + 1, made)."""

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from sslprune.analysis.contraction import Contraction
 from sslprune.analysis.inference import arguments
 from sslprune.calibration.chain import Chain, chain_of, computed_from, in_order
 from sslprune.calibration.lockstep import Lockstep
@@ -73,8 +74,11 @@ class Repair:
         behind, facts = computed_from(graph), analysis_of(program).inference.facts
         self._fits: dict[fx.Node, _Fit] = {}
         for node in graph.nodes:
-            rows = rows_of(node, facts[node].contractions, dense)
-            if rows is not None and self._may_change(rows):
+            contractions = facts[node].contractions
+            rows = rows_of(node, contractions, dense)
+            if rows is None:
+                self.skipped.update(_not_rows(contractions, behind))
+            elif self._may_change(rows):
                 self._fits[node] = _Fit(rows, chain_of(node, behind), self._shift(node))
         self.order = in_order(graph, [fit.chain for fit in self._fits.values() if fit.chain is not None])
 
@@ -146,6 +150,8 @@ class Repair:
         if not stays.any() or not columns.any():
             return
         made, held, power = self._gather(node, fit)
+        if not made.is_finite or not held.is_finite:
+            raise CalibrationError(f"{name}: the squares of what it reads of the samples overflow; scale the inputs")
         if not made.squares[stays].any():
             return  # it makes what is gone, and reads nothing that is
         change = best_change(made, held, columns, fit.shift is not None, self.damping)
@@ -190,6 +196,18 @@ class Repair:
         if shift is not None:
             name, sign = shift
             self.pruned[name] = self.pruned[name] + sign * change[:, -1].reshape(-1).to(old[0].dtype)
+
+
+def _not_rows(contractions: Sequence[Contraction], behind: Mapping[fx.Node, set[fx.Node]]) -> dict[str, str]:
+    """The parameters of a node that is no product of rows with one, each with the reason; activations have none."""
+    found = {}
+    for contraction in contractions:
+        weight = contraction.weight
+        sources = {weight, *behind[weight]}
+        for source in sources if not any(s.op == "placeholder" for s in sources) else ():
+            if source.op == "get_attr":
+                found[str(source.target)] = "no one product" if source is weight else "others are computed from it"
+    return found
 
 
 def _has_schema(node: fx.Node) -> bool:

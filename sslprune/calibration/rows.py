@@ -48,6 +48,10 @@ class Rows(ABC):
     def by_row(self, made: Tensor, picked: Tensor | None) -> Tensor:
         """(groups, n, made), in the order of ``rows``."""
 
+    def lie_alike(self, made: Tensor, values: Values, state: State) -> bool:
+        """Whether there is a row for each that is made, of as many numbers as the matrix has columns."""
+        return True
+
     def count(self, made: Tensor) -> int:
         """How many rows there are."""
         return self.by_row(made, None).shape[1]
@@ -84,6 +88,14 @@ class Product(Rows):
             x = x.unfold(2 + i, apart * (size - 1) + 1, step)[..., ::apart]  # a view: nothing is copied yet
         taken = _taken(x.movedim(1, 1 + spatial), picked, 1 + spatial)  # (n, channels, *kernel)
         return taken.reshape(len(taken), self.groups, -1).transpose(0, 1)
+
+    def lie_alike(self, made: Tensor, values: Values, state: State) -> bool:
+        if self.window is not None:
+            return True
+        assert self.contraction.input is not None
+        x = value_of(self.contraction.input, values, state)
+        columns = self.matrix([state[name] for name in self.weights]).shape[2]
+        return bool(x.shape[-1] == columns and x.shape[:-1] == made.shape[:-1])
 
     def made(self, values: Values, state: State) -> Tensor:
         return evaluate(self.node, values, state)
@@ -135,8 +147,11 @@ def rows_of(node: fx.Node, contractions: Sequence[Contraction], state: State) ->
     if any(c.weight.op != "get_attr" for c in contractions) or not contractions:
         return None
     first, *more = contractions
-    if not more and first.input is not None and not (first.window is not None and first.window.transposed):
-        return Product(first, state[str(first.weight.target)].shape)
+    shape = state[str(first.weight.target)].shape
+    # a weight that makes several dimensions, or has one of its own for each of several products, is no matrix
+    matrix = len(first.makes) == 1 and sorted((*first.makes, *first.reads)) == list(range(len(shape)))
+    if matrix and not more and first.input is not None and not (first.window is not None and first.window.transposed):
+        return Product(first, shape)
     return _recurrent(node, contractions)
 
 
@@ -152,13 +167,16 @@ def _recurrent(node: fx.Node, contractions: Sequence[Contraction]) -> Recurrent 
 def agrees(rows: Rows, values: Values, state: State) -> bool:
     """Whether the node makes what its rows say, up to what is added to each of them alike; some of them are asked."""
     whole = rows.made(values, state)
+    if not rows.lie_alike(whole, values, state):
+        return False
     picked = torch.linspace(0, rows.count(whole) - 1, FEW, device=whole.device).long()
     made = rows.by_row(whole, picked)
     product = rows.rows(values, state, picked) @ rows.matrix([state[name] for name in rows.weights]).transpose(1, 2)
+    close = max(1e-3, 4 * torch.finfo(made.dtype).eps)
     if product.shape != made.shape:
         return False
     rest = made - product
-    return bool((rest - rest[:, :1]).abs().max() <= 1e-3 * made.abs().max().clamp(min=1e-12))
+    return bool((rest - rest[:, :1]).abs().max() <= close * made.abs().max().clamp(min=1e-12))
 
 
 def _taken(x: Tensor, picked: Tensor | None, lead: int) -> Tensor:

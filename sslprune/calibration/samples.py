@@ -6,12 +6,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from sslprune.capture.program import Program
-from sslprune.errors import CalibrationError, DataError
-from sslprune.values.inputs import num_rows
+from sslprune.errors import CalibrationError, DataError, few
+from sslprune.values.inputs import counts_rows, num_rows
 
 BATCH = 64  # samples whose values are computed at once
 HELD = 0.15  # the share that decides how much may be fitted, and which candidate is kept
@@ -23,7 +24,8 @@ class Samples:
 
     batches: tuple[tuple[Any, ...], ...]
     held: int
-    any_size: bool  # whether the graph takes batches of any size
+    any_size: bool  # whether a part of a batch is a batch
+    batched: tuple[bool, ...]  # which of the leaves have the batch's rows
 
     def pieces(self, size: int) -> Iterator[tuple[Any, ...]]:
         """The samples that are not held out, at most ``size`` at once where the graph takes that."""
@@ -32,7 +34,7 @@ class Samples:
                 yield leaves
                 continue
             for first in range(0, num_rows(leaves), size):
-                yield _cut(leaves, slice(first, first + size))
+                yield _cut(leaves, self.batched, slice(first, first + size))
 
 
 def collect(program: Program, samples: Iterable[Any], most: int) -> Samples:
@@ -41,64 +43,100 @@ def collect(program: Program, samples: Iterable[Any], most: int) -> Samples:
     Raises CalibrationError for batches of other inputs or shapes than those that the program was traced with, and for
     fewer samples than two batches have.
     """
+    if not isinstance(samples, Iterable):
+        raise CalibrationError(
+            f"samples: {type(samples).__name__}; expected batches of inputs: a list of them, or a DataLoader"
+        )
+    example = pytree.tree_leaves((program.args, program.kwargs))
+    batched = tuple(_is_batched(program, like) for like in example)
+    any_size = program.dynamic_batch and not counts_rows(example)
     found: list[tuple[Any, ...]] = []
-    size, seen = (BATCH if program.dynamic_batch else program.batch), 0
+    seen = 0
     for given in samples:
         leaves = _leaves(program, given)
         rows = num_rows(leaves)
-        for first in range(0, rows, size):
-            piece = _cut(leaves, slice(first, min(first + size, rows, first + most - seen)))
-            if program.dynamic_batch or num_rows(piece) == size:
-                found.append(piece)
-                seen += num_rows(piece)
+        size = BATCH if any_size else rows if program.dynamic_batch else program.batch
+        for first in range(0, rows, max(1, size)):
+            last = min(first + size, rows, first + most - seen) if any_size else first + size
+            if last <= rows:
+                found.append(_cut(leaves, batched, slice(first, last)))
+                seen += last - first
             if seen >= most:
                 break
         if seen >= most:
             break
-    if len(found) == 1 and program.dynamic_batch and seen > 1:
+    if len(found) == 1 and any_size and seen > 1:
         half = seen - max(1, round(HELD * seen))
-        found = [_cut(found[0], slice(0, half)), _cut(found[0], slice(half, seen))]
+        found = [_cut(found[0], batched, part) for part in (slice(0, half), slice(half, seen))]
     if len(found) < 2:
-        raise CalibrationError(f"samples: {seen} came; expected at least two batches of the model's inputs")
-    return Samples(tuple(found), max(1, round(HELD * len(found))), program.dynamic_batch)
+        each = "" if program.dynamic_batch else f", of {program.batch} rows each"
+        raise CalibrationError(f"samples: {seen} came; expected at least two batches of the model's inputs{each}")
+    return Samples(tuple(found), max(1, round(HELD * len(found))), any_size, batched)
 
 
 def _leaves(program: Program, given: Any) -> tuple[Any, ...]:
     """One batch as the leaves of the program's inputs; a carried state that is not given begins at zero."""
     if isinstance(given, Mapping):
         args, kwargs = (), dict(given)
+        if set(kwargs) - set(program.kwargs):
+            known = f"the inputs by name {few(list(program.kwargs))}" if program.kwargs else "inputs without names"
+            raise CalibrationError(
+                f"samples: a batch names {few([str(name) for name in kwargs])}; the model was traced with {known}; "
+                "yield the same, without labels"
+            )
     else:
         args, kwargs = (tuple(given) if isinstance(given, tuple | list) else (given,)), {}
-    ordered = {name: kwargs.pop(name) for name in program.kwargs if name in kwargs} | kwargs
-    leaves = pytree.tree_leaves((args, ordered))
+    leaves = pytree.tree_leaves((args, {name: kwargs[name] for name in program.kwargs if name in kwargs}))
     example = pytree.tree_leaves((program.args, program.kwargs))
     if len(leaves) == len(example) - len(program.carried):
         rows = num_rows(leaves)
         for at, _ in sorted(program.carried):
             leaves.insert(at, example[at].new_zeros(rows, *example[at].shape[1:]))
-    wrong = len(leaves) != len(example)
-    for leaf, like in zip(leaves, example, strict=False):
-        if isinstance(like, Tensor):
-            same = isinstance(leaf, Tensor) and leaf.dim() == like.dim() and leaf.dtype == like.dtype
-            open_dims = 2 if program.sequence is not None else 1
-            wrong |= not same or leaf.shape[open_dims:] != like.shape[open_dims:]
-    if wrong:
+    if len(leaves) != len(example) or not all(_fits(program, *pair) for pair in zip(leaves, example, strict=True)):
         raise CalibrationError(
             f"samples: a batch of {_shapes(leaves)}; the model was traced with {_shapes(example)}; yield its inputs "
             "alone, without labels"
         )
+    rows_of_each = {len(leaf) for leaf, like in zip(leaves, example, strict=True) if _is_batched(program, like)}
+    if len(rows_of_each) > 1:
+        raise CalibrationError(f"samples: a batch of {_shapes(leaves)}; expected as many rows in each of its inputs")
     if not all(bool(leaf.isfinite().all()) for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()):
         raise DataError("samples: an input is not finite; remove it, or fill in what is missing")
-    return tuple(leaves)
+    return tuple(_plain(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves)
+
+
+def _is_batched(program: Program, like: Any) -> bool:
+    """Whether an input of the example has the batch's rows."""
+    return isinstance(like, Tensor) and bool(like.dim()) and len(like) == program.batch
+
+
+def _fits(program: Program, leaf: Any, like: Any) -> bool:
+    """Whether an input can stand in the place of the example's."""
+    if not isinstance(like, Tensor):
+        return bool(leaf == like)  # the graph holds the number itself
+    if not isinstance(leaf, Tensor) or leaf.dim() != like.dim():
+        return False
+    open_dims = 2 if program.sequence is not None else 1
+    same = (leaf.dtype, leaf.device, leaf.layout) == (like.dtype, like.device, like.layout)
+    return same and leaf.shape[open_dims:] == like.shape[open_dims:]
+
+
+def _plain(leaf: Tensor) -> Tensor:
+    """``leaf`` as gradients can be taken beside it: not of another graph, and not made in inference mode."""
+    return leaf.clone() if leaf.is_inference() else leaf.detach()
 
 
 def _shapes(leaves: Sequence[Any]) -> str:
-    said = [f"{str(x.dtype)[6:]} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__ for x in leaves]
-    return ", ".join(said) or "nothing"
+    return ", ".join(_shape(leaf) for leaf in leaves) or "nothing"
 
 
-def _cut(leaves: Sequence[Any], part: slice) -> tuple[Any, ...]:
-    rows = num_rows(leaves)
-    return tuple(
-        leaf[part] if isinstance(leaf, Tensor) and leaf.dim() and len(leaf) == rows else leaf for leaf in leaves
-    )
+def _shape(leaf: Any) -> str:
+    if not isinstance(leaf, Tensor):
+        return str(leaf) if isinstance(leaf, int | float) else type(leaf).__name__
+    device = "" if leaf.device.type == "cpu" else f" on {leaf.device}"
+    layout = "" if leaf.layout is torch.strided else f" {str(leaf.layout)[6:]}"
+    return f"{str(leaf.dtype)[6:]} {tuple(leaf.shape)}{layout}{device}"
+
+
+def _cut(leaves: Sequence[Any], batched: Sequence[bool], part: slice) -> tuple[Any, ...]:
+    return tuple(leaf[part] if has else leaf for leaf, has in zip(leaves, batched, strict=True))

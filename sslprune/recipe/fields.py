@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import types
 from collections.abc import Iterator
@@ -135,6 +136,15 @@ def _grain(value: object) -> object:
 Grain = Annotated[
     Literal["auto"] | int, BeforeValidator(_grain), _words(f'`"auto"`, or whole number from 1 to {MOST_SAMPLES:,}')
 ]
+
+
+def _damping(value: object) -> object:
+    if value != "auto" and (type(value) not in (int, float) or not 0 <= value < math.inf):  # type: ignore[operator]
+        raise ValueError('expected "auto", or a number from 0')
+    return value
+
+
+Damping = Annotated[Literal["auto"] | float, BeforeValidator(_damping), _words('number from 0, or `"auto"`')]
 
 
 def _plain_table(table: dict[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from sslprune.recipe.fields import (
     MEASURES,
     Arguments,
     Count,
+    Damping,
     Duration,
     Falling,
     Fraction,
@@ -108,7 +109,7 @@ class CalibrateSection(Section):
     """What groups are ranked by: how much the model's own outputs feel them, squared or not, or their weights."""
     repair: Literal["least-squares", "none"] = "least-squares"
     """What is done to the weights that stay."""
-    damping: NotNegative | Literal["auto"] = "auto"
+    damping: Damping = "auto"
     """Of the repair: how strongly weights are held where they were, times the mean square of what they read; "auto":
     what serves samples best that are held out."""
     target: Literal["outputs"] = "outputs"

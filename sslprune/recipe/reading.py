@@ -16,7 +16,7 @@ from sslprune.recipe.fields import Section, sections_in
 from sslprune.recipe.method import TeacherSection
 from sslprune.recipe.model import ModelSection
 from sslprune.recipe.output import ControlSection
-from sslprune.recipe.recipe import Recipe, Sparsifying
+from sslprune.recipe.recipe import Calibrating, Recipe, Sparsifying
 from sslprune.recipe.writing import unwritable
 
 Checked = TypeVar("Checked", bound=Section)
@@ -60,6 +60,11 @@ def parse_recipe(values: dict[str, Any], source: str = "recipe", folder: Path | 
 def parse_sparsifying(values: dict[str, Any], source: str = "sparsity") -> Sparsifying:
     """Check the sections of a recipe that say what goes and how; ``source`` begins the message of a RecipeError."""
     return _checked(Sparsifying, values, source)
+
+
+def parse_calibrating(values: dict[str, Any], source: str = "calibrate") -> Calibrating:
+    """Check what calibration in Python is given; ``source`` begins the message of a RecipeError."""
+    return _checked(Calibrating, values, source)
 
 
 def _checked(section: type[Checked], values: dict[str, Any], source: str) -> Checked:

@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from sslprune.errors import RecipeError
 from sslprune.recipe.data import AnyData
-from sslprune.recipe.fields import Folder, Section, Span
+from sslprune.recipe.fields import Folder, Section, Seed, Span
 from sslprune.recipe.method import (
     BudgetSection,
     CalibrateSection,
@@ -33,6 +33,11 @@ def _as_table(budget: object) -> object:
     return {"macs": budget} if isinstance(budget, int | float | list) else budget
 
 
+def _check_no_sweep(budget: BudgetSection) -> None:
+    if len(budget.points) > 1:
+        raise ValueError(f"budget.{budget.measure}: a sweep is for a recipe; give one fraction here")
+
+
 class Sparsifying(Section):
     """The sections of a recipe that say what goes and how, for who trains in a loop of their own."""
 
@@ -43,8 +48,23 @@ class Sparsifying(Section):
     @model_validator(mode="after")
     def _one_strength(self) -> Sparsifying:
         check_strength(self.budget, self.lasso)
-        if len(self.budget.points) > 1:
-            raise ValueError(f"budget.{self.budget.measure}: a sweep is for a recipe; give one fraction here")
+        _check_no_sweep(self.budget)
+        return self
+
+
+class Calibrating(Sparsifying):
+    """The same for who calibrates in code of their own: nothing is trained, and the budget is all that there is."""
+
+    calibrate: CalibrateSection = CalibrateSection()
+    seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _one_strength(self) -> Calibrating:
+        if not self.budget.given:
+            raise ValueError("budget: nothing says how much may go: give macs or parameters, the fraction that remains")
+        if self.calibrate.fraction is not None:
+            raise ValueError("calibrate.fraction: nothing is trained after it; give macs or parameters")
+        _check_no_sweep(self.budget)
         return self
 
 

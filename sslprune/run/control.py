@@ -66,6 +66,11 @@ def _train(
     data = build_data(recipe, show)
     recipe = _without_sparsity(recipe, name, len(data.train))
     spans = recipe.schedule
+    if not spans.dense.count and not spans.heal.count:
+        raise RunError(
+            f"{directory.path}: the run trained no step, so a control has none either; say for how long it trains, "
+            "as --set schedule.heal=5ep"
+        )
     show.stage("control", f"{name}: {spans.dense} and {spans.heal}, without sparsity, on {device_of(recipe.run)}")
     model = _start(directory, recipe, name)
     if name != "dense":
