@@ -159,6 +159,15 @@ def test_a_message_names_the_file_by_its_own_place(run: RunDirectory, monkeypatc
     assert refused("export", run) == f"error: {run.dense_onnx}: wrong"
 
 
+def test_an_export_says_which_file_it_makes(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sslprune.show.terminal.PLAIN_EVERY", 0.0)
+    monkeypatch.setattr("sslprune.run.build.export_onnx", interrupted)
+    assert f"file {run.dense_onnx.name}" in invoke("export", run).output
+
+
 def test_a_repack_to_the_same_keeps_what_was_made_of_it(run: RunDirectory) -> None:
     result = run.control("scratch").result
     result.parent.mkdir(parents=True)

@@ -67,9 +67,10 @@ def build(
     }
     small = repacked_loader(directory)
     with show.progress("exporting ONNX", 2 + len(section.quantize) + len(recipe.control)) as bar:
+        bar.advance(0, file=directory.dense_onnx.name)
         known = exported_for(program, dense) if program is not None else None
         _export(dense, data, directory.dense_onnx, {**named, "exported": known})
-        bar.advance()
+        bar.advance(1, file=directory.onnx.name)
         session = open_session(directory.dense_onnx)
         named["input_names"] = [node.name for node in session.get_inputs()]
         named["output_names"] = [node.name for node in session.get_outputs()]
@@ -84,10 +85,12 @@ def build(
         ]
         for kind in section.quantize:
             path = directory.export_dir / f"{kind}.onnx"
+            bar.advance(0, file=path.name)
             quantize(directory.onnx, path, kind, _calibration(directory.onnx, module, data, section.calibration))
             built.append(Built(kind, path, "quantized", size.parameters, size.macs))
             bar.advance()
         for control in recipe.control:
+            bar.advance(0, file=control.onnx or f"control-{control.name}.onnx")
             built.append(_control(control, directory, data, named))
             bar.advance()
     for kind in section.quantize:
