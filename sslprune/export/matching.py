@@ -8,13 +8,13 @@ first node can be another output, and only a node of the first's operator can be
 from __future__ import annotations
 
 import contextlib
+import importlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
 import onnx_ir as ir
-from onnxscript.rewriter import _basics, _matcher
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,11 @@ def near_matches() -> Iterator[None]:
 
     Of several matches at one node it may find another first: the nodes come in the order in which they were connected.
     """
-    # private names: another version may do without
-    matcher = getattr(_matcher, "SimplePatternMatcher", None)
-    whole = getattr(matcher, "match", None)
-    if whole is None:
+    try:  # private names: another version may do without, and takes its time
+        basics, matching = (importlib.import_module(f"onnxscript.rewriter.{name}") for name in ("_basics", "_matcher"))
+        matcher, failed = matching.SimplePatternMatcher, basics.MatchResult
+        whole = matcher.match
+    except (ImportError, AttributeError):
         yield
         return
 
@@ -47,7 +48,7 @@ def near_matches() -> Iterator[None]:
         first, *others = self.pattern.output_nodes
         operator = first.op_identifier()
         if operator is not None and operator != node.op_identifier():
-            return _basics.MatchResult().fail("Another operator.")
+            return failed().fail("Another operator.")
         if all(_share(first, other) for other in others):
             graph = _Near(graph if isinstance(graph, ir.Graph) else graph.graph, _readers(node))
         return whole(self, model, graph, node, **options)
