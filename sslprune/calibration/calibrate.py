@@ -146,17 +146,19 @@ class Calibration:
             self._gathered[axes] = [_mean(found), *(found if len(found) > 1 else ())]
         return self._gathered[axes]
 
-    def cut(self, selection: Selection, begin: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], float]:
-        """The weights without the groups of ``selection``, nothing repaired, and how far the outputs are then."""
-        gone = gone_entries(self.dense, selection)
-        masked = {n: t.masked_fill(gone[n], 0) if n in gone and gone[n].any() else t for n, t in begin.items()}
+    def cut(self, selection: Selection) -> float:
+        """How far the outputs are without the groups of ``selection``, nothing repaired."""
+        return self._cut(_masked(self.dense, gone_entries(self.dense, selection)))
+
+    def _cut(self, masked: Mapping[str, Tensor]) -> float:
         order = list(self.program.evaluation.nodes)
-        return masked, self._apart(Lockstep(order, self.dense, masked).run(self.samples.batches[-self.samples.held :]))
+        return self._apart(Lockstep(order, self.dense, masked).run(self.samples.batches[-self.samples.held :]))
 
     def _one(self, selection: Selection, begin: Mapping[str, Tensor]) -> Calibrated:
         """What comes of one selection."""
         batches, held, gone = self.samples.batches, self.samples.held, gone_entries(self.dense, selection)
-        masked, cut = self.cut(selection, begin)
+        masked = _masked(begin, gone)
+        cut = self._cut(masked)
         if self.section.repair == "none":
             return Calibrated(selection, masked, cut, cut, (), {})
         damping = None if self.section.damping == "auto" else self.section.damping
@@ -172,6 +174,11 @@ class Calibration:
         if not np.isfinite(found):
             raise CalibrationError("the outputs of the samples are not finite; look at the weights and the inputs")
         return found
+
+
+def _masked(weights: Mapping[str, Tensor], gone: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """``weights`` with zeros for what is ``gone``; those that lose nothing are the same tensors."""
+    return {n: t.masked_fill(gone[n], 0) if n in gone and gone[n].any() else t for n, t in weights.items()}
 
 
 def _mean(several: Sequence[Evidence]) -> Evidence:
@@ -221,7 +228,7 @@ def calibrate(
     """``model`` at the fraction ``macs`` or ``parameters`` of its cost, chosen and repaired by ``samples`` alone.
 
     ``args`` and ``kwargs`` are example inputs, first dimension = batch. ``samples`` yields batches: a tensor, a tuple
-    of positional inputs, or a dict of them by name, without labels; 256 to 2,048 samples are enough. ``prune`` is as in
+    of positional inputs, or a dict of them by name, without labels; the first 1,024 samples are read. ``prune`` is as in
     `Sparsity`; other keywords are fields of a recipe's [calibrate]. ``task``: what the outputs are, a
     `sslprune.values.tasks.Task`; left out, any outputs, by their mean squared error. ``model`` is not changed.
 

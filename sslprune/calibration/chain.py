@@ -44,8 +44,8 @@ class Chain:
             found[node] = evaluate(node, found, state)
         return found[self.nodes[-1]]
 
-    def back(self, made: Tensor, error: Tensor, values: Values, state: State) -> tuple[Tensor, Tensor]:
-        """By how much ``made`` has to change for the sum to change by ``error``; and where it can.
+    def back(self, made: Tensor, error: Tensor, values: Values, state: State) -> Tensor:
+        """By how much ``made`` has to change for the sum to change by ``error``; 0 where it cannot.
 
         The Jacobian is J = P D, numbers scaled by D that change their places by P; so J⁻¹ e = Jᵀ e / (Jᵀ J 1).
         """
@@ -55,8 +55,7 @@ class Chain:
         (back,) = torch.autograd.grad(total, here, error, retain_graph=True)
         scale = self.total(torch.ones_like(made), values, state) - self.total(torch.zeros_like(made), values, state)
         (square,) = torch.autograd.grad(total, here, scale)
-        reached = square > 1e-10
-        return torch.where(reached, back / square.clamp(min=1e-10), 0.0), reached
+        return torch.where(square > 1e-10, back / square.clamp(min=1e-10), 0.0)
 
 
 def chain_of(node: fx.Node, behind: dict[fx.Node, set[fx.Node]]) -> Chain | None:

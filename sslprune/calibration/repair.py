@@ -173,7 +173,7 @@ class Repair:
             if fit.chain is not None:
                 total = fit.chain.total(wanted, dense, self.dense)
                 missing = total - fit.chain.total(now, pruned, self.pruned)
-                error, _ = fit.chain.back(now, missing, pruned, self.pruned)
+                error = fit.chain.back(now, missing, pruned, self.pruned)
             picked = self._picked(rows, now, len(batches), generator)
             errors = rows.by_row(error, picked)
             of = held if i >= len(batches) - self.held else made

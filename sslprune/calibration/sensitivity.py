@@ -34,7 +34,7 @@ def by_axis(calibration: Calibration, axes: Sequence[Axis], shares: Sequence[flo
         felt = []
         for count in dict.fromkeys(max(1, round(share * axis.size)) for share in shares):
             selection = Selection.none(axes).plus({i: order[:count]})
-            felt.append(Felt(axis, count, calibration.cut(selection, calibration.dense)[1]))
+            felt.append(Felt(axis, count, calibration.cut(selection)))
         yield felt
 
 

@@ -36,12 +36,8 @@ def load_model(kind: str, arguments: dict[str, Any]) -> tuple[nn.Module, list[st
         raise RecipeError(f'model.factory: transformers has no {name}; e.g. "hf:sequence-classification"')
     if not isinstance(path, str):
         raise RecipeError('model.arguments: missing path; name a Hugging Face model directory: { path = "dir" }')
-    _check_code(path, "config.json", "model.arguments.path", RecipeError)
     with _quiet(library):
-        try:
-            config = library.AutoConfig.from_pretrained(path, trust_remote_code=False)
-        except Exception as error:
-            raise RecipeError(f"model.arguments.path: {_why(path, error)}") from error
+        config = _config(library, path)
         unknown = [key for key in options if not hasattr(config, key)]
         if unknown:
             raise RecipeError(f"model.arguments.{unknown[0]}: {type(config).__name__} has no such field")
@@ -78,14 +74,18 @@ def longest_of(arguments: dict[str, Any]) -> int | None:
 
     Raises RecipeError as ``load_model`` does.
     """
-    library, path = _library("model.factory"), arguments["path"]
-    _check_code(path, "config.json", "model.arguments.path", RecipeError)
+    library = _library("model.factory")
     with _quiet(library):
-        try:
-            config = library.AutoConfig.from_pretrained(path, trust_remote_code=False)
-        except Exception as error:
-            raise RecipeError(f"model.arguments.path: {_why(path, error)}") from error
-    return max_positions(config)
+        return max_positions(_config(library, arguments["path"]))
+
+
+def _config(library: Any, path: str) -> Any:
+    """The configuration in the directory ``path``, whose code is never run; raises RecipeError where there is none."""
+    _check_code(path, "config.json", "model.arguments.path", RecipeError)
+    try:
+        return library.AutoConfig.from_pretrained(path, trust_remote_code=False)
+    except Exception as error:
+        raise RecipeError(f"model.arguments.path: {_why(path, error)}") from error
 
 
 def load_tokenizer(path: str) -> Any:
