@@ -228,8 +228,8 @@ def calibrate(
     """``model`` at the fraction ``macs`` or ``parameters`` of its cost, chosen and repaired by ``samples`` alone.
 
     ``args`` and ``kwargs`` are example inputs, first dimension = batch. ``samples`` yields batches: a tensor, a tuple
-    of positional inputs, or a dict of them by name, without labels; the first 1,024 samples are read. ``prune`` is as in
-    `Sparsity`; other keywords are fields of a recipe's [calibrate]. ``task``: what the outputs are, a
+    of positional inputs, or a dict of them by name, without labels; the first 1,024 samples are read. ``prune`` is as
+    in `Sparsity`; other keywords are fields of a recipe's [calibrate]. ``task``: what the outputs are, a
     `sslprune.values.tasks.Task`; left out, any outputs, by their mean squared error. ``model`` is not changed.
 
     Groups are ranked by the Fisher information of their presence, and what is left is fitted by least squares, in
