@@ -31,8 +31,12 @@ A field without a default here may be left out, unless it is *needed*.
 """
 
 
+SHOWN: set[type[Section]] = set()  # sections that stand in several others are told once
+
+
 def reference() -> str:
     """The page, as text."""
+    SHOWN.clear()
     loose = {name: field for name, field in Recipe.model_fields.items() if not any(sections_in(field.annotation))}
     parts = [TOP, _table(Recipe, loose)]
     for name, field in Recipe.model_fields.items():
@@ -51,7 +55,8 @@ def _section(name: str, section: type[Section], *, many: bool, needed: bool) -> 
     yield _line(section.__doc__) + (" Needed." if needed else "") + "\n"
     yield _table(section, section.model_fields)
     for key, nested in inner.items():
-        if nested is not None:
+        if nested is not None and nested not in SHOWN:
+            SHOWN.add(nested)
             yield from _section(f"{name}.{key}", nested, many=False, needed=False)
 
 

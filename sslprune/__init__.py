@@ -28,7 +28,9 @@ _HOMES = {
     "load": "export.program",
     "apply_plan": "removal.plan",
     "make_plan": "removal.plan",
+    "Metric": "values.metrics",
     "SslpruneError": "errors",
+    "Task": "values.tasks",
 }
 
 __all__ = [
@@ -36,10 +38,12 @@ __all__ = [
     "Cost",
     "GroupLasso",
     "Member",
+    "Metric",
     "Program",
     "Shrinker",
     "Sparsity",
     "SslpruneError",
+    "Task",
     "__version__",
     "apply_plan",
     "calibrate",
@@ -68,6 +72,8 @@ if TYPE_CHECKING:
     from sslprune.train.shrink import Shrinker, shrink
     from sslprune.train.sparsity import Sparsity
     from sslprune.values.axes import Axis, Member, zero_groups
+    from sslprune.values.metrics import Metric
+    from sslprune.values.tasks import Task
 
 
 def __getattr__(name: str) -> Any:

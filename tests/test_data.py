@@ -235,8 +235,8 @@ PIXELS = torch.zeros(2, 3)
 @pytest.mark.parametrize(
     ("item", "message"),
     [
-        ((PIXELS, PIXELS, torch.tensor([0, 1])), r"a batch has 3 parts; expected \(inputs, targets\), with several"),
-        ({"x": PIXELS}, r"a batch is a dict; expected \(inputs, targets\)"),
+        ((PIXELS,), r"a batch has 1 parts; expected \(inputs, targets\), with several"),
+        ({"x": PIXELS}, 'a batch is a dict of x; expected its targets under "labels", or say their key: data.label'),
         (PIXELS, "a batch is a Tensor; expected"),
         ((PIXELS, [0, 1]), "targets of type list; expected tensors"),
         (((PIXELS, "name"), torch.tensor([0, 1])), "inputs of type str; expected tensors"),
@@ -259,7 +259,9 @@ def test_classes_of_any_width(kind):
     for given in (targets, torch.tensor([0, 1], dtype=kind)):  # a Data of one's own may not cast them
         Task().check(torch.zeros(2, 2), given)
         assert Task().loss(torch.zeros(2, 2), given).item() == pytest.approx(0.6931, abs=1e-4)
-        assert Task().measures(torch.tensor([[1.0, 0.0]] * 2), given)["accuracy"].tolist() == [100.0, 2.0]
+        scores = Task().scores()
+        scores.add(torch.tensor([[1.0, 0.0]] * 2), given)
+        assert scores.figures() == {"accuracy": 50.0}
 
 
 def test_targets_that_are_no_classes():

@@ -19,7 +19,7 @@ import sslprune
 from sslprune.errors import DataError, ExportError
 from sslprune.export.session import knows_opset
 from sslprune.values.outputs import logits_of, output_names
-from sslprune.values.tasks import task_of
+from sslprune.values.task_table import task_of
 from tests.test_cli import RECIPE, invoke, mistake
 
 ONE, OTHER, IDS = torch.ones(2, 3), torch.zeros(2, 4), torch.tensor([1, 2])

@@ -13,6 +13,7 @@ from sslprune.data import build_data
 from sslprune.errors import RecipeError
 from sslprune.models.build import build_model, find_callable
 from sslprune.recipe import ModelSection, load_recipe
+from sslprune.values.metrics import Metric
 from sslprune.values.own_code import own_code
 
 MODULE = """
@@ -128,11 +129,11 @@ def invoke(*words: object) -> Result:
 @pytest.mark.parametrize(
     ("place", "called", "function"),
     [
-        ("at_import", "data.metrics: cannot import own.py", "<module>"),
+        ("at_import", "data.metrics: cannot import {}", "<module>"),
         ("in_net", "model.factory: {}:net failed", "net"),
         ("in_data", "data.factory: {}:loaders failed", "loaders"),
         ("in_loader", "data.factory: its loader failed", "__iter__"),
-        ("in_metric", "data.metrics: own.py:metric failed", "metric"),
+        ("in_metric", "data.metrics: {}:metric failed", "metric"),
         ("in_source", "data.factory: train of its Data failed", "epoch"),
     ],
 )
@@ -171,7 +172,7 @@ def test_what_is_no_exception(raised: str, write, tmp_path: Path) -> None:
 def test_a_metric_that_is_no_figure(figure: str, write) -> None:
     write("in_metric", "pass", figure)
     result = invoke("run", "own.toml")
-    assert result.exit_code == 1 and "data.metrics: own.py:metric returned" in result.stderr, result.output
+    assert result.exit_code == 1 and "own.py:metric returned" in result.stderr, result.output
     assert "expected (sum, number)" in result.stderr.splitlines()[-1]
 
 
@@ -239,8 +240,9 @@ def test_a_metric_keeps_what_it_says_of_itself(write) -> None:
     write("in_metric", "pass")
     with open("own.py", "a") as file:
         file.write("metric.lower_is_better = True\n")
-        file.write("from sslprune.values.tasks import Metric\nother = Metric(lambda a, b: torch.ones(2))\n")
+        file.write("from sslprune.values.metrics import Metric\nother = Metric(lambda a, b: torch.ones(2))\n")
     recipe = load_recipe("own.toml", ['data.metrics=["own.py:metric", "own.py:other"]'])
     task = build_data(recipe).task
     assert set(task.lower_is_better) == {"metric"}
-    assert float(task.metrics["other"](torch.zeros(2, 2), torch.zeros(2))) == 1.0
+    other = task.metrics["other"]
+    assert isinstance(other, Metric) and other(torch.zeros(2, 2), torch.zeros(2)) == 1.0

@@ -18,7 +18,7 @@ from sslprune.models.build import build_model
 from sslprune.recipe import parse_recipe
 from sslprune.train.evaluate import evaluate
 from sslprune.values.carry import with_state
-from sslprune.values.tasks import IGNORED
+from sslprune.values.metrics import IGNORED
 from sslprune.zoo import digits_cnn, lstm_lm
 from tests.laws import lively_
 

@@ -84,7 +84,8 @@ class Calibration:
         self._gathered: dict[tuple[Axis, ...], list[Evidence]] = {}
         state = len(program.carried)
         self.numbers: Divergence = OfNumbers(state)
-        self.divergence = OfClasses(task, program.out_specs[0], state > 0) if task is not None else self.numbers
+        classes = task is not None and task.gives_classes
+        self.divergence = OfClasses(task, program.out_specs[0], state > 0) if task and classes else self.numbers
 
     def calibrated(self, goal: Goal, begin: Mapping[str, Tensor] | None = None) -> Calibrated:
         """The best of the candidates that meet ``goal``. ``begin``: weights of which something is gone already.

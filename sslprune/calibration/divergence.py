@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -39,9 +38,7 @@ class OfClasses:
 
     def _log(self, leaves: Sequence[Any]) -> Tensor:
         outputs = pytree.tree_unflatten(list(leaves), self.spec)
-        logits = self.task.logits(outputs[0] if self.carried else outputs)
-        classes = -1 if self.task.classes_last or logits.dim() == 2 else 1
-        return F.log_softmax(logits.movedim(classes, -1).flatten(0, -2).float(), dim=-1)
+        return self.task.log_shares(outputs[0] if self.carried else outputs)
 
     def drawn(self, leaves: Sequence[Any], generator: torch.Generator) -> Tensor:
         log = self._log(leaves)

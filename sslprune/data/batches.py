@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,12 +17,13 @@ from sslprune.errors import DataError
 from sslprune.models.build import find_callable
 from sslprune.recipe import DataSection
 from sslprune.values.carry import carrying, example_for
-from sslprune.values.inputs import Inputs, arguments, counts_rows, each, length_of, num_rows, tensors_in
-from sslprune.values.own_code import guarded, told
-from sslprune.values.tasks import Metric, Task, task_of
+from sslprune.values.inputs import Inputs, arguments, call, counts_rows, each, length_of, num_rows, tensors_in
+from sslprune.values.own_code import own_code, told
+from sslprune.values.task_table import Named, task_of
+from sslprune.values.tasks import Task
 
 CLASSIFICATION = Task()
-Batch = tuple[Inputs, Tensor]  # the model's arguments (a tuple, or a dict by name), the targets
+Batch = tuple[Inputs, Any]  # the model's arguments (a tuple, or a dict by name), the targets: a tensor for most tasks
 
 
 class Source(Protocol):
@@ -70,6 +72,17 @@ class Data:
                 f"the data have {self.num_ids:,} words, and the model {f'{known:,}' if known else 'fewer'}; "
                 f"set model.arguments.vocabulary = {self.num_ids}, or data.vocabulary to the model's own words"
             )
+
+    def taught_by(self, dense: nn.Module) -> Data:
+        """The data with what ``dense`` says as targets, where the task has no labels; as they are otherwise.
+
+        ``dense`` is copied, and asked in evaluation, on the device of the batches.
+        """
+        if not self.task.taught:
+            return self
+        teacher = copy.deepcopy(dense).eval().requires_grad_(False)
+        train, test = Taught(self.train, teacher), Taught(self.test, teacher)
+        return replace(self, train=train, test=test, valid=self.valid and Taught(self.valid, teacher))
 
     def encode(self, sample: str) -> Inputs:
         """What the model is called with for one sample, batch 1; raises DataError for one that does not suit it."""
@@ -125,18 +138,43 @@ def _together(one: Inputs, other: Inputs) -> Inputs:
     return each(one, lambda value: next(joined))
 
 
-def _own_metric(name: str) -> Any:
-    found, what = find_callable(name, "data.metrics"), f"data.metrics: {name} failed"
-    if isinstance(found, Metric):
-        return replace(found, sums=guarded(found.sums, what), finish=guarded(found.finish, what))
-    metric = guarded(found, what)
-    vars(metric)["lower_is_better"] = bool(getattr(found, "lower_is_better", False))
-    return metric
-
-
 def task_for(section: DataSection) -> Task:
     """What the data are for: the task that ``section`` names, with its metrics."""
-    return task_of(section.task, section.metrics, _own_metric, section.output)
+    metrics = [m if isinstance(m, str) else Named(m.metric, m.arguments, m.lower_is_better) for m in section.metrics]
+    task = find_callable(section.task, "data.task") if ":" in section.task else section.task
+    if callable(task):
+        with own_code(f"data.task: {section.task} failed"):
+            task = task()
+    return task_of(task, metrics, partial(find_callable, field="data.metrics"), section.output, section.void)
+
+
+class Taught:
+    """Batches of another source, whose targets are what ``teacher`` says of their inputs; its mode is left alone."""
+
+    def __init__(self, source: Source, teacher: nn.Module) -> None:
+        self.source, self.teacher = source, teacher
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self._taught(iter(self.source))
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """One pass of the source."""
+        return self._taught(self.source.epoch(epoch))
+
+    @property
+    def example(self) -> Inputs | None:
+        return getattr(self.source, "example", None)
+
+    def _taught(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        teacher = carrying(self.teacher)  # over one pass
+        for inputs, _ in batches:
+            self.teacher.to(next((leaf.device for leaf in tensors_in(inputs)), None))
+            with torch.no_grad():
+                said = call(teacher, inputs)
+            yield inputs, said
 
 
 def hold_out(size: int, count: int, source: str) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sslprune.data.foreign import read_parquet, reading, require_file
 from sslprune.errors import DataError
+from sslprune.files import write_atomic
 from sslprune.values.bounds import MOST_CLASSES
 
 IMAGE_COLUMNS = ("image", "img")
@@ -137,6 +138,22 @@ def open_picture(path: str, *, grey: bool, size: tuple[int, int] | None) -> np.n
             picture = picture.resize(size[::-1], Image.Resampling.BILINEAR)
         array = np.asarray(picture)
     return array if array.ndim == 3 else array[:, :, None]
+
+
+def draw_mask(mask: np.ndarray, path: Path) -> str:
+    """Write a mask (height, width) of classes as a PNG whose pixels are the classes, in PASCAL VOC's colours."""
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise DataError(f"{path}: writing masks needs pillow; pip install 'sslprune[images]'") from error
+    colours = [
+        [sum(((i >> (3 * bit + plane)) & 1) << (7 - bit) for bit in range(3)) for plane in range(3)] for i in range(256)
+    ]
+    picture = Image.fromarray(mask.astype(np.uint8), mode="L")
+    picture.putpalette([value for colour in colours for value in colour])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, lambda file: picture.save(file, format="PNG"))
+    return str(path)
 
 
 def _decode(encoded: bytes | None, path: str | Path, row: int) -> np.ndarray:

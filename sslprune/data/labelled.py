@@ -29,7 +29,8 @@ from sslprune.models.huggingface import check_tokens, load_tokenizer
 from sslprune.recipe import LabelledTextSection, Recipe
 from sslprune.values.bounds import MOST_CLASSES
 from sslprune.values.inputs import Inputs
-from sslprune.values.tasks import IGNORED, Task
+from sslprune.values.metrics import IGNORED
+from sslprune.values.tasks import Task
 from sslprune.values.voice import Voice
 
 LONGEST = 512  # tokens, where neither recipe nor tokenizer say

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import count, islice
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
+from torch.utils import _pytree as pytree
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from sslprune.data.batches import Batch, Data, task_for
 from sslprune.data.images import Images
@@ -19,27 +22,59 @@ from sslprune.data.samples import Encoder
 from sslprune.errors import DataError
 from sslprune.models.build import call_factory, find_callable
 from sslprune.recipe import OwnDataSection, Recipe
-from sslprune.values.inputs import Inputs, each
+from sslprune.values.inputs import Inputs, each, tensors_in
 from sslprune.values.own_code import own_code
 from sslprune.values.tasks import Task
 from sslprune.values.voice import SILENT, Voice
 
 WHOLE = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32)
 OF_PIXELS = ("mean", "std", "augment", "eval_batch_size", "hold_out")
+OF_LOADERS = ("max_length", "label", "steps_per_epoch", "workers")
+LABELS = ("labels", "label", "targets", "target", "label_ids")
 LOADER = "data.factory: its loader failed"
 ENCODER = "data.factory: its encoder failed"
 END = object()  # of a pass: a batch of None is a mistake
 
 
 class LoaderBatches:
-    """A person's own loader, seen as batches of (inputs, targets): inputs a tensor, a tuple or a dict of tensors."""
+    """A person's own loader, as batches of (inputs, targets).
 
-    def __init__(self, loader: Iterable[Any], device: torch.device, train_seed: int | None):
-        if not isinstance(loader, Sized):
-            raise DataError(f"data.factory: {type(loader).__name__} has no length; return loaders with __len__")
-        self.loader, self.device, self.seed = loader, device, train_seed
+    ``steps``: batches that are called an epoch, in place of all that a pass holds. A loader without a length is a
+    stream then: it goes on from epoch to epoch, and begins again at its end. A resumed run reads what it had read.
+    """
+
+    def __init__(
+        self,
+        loader: Iterable[Any],
+        device: torch.device,
+        train_seed: int | None,
+        read: BatchReader | None = None,
+        steps: int | None = None,
+    ):
+        if not isinstance(loader, Iterable):
+            raise DataError(f"data.factory: {type(loader).__name__} is no loader; expected batches to iterate over")
+        if isinstance(loader, Iterator):
+            raise DataError(
+                f"data.factory: a {type(loader).__name__} can be read once; return what can be iterated over anew, as "
+                "a DataLoader is"
+            )
+        if steps is None and train_seed is not None and not _has_length(loader):
+            raise DataError(
+                f"data.factory: {type(loader).__name__} has no length; say how many batches are an epoch: "
+                "data.steps_per_epoch = 500"
+            )
+        self.loader, self.device, self.seed, self.steps = loader, device, train_seed, steps
+        self.read = read or BatchReader()
+        self._counted: int | None = None
+        self._going: tuple[int, Iterator[Batch]] | None = None  # the epoch that comes next, of a stream
 
     def __len__(self) -> int:
+        if self.steps is not None:
+            return self.steps
+        if not _has_length(self.loader):
+            if self._counted is None:
+                self._counted = sum(1 for _ in self._pass(0))
+            return self._counted
         with own_code(LOADER):
             return len(cast(Sized, self.loader))
 
@@ -48,35 +83,75 @@ class LoaderBatches:
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """One pass, with torch's generator seeded by (seed, epoch), which is what a shuffling loader draws from."""
+        if self.steps is None:
+            return self._pass(epoch)
+        return self._stretch(epoch, self.steps)
+
+    def _stretch(self, epoch: int, steps: int) -> Iterator[Batch]:
+        """The batches of one epoch of ``steps``, out of passes that go on from epoch to epoch."""
+        going, batches = self._going or (None, iter(()))
+        if going != epoch or not epoch:
+            batches = self._endless()
+            for _ in islice(batches, epoch * steps):
+                pass
+        self._going = (epoch + 1, batches)
+        yield from islice(batches, steps)
+
+    def _endless(self) -> Iterator[Batch]:
+        for number in count():
+            empty = True
+            for batch in self._pass(number):
+                empty = False
+                yield batch
+            if empty:
+                raise DataError("data.factory: the training loader gives no batch")
+
+    def _pass(self, epoch: int) -> Iterator[Batch]:
         with torch.random.fork_rng(devices=[]):
             if self.seed is not None:
                 torch.manual_seed(self.seed * 1_000_003 + epoch)
             with own_code(LOADER):
+                if hasattr(self.loader, "set_epoch"):
+                    self.loader.set_epoch(epoch)
                 batches = iter(self.loader)
             drawn = torch.get_rng_state()
         while True:
             # the loader's draws do not disturb the model's own (dropout), nor the other way round
             outer = torch.get_rng_state()
             torch.set_rng_state(drawn)
-            with own_code(LOADER):
-                item = next(batches, END)
-            drawn = torch.get_rng_state()
-            torch.set_rng_state(outer)
+            try:
+                with own_code(LOADER):
+                    item = next(batches, END)
+            finally:
+                drawn = torch.get_rng_state()
+                torch.set_rng_state(outer)
             if item is END:
                 return
-            yield batch_of(item, self.device)
+            yield self.read(item, self.device)
+
+
+def _has_length(loader: Any) -> bool:
+    """Whether ``len`` of it is known: a DataLoader of a stream has the method, and not the length."""
+    if not isinstance(loader, Sized):
+        return False
+    try:
+        len(loader)
+    except (TypeError, NotImplementedError):
+        return False
+    return True
 
 
 class OwnBatches:
     """The train, test or valid of a person's own ``Data``: what its passes raise is told by the line that raised it."""
 
-    def __init__(self, source: Any, name: str, device: torch.device) -> None:
+    def __init__(self, source: Any, name: str, device: torch.device, read: BatchReader) -> None:
         missing = next((call for call in ("__len__", "__iter__", "epoch") if not hasattr(source, call)), None)
         if missing is not None:
             raise DataError(
                 f"data.factory: {name} of its Data is a {type(source).__name__}, which has no {missing}; expected a "
                 "Source, with epoch(number), or return (train, test) loaders"
             )
+        self.read = read
         self.source, self.device, self.what = source, device, f"data.factory: {name} of its Data failed"
 
     def __len__(self) -> int:
@@ -104,37 +179,76 @@ class OwnBatches:
                 item = next(batches, END)
             if item is END:
                 return
-            yield batch_of(item, self.device)
+            yield self.read(item, self.device)
 
 
-def batch_of(item: Any, device: torch.device) -> Batch:
-    """A batch of a person's own, on ``device``; raises DataError for what is no (inputs, targets) of tensors."""
-    if not isinstance(item, tuple | list):
-        raise DataError(f"data.factory: a batch is a {type(item).__name__}; expected (inputs, targets)")
-    if len(item) != 2:
-        raise DataError(
-            f"data.factory: a batch has {len(item)} parts; expected (inputs, targets), with several inputs as a "
-            "tuple or a dict of their own: ((a, b), targets)"
-        )
-    given, targets = item
-    if isinstance(given, PackedSequence):
-        raise DataError("data.factory: inputs are a PackedSequence; expected tensors: see pad_packed_sequence")
-    inputs: Inputs = dict(given) if isinstance(given, Mapping) else (given,)
-    if isinstance(given, tuple | list):
-        inputs = tuple(given)
-    parts = list(inputs.values() if isinstance(inputs, dict) else inputs)
-    for what, value in [*(("inputs", part) for part in parts), ("targets", targets)]:
-        if not isinstance(value, Tensor):
-            raise DataError(f"data.factory: {what} of type {type(value).__name__}; expected tensors")
-    targets = targets.long() if targets.dtype in WHOLE else targets
-    return each(inputs, lambda value: value.to(device)), targets.to(device)
+@dataclass(frozen=True)
+class BatchReader:
+    """What a batch of a person's own holds. ``label``: the key of the targets in a dict; ``taught``: none are needed.
+
+    A tuple is (inputs..., targets), of any length; a dict is the inputs by name, with the targets under one more. The
+    targets are tensors in whatever structure. Where the dense model's outputs are the targets, those of a batch are not
+    read, and it may lack them.
+    """
+
+    label: str | None = None
+    taught: bool = False
+
+    def __call__(self, item: Any, device: torch.device) -> Batch:
+        """The batch on ``device``; raises DataError for what is none."""
+        given, targets = self._parted(item)
+        if isinstance(given, PackedSequence):
+            raise DataError("data.factory: inputs are a PackedSequence; expected tensors: see pad_packed_sequence")
+        inputs: Inputs = dict(given) if isinstance(given, Mapping) else (given,)
+        if isinstance(given, tuple | list):
+            inputs = tuple(given)
+        for part in inputs.values() if isinstance(inputs, dict) else inputs:
+            if not isinstance(part, Tensor):
+                raise DataError(f"data.factory: inputs of type {type(part).__name__}; expected tensors")
+        if self.taught:
+            targets = None
+        elif not tensors_in(targets):
+            raise DataError(f"data.factory: targets of type {type(targets).__name__}; expected tensors")
+        moved = pytree.tree_map_only(Tensor, lambda leaf: _wide(leaf).to(device), targets)
+        return each(inputs, lambda value: value.to(device)), moved
+
+    def _parted(self, item: Any) -> tuple[Any, Any]:
+        """The inputs and the targets of a batch."""
+        if self.taught and isinstance(item, Tensor):
+            return item, None
+        if isinstance(item, Mapping):
+            known = [self.label] if self.label is not None else LABELS
+            key = next((name for name in known if name in item), None)
+            if key is None and not self.taught:
+                raise DataError(
+                    f"data.factory: a batch is a dict of {', '.join(map(str, item))}; expected its targets under "
+                    f'"{known[0]}", or say their key: data.label'
+                )
+            return {name: value for name, value in item.items() if name != key}, item[key] if key else None
+        if not isinstance(item, tuple | list):
+            raise DataError(f"data.factory: a batch is a {type(item).__name__}; expected (inputs, targets)")
+        if len(item) < 2 and not (self.taught and item):
+            raise DataError(
+                f"data.factory: a batch has {len(item)} parts; expected (inputs, targets), with several inputs before "
+                "the targets, or as a dict"
+            )
+        if len(item) == 1:
+            return item[0], None
+        return item[0] if len(item) == 2 else tuple(item[:-1]), item[-1]
+
+
+def _wide(targets: Tensor) -> Tensor:
+    return targets.long() if targets.dtype in WHOLE else targets
 
 
 class OwnEncoder(Encoder):
     """What a person's own ``Data`` reads samples with, though it be by a method of its own."""
 
     def __init__(self, data: Data) -> None:
-        self.data, self.continues = data, data.encoder.continues
+        self.data, self.continues, self.classes = data, data.encoder.continues, data.encoder.classes
+
+    def task(self, named: Task) -> Task:
+        return self.data.task
 
     def samples(self, given: str) -> list[str]:
         with own_code(ENCODER):
@@ -155,29 +269,49 @@ def read(recipe: Recipe, task: Task, device: torch.device, show: Voice) -> Data:
     assert isinstance(section, OwnDataSection)
     made = call_factory(find_callable(section.factory, "data.factory"), "data", section.factory, section.arguments)
     if isinstance(made, Data):
-        _refuse(section, (*OF_PIXELS, "max_length", "task", "metrics"), "a Data, which has its own")
+        _refuse(section, (*OF_PIXELS, *OF_LOADERS, "task", "metrics", "void"), "a Data, which has its own")
         return _guarded(made, section, device)
     if not isinstance(made, tuple | list) or len(made) != 2:
         raise DataError(f"data.factory: {section.factory} returned {type(made).__name__}; expected (train, test)")
     first, second = made
     if isinstance(first, Images) and isinstance(second, Images):
-        _refuse(section, ("max_length",), "Images, which have one size")
+        _refuse(section, OF_LOADERS, "Images, which have one size")
         return picture_data(recipe, section, lambda: first, lambda: second, task, device)
     if section.hold_out:
         raise DataError(
             f"data.hold_out: {section.factory} returns loaders; hold samples out in it, in a Data with valid"
         )
-    _refuse(section, OF_PIXELS, "loaders, which have their own")
-    return Data(
-        LoaderBatches(first, device, recipe.run.seed), LoaderBatches(second, device, None), task, section.max_length
+    sets = [isinstance(part, Dataset) for part in (first, second)]
+    refused = ("mean", "std", "augment", *(() if any(sets) else ("eval_batch_size", "workers")))
+    _refuse(section, refused, "datasets, which have their own" if any(sets) else "loaders, which have their own")
+    reader = BatchReader(section.label, task.taught)
+    train = LoaderBatches(_loader(first, section, True), device, recipe.run.seed, reader, section.steps_per_epoch)
+    test = LoaderBatches(_loader(second, section, False), device, None, reader)
+    return Data(train, test, task, section.max_length)
+
+
+def _loader(part: Any, section: OwnDataSection, training: bool) -> Any:
+    """A loader of a dataset, in the order that a seed decides; anything else is a loader by itself."""
+    if not isinstance(part, Dataset):
+        return part
+    stream = isinstance(part, IterableDataset)
+    if not stream and not len(cast(Sized, part)):
+        raise DataError(f"data.factory: {section.factory} returns a dataset that is empty; expected samples")
+    return DataLoader(
+        part,
+        batch_size=section.batch_size if training else section.eval_batch_size,
+        shuffle=training and not stream,
+        drop_last=training and not stream and len(cast(Sized, part)) >= section.batch_size,
+        num_workers=section.workers,
     )
 
 
 def _guarded(made: Data, section: OwnDataSection, device: torch.device) -> Data:
     """A person's own Data, whose passes are theirs; the recipe may name the output that it is about."""
     task = made.task if section.output is None else replace(made.task, output=section.output)
-    train, test = OwnBatches(made.train, "train", device), OwnBatches(made.test, "test", device)
-    valid = OwnBatches(made.valid, "valid", device) if made.valid is not None else None
+    reader = BatchReader(taught=task.taught)
+    train, test = (OwnBatches(getattr(made, name), name, device, reader) for name in ("train", "test"))
+    valid = OwnBatches(made.valid, "valid", device, reader) if made.valid is not None else None
     return replace(made, task=task, train=train, test=test, valid=valid)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from sslprune.data import labelled, own, pictures, text
 from sslprune.data.batches import Data, task_for
 from sslprune.data.samples import Encoder
 from sslprune.errors import DataError
-from sslprune.models.build import device_of
+from sslprune.models.build import device_of, find_callable
 from sslprune.recipe import (
     DataSection,
     LabelledTextSection,
@@ -21,6 +22,7 @@ from sslprune.recipe import (
     Recipe,
     RunningTextSection,
 )
+from sslprune.values.task_table import with_loss
 from sslprune.values.tasks import Task
 from sslprune.values.voice import SILENT, Voice
 
@@ -54,6 +56,8 @@ def build_data(recipe: Recipe, show: Voice = SILENT) -> Data:
     """
     section = recipe.data
     data = READERS[type(section)].read(recipe, task_for(section), device_of(recipe.run), show)
+    own = partial(find_callable, field="train.loss")
+    data = replace(data, task=with_loss(data.task, recipe.train.loss, recipe.train.label_smoothing, own))
     longest = max(recipe.bench.lengths, default=0)
     if longest and data.sequence is None:
         raise DataError("bench.lengths: the data are no sequences of any length; leave it out, or see data.max_length")

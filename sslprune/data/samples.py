@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from sslprune.data.foreign import read_text, require_file
-from sslprune.data.images import PICTURE_FILES
+from sslprune.data.images import PICTURE_FILES, draw_mask
 from sslprune.errors import DataError
 from sslprune.values.inputs import Inputs
+from sslprune.values.tasks import Task
 
 
 class Encoder:
@@ -20,6 +21,10 @@ class Encoder:
 
     continues: bool = False  # the answer is what comes next, in place of a class
     classes: tuple[str, ...] = ()
+
+    def task(self, named: Task) -> Task:
+        """What the samples are for: the task that the recipe names, or one that the data bring."""
+        return named
 
     def samples(self, given: str) -> list[str]:
         """The samples that one argument of a command holds."""
@@ -38,6 +43,10 @@ class Encoder:
 
     def named(self, number: int) -> str:
         return self.classes[number] if number < len(self.classes) else str(number)
+
+    def draw(self, mask: np.ndarray, folder: Path, name: str) -> str:
+        """Write a mask (height, width) of classes as a PNG of a palette into ``folder``; returns its path."""
+        return draw_mask(mask, folder / f"{name}.png")
 
     def save(self, folder: Path) -> None:
         """Write what is needed to read one more sample, as a tokenizer is, into ``folder``."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sslprune.data.batches import Batch
-from sslprune.values.tasks import IGNORED
+from sslprune.values.metrics import IGNORED
 
 POOL = 50  # batches that are sorted by length together
 

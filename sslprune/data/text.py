@@ -27,7 +27,8 @@ from sslprune.files import write_text
 from sslprune.models.huggingface import PREFIX, longest_of
 from sslprune.recipe import Recipe, RunningTextSection
 from sslprune.values.inputs import Inputs
-from sslprune.values.tasks import IGNORED, Task
+from sslprune.values.metrics import IGNORED
+from sslprune.values.tasks import Task
 from sslprune.values.voice import Voice
 
 END, UNKNOWN = "<eos>", "<unk>"

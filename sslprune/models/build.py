@@ -87,6 +87,9 @@ def find_callable(reference: str, field: str) -> Callable[..., Any]:
         raise RecipeError(f'{field}: expected "module:callable" or "file.py:callable"; got "{reference}"')
     with own_code(f"{field}: cannot import {source}"):
         if source.endswith(".py"):
+            folder = str(Path(source).resolve().parent)
+            if folder not in sys.path:
+                sys.path.insert(0, folder)  # it may import its neighbours, as a script may
             spec = importlib.util.spec_from_file_location(Path(source).stem, source)
             assert spec is not None and spec.loader is not None
             module = importlib.util.module_from_spec(spec)

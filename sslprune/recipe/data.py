@@ -13,10 +13,32 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from sslprune.recipe.fields import FACTORY, FILE, Arguments, BatchSize, Length, Positive, Section, Steps
+from sslprune.recipe.fields import (
+    FACTORY,
+    FILE,
+    Arguments,
+    BatchSize,
+    Count,
+    Length,
+    Positive,
+    Section,
+    Steps,
+    Workers,
+)
 from sslprune.values.bounds import MOST
 
 TEXT_FILES = (".tsv", ".csv", ".jsonl", ".json")  # of labelled text; a Parquet file may hold pictures as well
+
+
+class MetricSection(Section):
+    """A metric of your own that needs arguments, or does not say whether more of it is better."""
+
+    metric: Annotated[str, FACTORY]
+    """"module:callable" or "file.py:callable": a class of torchmetrics, or what makes a metric."""
+    arguments: Arguments | None = None
+    """Passed to it by name."""
+    lower_is_better: bool | None = None
+    """Left out: what the metric itself says."""
 
 
 class DataSection(Section):
@@ -28,12 +50,15 @@ class DataSection(Section):
 
     batch_size: BatchSize = 128
     """Samples a step; parallel streams of running text."""
-    task: str = "classification"
-    """What is learned: "classification", "tagging" or "language-modelling"."""
-    metrics: list[str] = []
-    """Of accuracy, f1, matthews, loss and perplexity, or "module:callable"; empty: what the task is judged by."""
+    task: Annotated[str, FACTORY] = "classification"
+    """What is learned: "classification", "multi-label", "regression", "segmentation", "tagging", "language-modelling",
+    "embedding", "distill", or "module:callable" that returns a Task."""
+    metrics: Annotated[list[str | MetricSection], FACTORY] = []
+    """Those of the task by name, or "module:callable"; empty: what the task is judged by."""
     output: str | int | None = None
     """Of a model that gives several: the output that is trained and judged, by its name or its place."""
+    void: int | None = Field(default=None, ge=-MOST, le=MOST)
+    """The class of a target that counts for nothing, as -100 does; left out: 255 in segmentation."""
 
     @classmethod
     def suits(cls, values: dict[str, Any], model: str) -> bool:
@@ -185,15 +210,21 @@ class RunningTextSection(DataSection, FilesSection):
 
 
 class OwnDataSection(PixelsSection, FactorySection):
-    """A factory of your own, which returns a pair (train, test) of loaders or of `sslprune.data.Images`, or a Data.
+    """A factory of your own: it returns a pair (train, test) of loaders, datasets or `sslprune.data.Images`, or a Data.
 
-    Chosen by factory. What is about pixels and batches is for Images.
+    Chosen by factory. What is about pixels is for Images.
     """
 
     KIND = "a data factory"
     DOES_NOT = "a data factory does not read it"
     INSTEAD = {"valid": "return a Data with valid in it"}
 
+    label: str | None = None
+    """Of loaders of dicts: the key of the targets; left out: the first of the usual names."""
+    steps_per_epoch: Count | None = None
+    """Of training loaders: batches that are called an epoch; needed where a loader has no length."""
+    workers: Workers = 0
+    """Of datasets: processes that load samples."""
     max_length: Length | None = None
     """Of loaders: inputs are sequences (dimension 1), of at most so many steps; left out: dimension 1 is fixed."""
 

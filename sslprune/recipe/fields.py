@@ -32,6 +32,7 @@ NotNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1, le=MOST)]
 Seed = Annotated[int, Field(ge=0, le=MOST_SEED)]
 Threads = Annotated[int, Field(ge=0, le=MOST_THREADS)]
+Workers = Annotated[int, Field(ge=0, le=MOST_THREADS)]
 Repetitions = Annotated[int, Field(ge=30, le=MOST_REPETITIONS)]
 BatchSize = Annotated[int, Field(ge=1, le=MOST_SAMPLES)]
 Steps = Annotated[int, Field(ge=1, le=MOST_LENGTH)]  # of sequences
@@ -178,7 +179,15 @@ class Section(BaseModel):
             if isinstance(value, Section):
                 found[name] = value.located(folder)
             elif isinstance(value, list):
-                found[name] = [inner.located(folder) if isinstance(inner, Section) else inner for inner in value]
+                inside = FACTORY in field.metadata  # a list of what may stand in a file
+                found[name] = [
+                    inner.located(folder)
+                    if isinstance(inner, Section)
+                    else _located_factory(inner, folder)
+                    if inside
+                    else inner
+                    for inner in value
+                ]
             elif FILE in field.metadata:
                 found[name] = _located(value, folder)
             elif FACTORY in field.metadata:

@@ -128,6 +128,9 @@ class TrainSection(Section):
 
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """Who takes the steps."""
+    loss: Annotated[str | None, FACTORY] = None
+    """One of the task's, "model" for what the model returns itself, or "module:callable" of (outputs, targets); left
+    out: the task's first."""
     lr: Positive = 0.05
     """The peak of the learning rate."""
     momentum: Share = 0.9

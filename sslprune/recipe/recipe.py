@@ -24,6 +24,7 @@ from sslprune.recipe.method import (
 from sslprune.recipe.model import ModelSection, RunSection
 from sslprune.recipe.output import BenchSection, ControlSection, ExportSection, GateSection, GatesSection
 from sslprune.recipe.writing import write_toml
+from sslprune.values.task_table import UNLABELLED
 
 NOT_READ_BY_TRAINING = ("name", "bench", "gates", "gate", "control", "export")
 
@@ -101,6 +102,17 @@ class Recipe(Section):
     def _one_strength(self) -> Recipe:
         check_strength(self.budget, self.lasso)
         check_calibration(self.calibrate, self.budget, self.schedule)
+        return self
+
+    @model_validator(mode="after")
+    def _teachable(self) -> Recipe:
+        if self.data.task in UNLABELLED and self.schedule.dense.count:
+            raise ValueError(
+                f'schedule.dense: data.task = "{self.data.task}" learns from the dense model as it is, and trains it '
+                "not; leave it out, and bring a trained model"
+            )
+        if self.train.loss == "model" and self.schedule.shrink is not None:
+            raise ValueError("schedule.shrink: what has shrunk returns no loss of its own; leave it out, or train.loss")
         return self
 
     @model_validator(mode="after")

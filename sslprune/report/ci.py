@@ -15,6 +15,7 @@ from sslprune.report.figures import Figures, Variant
 from sslprune.report.values import Report
 from sslprune.report.words import realised, setting_text, verdict_text, why_not_faster
 from sslprune.values.measure import Absent, Speedup
+from sslprune.values.metrics import figure
 
 
 def write_ci(report: Report, junit_file: Path, summary_file: Path) -> None:
@@ -106,7 +107,7 @@ def markdown(report: Report) -> str:
                 "" if figures.parameters is None else f"{figures.parameters:,}",
                 "" if figures.macs is None else f"{figures.macs:,}",
                 f"{figures.file_bytes:,}",
-                *(f"{figures.metrics[key]:.2f}" if key in figures.metrics else "" for key in names),
+                *(figure(figures.metrics[key]) if key in figures.metrics else "" for key in names),
                 *(verdict_text(known[setting_text(s)]) if setting_text(s) in known else "" for s in settings),
             )
         )

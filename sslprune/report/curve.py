@@ -12,6 +12,7 @@ from sslprune.report.figures import Size
 from sslprune.report.values import CurvePoint, Report
 from sslprune.report.words import CONTROL_WORDS, MEASURE_WORDS, setting_text, verdict_text
 from sslprune.values.measure import Absent, Speedup
+from sslprune.values.metrics import figure
 
 
 def same_setting(speedup: Sequence[Speedup | Absent], setting: Speedup) -> Speedup | None:
@@ -34,7 +35,7 @@ def curve_rows(report: Report) -> tuple[list[str], list[tuple[CurvePoint | None,
     headings += [f"speed-up, {setting_text(setting)}"] if setting else []
 
     def score(values: Mapping[str, float], metric: str) -> str:
-        return f"{values[metric]:.2f}" if metric in values else ""
+        return figure(values[metric]) if metric in values else ""
 
     dense = report.dense
     first = ["dense", "", f"{dense.macs:,}", f"{dense.parameters:,}", *(score(dense.metrics, m) for m in metrics)]
@@ -77,7 +78,7 @@ def curve(report: Report) -> dict[str, Any]:
         found = [(point, x) for point in report.curve if (x := cost(point)) is not None and metric in point.metrics]
         points = [(dense, report.dense.metrics[metric]), *((x, point.metrics[metric]) for point, x in found)]
         names = ["dense", *(f"{point.budget.fraction:g}" for point, _ in found)]
-        labels = [f"{name}: {y:.2f}" for name, (_, y) in zip(names, points, strict=True)]
+        labels = [f"{name}: {figure(y)}" for name, (_, y) in zip(names, points, strict=True)]
         lines = [Series("sweep", points, 1, marks=True, labels=labels, names=names)]
         for color, name in enumerate(CONTROL_WORDS, 2):
             beside = [c for point in report.curve for c in point.controls if c.name == name and metric in c.metrics]

@@ -116,6 +116,7 @@ def compare_reports(before: Report, after: Report, file: str | Path) -> Baseline
     another machine's, or another day's.
     """
     changes: list[Change] = []
+    less_is_better = {*after.lower_is_better, *before.lower_is_better, *LOWER_IS_BETTER}
     pairs: list[tuple[str, Figures | Variant, Figures | Variant, Sequence, Sequence]] = [
         ("dense", before.dense, after.dense, (), ()),
         ("repacked", before.repacked, after.repacked, before.speedup, after.speedup),
@@ -132,7 +133,7 @@ def compare_reports(before: Report, after: Report, file: str | Path) -> Baseline
                 changes.append(_change(name, key, one, other, less=True, tolerance=SAME * one))
         for key, value in new.metrics.items():
             if key in old.metrics:
-                changes.append(_change(name, key, old.metrics[key], value, less=key in LOWER_IS_BETTER, tolerance=0.0))
+                changes.append(_change(name, key, old.metrics[key], value, less=key in less_is_better, tolerance=0.0))
         known = {_setting(s): s for s in old_speedup if isinstance(s, Speedup)}
         for speedup in new_speedup:
             if isinstance(speedup, Speedup) and _setting(speedup) in known:

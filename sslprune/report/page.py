@@ -31,9 +31,9 @@ from sslprune.report.words import (
     why_not_faster,
 )
 from sslprune.values.measure import Latency, Speedup
+from sslprune.values.metrics import PERCENT
 
 TEMPLATE = Path(__file__).parent / "page.html"
-PERCENT = frozenset({"accuracy", "f1"})
 MOST_MATRICES = 12
 MOST_OPERATORS = 7
 COLORS = 8  # classes s0 to s7 of the style sheet

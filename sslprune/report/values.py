@@ -123,6 +123,7 @@ class Report(Record):
     staircase: Staircase | None = None
     baseline: Baseline | None = None
     recipe_sha256: str | None = None
+    lower_is_better: list[str] = []  # the metrics in which less is better
     notes: list[str] = []
 
     @property

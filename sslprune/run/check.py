@@ -19,6 +19,7 @@ from sslprune.run.build import as_model
 from sslprune.values.carry import carries
 from sslprune.values.inputs import tensors_in
 from sslprune.values.outputs import listed, output_names
+from sslprune.values.tasks import Task
 
 DEVICES, RUNTIMES = ("cpu", "cuda"), ("onnxruntime", "tensorrt", "torch", "torch.compile")
 
@@ -61,13 +62,8 @@ def check_model(recipe: Recipe, data: Data, model: nn.Module) -> None:
     if outputs[0] is None:
         return  # it fails by itself: tracing says how
     evaluated, trained = (given[0] if carries(model) and given is not None else given for given in outputs)
-    data.task.logits(evaluated)
-    if trained is not None:
-        try:
-            data.task.logits(trained)
-        except DataError as error:
-            one = f"in evaluation it gives {listed(evaluated)}; in training "
-            raise DataError(f"{one}{error}") from error
+    if data.task.is_usual or not all(metric.raw for metric in data.task.metrics.values()):
+        _check_said(data.task, evaluated, trained)
     for field, given, names in (
         ("input_names", recipe.export.input_names, [f"input {i}" for i in range(len(tensors_in((args, kwargs))))]),
         ("output_names", recipe.export.output_names, output_names(outputs[0])),
@@ -77,6 +73,17 @@ def check_model(recipe: Recipe, data: Data, model: nn.Module) -> None:
                 f"export.{field}: {', '.join(given)}; the model has {len(names)} ({', '.join(names)}), and each needs "
                 "a name of its own"
             )
+
+
+def _check_said(task: Task, evaluated: Any, trained: Any) -> None:
+    """Raise DataError where ``task`` does not say which of the outputs it is about, in either mode."""
+    task.said(evaluated)
+    if trained is None:
+        return
+    try:
+        task.said(trained)
+    except DataError as error:
+        raise DataError(f"in evaluation it gives {listed(evaluated)}; in training {error}") from error
 
 
 @torch.no_grad()

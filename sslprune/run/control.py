@@ -63,7 +63,8 @@ def _train(
 ) -> Control:
     files = directory.control(name)
     recipe = load_recipe(directory.recipe_file, overrides)
-    data = build_data(recipe, show)
+    dense = load_trained(recipe.model, directory.dense)
+    data = build_data(recipe, show).taught_by(dense)
     recipe = _without_sparsity(recipe, name, len(data.train))
     spans = recipe.schedule
     if not spans.dense.count and not spans.heal.count:
@@ -82,7 +83,7 @@ def _train(
             removed = removable(program, selection_of(directory, masked, axes), allow_inexact=not exact)
             model = remove(model, program, removed, verify=False)  # nothing in it is zero: another function
     macs = Cost(trace(model, *data.example_for(model), sequence=data.sequence), []).macs()
-    train(recipe, files, show, model, begin=lambda _: None if resume else files.clear())
+    train(recipe, files, show, model, like=dense, begin=lambda _: None if resume else files.clear())
     with full_precision(), show.progress("evaluating", len(data.test)) as bar:
         metrics = evaluate(model, bar.over(data.test), data.task)
     result = Control(

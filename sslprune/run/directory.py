@@ -80,6 +80,7 @@ class RunDirectory:
         self.plan = self.repacked_dir / "plan.json"
         self.result = self.repacked_dir / "result.json"
         self.tokenizer = self.repacked_dir / "tokenizer"
+        self.predictions = self.path / "predictions"
 
         self.points_dir = self.path / "points"
 

@@ -88,6 +88,7 @@ def _export(directory: RunDirectory, show: Show, program: Program | None) -> Rep
     show.stage("export", f"{recipe.name}: ONNX, checked against torch on the test data, and timed in turns with dense")
     data = build_data(recipe, show)
     dense = load_trained(recipe.model, directory.dense)
+    data = data.taught_by(dense)
     built = build(recipe, directory, result, dense, data, show, program)
     checks = measure_metrics(recipe, built, data, show)
     digest = _digest(directory)
@@ -266,6 +267,7 @@ def assemble(
         equivalence=result.equivalence,
         axes=result.axes,
         environment=environment(),
+        lower_is_better=sorted(lower_is_better),
         gates=judge(recipe, dense, repacked, speedup, result.equivalence, variants, lower_is_better),
         variants=variants,
         profiles=profiles,

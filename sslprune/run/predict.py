@@ -13,24 +13,33 @@ import torch
 
 from sslprune.bench import Contender, interleave
 from sslprune.data import Encoder, reopen
+from sslprune.data.batches import task_for
 from sslprune.errors import RunError
 from sslprune.export.file import feeds_of
 from sslprune.export.session import open_session
 from sslprune.run.directory import RunDirectory
 from sslprune.values.inputs import Inputs, arguments
 from sslprune.values.outputs import Output
+from sslprune.values.tasks import Task
 
 REPETITIONS = 30
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What one model says: the class, its probability, and the median time of one call in milliseconds."""
+    """What one model says: the class, its probability, and the median time of one call in milliseconds.
+
+    A model that gives no class says ``values``: numbers, labels with their probabilities, or the shares of a mask's
+    classes, whose picture is ``mask``.
+    """
 
     label: str
-    probability: float
+    probability: float | None
     milliseconds: float
     next_words: dict[str, float] = field(default_factory=dict)  # of a language model: the likeliest, with probabilities
+    values: dict[str, float] = field(default_factory=dict)
+    mask: str | None = None
+    shares: bool = False  # the values are parts of 1
 
 
 @dataclass(frozen=True)
@@ -49,6 +58,7 @@ class Prediction:
 def predict_run(run: str | Path, samples: Sequence[str], threads: int = 1) -> list[Prediction]:
     """Answer each sample: a sentence, a picture's file, or a text file (.txt) of one sentence a line.
 
+    A mask is written as a picture of classes, below ``RUN/predictions``.
     A language model's answer is how the sentence goes on: the likeliest next words, read from a state of zeros.
 
     ONNX Runtime on the CPU, batch 1. Raises RunError where the run has not been exported, DataError for a sample that
@@ -59,12 +69,14 @@ def predict_run(run: str | Path, samples: Sequence[str], threads: int = 1) -> li
     paths = (directory.dense_onnx, directory.onnx)
     models = [Contender(path.stem, onnx=path) for path in paths]
     sessions = [open_session(path, threads) for path in paths]
-    encoder = reopen(directory.recipe(), directory.tokenizer, models[1].inputs[0].shape)
-    index, found = _index_of(sessions[1], directory.recipe().data.output), []
+    recipe = directory.recipe()
+    encoder = reopen(recipe, directory.tokenizer, models[1].inputs[0].shape)
+    task = encoder.task(task_for(recipe.data))
+    index, found = _index_of(sessions[1], task.output), []
     for sample in (sample for given in samples for sample in encoder.samples(given)):
         inputs = encoder.encode(sample)
         feeds = [_feeds(model, session, inputs) for model, session in zip(models, sessions, strict=True)]
-        found.append(_answered(sample, encoder, feeds, sessions, index))
+        found.append(_answered(sample, encoder, task, feeds, sessions, index, directory.predictions))
     return found
 
 
@@ -74,10 +86,19 @@ def side_by_side(predictions: Sequence[Prediction]) -> str:
     for p in predictions:
         lines.append(p.sample if len(p.sample) <= 100 else p.sample[:97] + "...")
         for name, answer in (("dense", p.dense), ("repacked", p.repacked)):
-            told = answer.next_words or {answer.label: answer.probability}
-            shares = "  ".join(f"{label}  {100 * share:.1f} %" for label, share in told.items())
-            lines.append(f"  {name:<9} {shares}  {answer.milliseconds:.3f} ms")
+            lines.append(f"  {name:<9} {_told(answer)}  {answer.milliseconds:.3f} ms")
     return "\n".join(lines)
+
+
+def _told(answer: Answer) -> str:
+    """What a model says, in words."""
+    shares = answer.next_words or {}
+    if answer.probability is not None:
+        shares = shares or {answer.label: answer.probability}
+    if answer.values and not answer.shares:
+        return "  ".join(f"{name}  {value:.4g}".strip() for name, value in answer.values.items())
+    words = "  ".join(f"{label}  {100 * share:.1f} %" for label, share in (answer.values or shares).items())
+    return f"{words}  {answer.mask}" if answer.mask else words
 
 
 def _feeds(model: Contender, session: onnxruntime.InferenceSession, inputs: Inputs) -> dict[str, np.ndarray]:
@@ -91,15 +112,24 @@ def _feeds(model: Contender, session: onnxruntime.InferenceSession, inputs: Inpu
 def _answered(
     sample: str,
     encoder: Encoder,
+    task: Task,
     feeds: Sequence[dict[str, np.ndarray]],
     sessions: Sequence[onnxruntime.InferenceSession],
     index: int,
+    folder: Path,
 ) -> Prediction:
     calls = [lambda s=session, f=given: s.run(None, f) for session, given in zip(sessions, feeds, strict=True)]
     times = 1e3 * np.median(interleave(calls, REPETITIONS), axis=0)
     answers = []
-    for call, milliseconds in zip(calls, times, strict=True):
-        told = encoder.told(sample, np.asarray(call()[index]))
+    for name, call, milliseconds in zip(("dense", "repacked"), calls, times, strict=True):
+        given = np.asarray(call()[index])
+        said = task.answer(torch.from_numpy(given), encoder.classes) if given.dtype.kind == "f" else None
+        if said is not None:
+            mask = None if said.mask is None else encoder.draw(said.mask.numpy(), folder, f"{Path(sample).stem}-{name}")
+            first = next(iter(said.values), "")
+            answers.append(Answer(first, None, float(milliseconds), values=said.values, mask=mask, shares=said.shares))
+            continue
+        told = encoder.told(sample, given)
         label, share = next(iter(told.items()))
         answers.append(Answer(label, share, float(milliseconds), told if encoder.continues else {}))
     return Prediction(sample, *answers)

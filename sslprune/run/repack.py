@@ -60,6 +60,7 @@ def _repack(directory: RunDirectory, target: RunDirectory, show: Show, program: 
         torch.set_num_threads(recipe.run.threads)
     data, device = build_data(recipe, show), device_of(recipe.run)
     dense, masked = load_trained(recipe.model, directory.dense), load_trained(recipe.model, directory.masked)
+    data = data.taught_by(load_trained(recipe.model, directory.dense))
     args, kwargs = data.example_for(masked)
     with show.progress("repacking"):
         program = program.on("cpu") if program is not None else None

@@ -34,6 +34,7 @@ def sensitivity(
     """
     if not recipe.budget.given or recipe.budget.measure == "latency":
         raise RecipeError("--sensitivity: it goes by budget.macs or budget.parameters, and the recipe has neither")
+    data = data.taught_by(model)
     section = (recipe.calibrate or CalibrateSection()).model_copy(update={"candidates": 1, "samples": samples})
     chosen = select_with_sections(find_axes(program), recipe.prune)
     axes = [axis for axis, _ in chosen]

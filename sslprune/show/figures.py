@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from rich.text import Text
 
 from sslprune.report import Speedup
-
-PERCENT = frozenset({"accuracy", "f1"})  # metrics in percent
+from sslprune.values.metrics import PERCENT
 
 
 def faster(speedup: Speedup) -> Text:

@@ -9,6 +9,7 @@ from rich.text import Text
 from sslprune.kinds.table import kind_of
 from sslprune.report import Inspection, Sensitivity
 from sslprune.show.figures import counts
+from sslprune.values.metrics import figure
 
 
 def inspection(found: Inspection) -> RenderableType:
@@ -61,9 +62,9 @@ def _felt(found: Sensitivity) -> tuple[RenderableType, ...]:
     budgets = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
     for heading in (f"{found.measure} that remain", "divergence, cut", "repaired", *found.dense):
         budgets.add_column(heading, justify="right", no_wrap=True)
-    budgets.add_row("100 %", "", "", *(f"{value:.2f}" for value in found.dense.values()))
+    budgets.add_row("100 %", "", "", *map(figure, found.dense.values()))
     for point in found.budgets:
-        scores = (f"{value:.2f}" for value in point.metrics.values())
+        scores = map(figure, point.metrics.values())
         budgets.add_row(f"{100 * point.fraction:.0f} %", f"{point.cut:.3g}", f"{point.repaired:.3g}", *scores)
     said = f"what the outputs feel, on {found.samples:,} samples, without training (see `sslprune calibrate`)"
     return ("", Text(said, style="bold"), "", axes, "", budgets)

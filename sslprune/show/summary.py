@@ -25,8 +25,9 @@ from sslprune.report import (
     prediction_text,
     realised,
 )
-from sslprune.show.figures import PERCENT, counts, faster, ms, score, scores, size_text
+from sslprune.show.figures import counts, faster, ms, score, scores, size_text
 from sslprune.show.speed import changes, curve_table, operators, variants
+from sslprune.values.metrics import PERCENT, signed
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def _headline(report: Report) -> Text:
         f"{dense.parameters / small.parameters:.2f}x fewer parameters",
     ]
     for name, before in dense.metrics.items():
-        story.append(f"{name} {small.metrics[name] - before:+.2f}{' points' * (name in PERCENT)}")
+        story.append(f"{name} {signed(small.metrics[name] - before)}{' points' * (name in PERCENT)}")
     return Text.assemble((report.recipe, "bold"), "  ", (", ".join(story), "bold green"))
 
 
@@ -149,7 +150,7 @@ def _figures(report: Report) -> Table:
     for name, before in dense.metrics.items():
         after = small.metrics.get(name, float("nan"))
         unit = " points" if name in PERCENT else ""
-        change = f"{abs(after - before):.2f}{unit} {'lower' if after < before else 'higher'}"
+        change = f"{signed(abs(after - before))[1:]}{unit} {'lower' if after < before else 'higher'}"
         scores = (score(name, before), score(name, after))
         table.add_row(f"test {name}", *scores, "the same" if after == before else change)
     _latencies(table, dense.latency, small.latency, report.speedup)

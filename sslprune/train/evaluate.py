@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from sslprune.errors import DataError
 from sslprune.values.carry import carrying
 from sslprune.values.inputs import Inputs, call
 from sslprune.values.tasks import Task
 
 
 @torch.inference_mode()
-def evaluate(model: nn.Module, batches: Iterable[tuple[Inputs, Tensor]], task: Task | None = None) -> dict[str, float]:
+def evaluate(model: nn.Module, batches: Iterable[tuple[Inputs, Any]], task: Task | None = None) -> dict[str, float]:
     """Each metric of ``task`` (classification where it is None) over all ``batches``.
 
     A model that carries state does so from batch to batch. The model's mode (train or eval) is put back afterwards.
@@ -24,19 +24,14 @@ def evaluate(model: nn.Module, batches: Iterable[tuple[Inputs, Tensor]], task: T
     task = task or Task()
     was_training = model.training
     model.eval()
-    sums: dict[str, Tensor] = {}
+    scores = task.scores()
     try:
         step = carrying(model)
         for inputs, targets in batches:
-            outputs = call(step, inputs)
-            task.check(outputs, targets)
-            for name, part in task.measures(outputs, targets).items():
-                sums[name] = sums[name] + part if name in sums else part
+            scores.add(call(step, inputs), targets)
     finally:
         model.train(was_training)
-    if not sums:
-        raise DataError("the test data are empty; expected at least one batch")
-    return {name: task.metrics[name].finish(total) for name, total in sums.items()}
+    return scores.figures()
 
 
 @contextmanager

@@ -36,9 +36,10 @@ from sslprune.train.recalibrate import recalibrate
 from sslprune.train.schedule import Epoch, Schedule
 from sslprune.train.sparsity import Sparsity, build_controller
 from sslprune.train.step import Step
-from sslprune.train.teacher import build_teacher
+from sslprune.train.teacher import build_teacher, dense_of
 from sslprune.values.carry import carrying
 from sslprune.values.inputs import each
+from sslprune.values.metrics import figure
 from sslprune.values.selection import Selection
 from sslprune.values.threads import threads
 from sslprune.values.voice import SILENT, Voice
@@ -293,13 +294,15 @@ def train(
     goal: float | None = None,
     begin: Callable[[nn.Module], None] = lambda _: None,
     ready: Callable[[Data, nn.Module], None] = lambda data, model: None,
+    like: nn.Module | None = None,
 ) -> Program | None:
     """Train ``recipe``, or ``start`` by it, into ``files``; where its checkpoint exists, go on from there, to the same.
 
     Writes checkpoint.pt and history.json after each epoch, dense.safetensors (the model before any sparsity) and, last,
     selection.json and masked.safetensors; after the first epoch, the weights that a model without a checkpoint began
     with. Raises the errors of the recipe, its data, its model and its budget before any training, and TrainingError for
-    a loss that is not finite. ``ready`` is given data and model, and may raise before anything else does.
+    a loss that is not finite. ``ready`` is given data and model, and may raise before anything else does. ``like``:
+    what a task without labels learns from, where that is not the model that training begins with.
 
     In a sweep, ``previous`` is the finished point before this one: its masked weights and zeros are the beginning, and
     its dense model stays the dense one. ``goal`` is the sweep's smallest fraction, which has to be reachable as well.
@@ -317,6 +320,8 @@ def train(
         for note in notes if previous is None else ():
             show.say(note)
         data.check(model)
+        if data.task.taught:
+            data = data.taught_by(dense_of(like or model, previous))
         ready(data, model)
         trainer = Trainer(recipe, files, data, model, show, previous)
         if goal is not None and trainer.sparsity is not None:
@@ -330,7 +335,7 @@ def train(
 
 
 def _line(epoch: Epoch, record: dict[str, Any], judge: str, smaller: bool) -> str:
-    scores = ", ".join(f"{name} {value:.2f}" for name, value in record[judge].items())
+    scores = ", ".join(f"{name} {figure(value)}" for name, value in record[judge].items())
     plan = f" (plan {record['plan']:.3f})" if record["plan"] is not None else ""
     cost = f", cost {record['cost']:.3f}{plan}" if epoch.phase == "sparse" else ""
     size = f", {record['parameters']:,} parameters" if smaller else ""

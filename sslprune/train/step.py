@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -13,7 +13,11 @@ from torch.optim import Optimizer
 from sslprune.recipe import Recipe
 from sslprune.train.teacher import mixed_loss
 from sslprune.values.inputs import Inputs, call, each
+from sslprune.values.outputs import loss_in
+from sslprune.values.own_code import own_code
 from sslprune.values.tasks import Task
+
+MODEL = "model"  # train.loss: what the model returns, given its targets
 
 
 class Step:
@@ -32,7 +36,7 @@ class Step:
         student: Callable[..., Any],
         tutor: Callable[..., Any] | None,
         optimizer: Optimizer,
-        batch: tuple[Inputs, Tensor],
+        batch: tuple[Inputs, Any],
         lr: float,
         *,
         observe: Callable[[Tensor], None] | None = None,
@@ -58,12 +62,20 @@ class Step:
         return loss.detach() / section.loss_factor
 
     def _loss(
-        self, student: Callable[..., Any], tutor: Callable[..., Any] | None, inputs: Inputs, targets: Tensor
+        self, student: Callable[..., Any], tutor: Callable[..., Any] | None, inputs: Inputs, targets: Any
     ) -> Tensor:
-        outputs = call(student, inputs)
-        if not self.checked:  # once over the data is enough, and on a GPU each look waits for the device
+        own = self.recipe.train.loss == MODEL
+        outputs = call(student, with_targets(inputs, targets) if own else inputs)
+        if not self.checked and not own and self.task.is_usual:
+            # once over the data is enough, and on a GPU each look waits for the device
             self.task.check(outputs, targets)
-        loss = self.task.loss(outputs, targets, self.recipe.train.label_smoothing)
+        if own:
+            loss = loss_in(outputs)
+        elif self.task.own_loss is not None:
+            with own_code(f"train.loss: {self.recipe.train.loss} failed"):
+                loss = self.task.loss(outputs, targets)
+        else:
+            loss = self.task.loss(outputs, targets, self.recipe.train.label_smoothing)
         if tutor is None or self.recipe.distill is None:
             return loss
         with torch.no_grad():
@@ -75,3 +87,13 @@ class Step:
         if amp == "bf16" or (amp == "auto" and self.device.type == "cuda" and torch.cuda.is_bf16_supported()):
             return torch.autocast(self.device.type, torch.bfloat16)
         return nullcontext()
+
+
+def with_targets(inputs: Inputs, targets: Any) -> Any:
+    """What a model that returns its own loss is called with: the targets by name, ``labels`` unless they have names.
+
+    A model of positional inputs gets them as its last argument.
+    """
+    if not isinstance(inputs, Mapping):
+        return (*inputs, targets)
+    return {**inputs, **targets} if isinstance(targets, Mapping) else {**inputs, "labels": targets}

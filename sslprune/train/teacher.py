@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from sslprune.data import Data
 from sslprune.errors import RecipeError, RunError, SslpruneError
-from sslprune.models.build import build_model, load_trained
+from sslprune.models.build import build_model, load_checkpoint, load_trained, load_weights
 from sslprune.recipe import DistillSection, ModelSection, TeacherSection, load_recipe
 from sslprune.train.checkpoint import TrainingFiles
 from sslprune.values.carry import carrying
@@ -39,8 +40,10 @@ def build_teacher(section: TeacherSection, student: nn.Module, data: Data) -> nn
         said = " ".join(str(error).split())
         raise RecipeError(f"{FIELD}: cannot take the model's inputs: {said[:200]}") from error
     if theirs != ours:
+        shown = [", ".join(map(str, shapes)) for shapes in (theirs, ours)]
         raise RecipeError(
-            f"{FIELD}: gives outputs of shape {theirs} where the model gives {ours}; it has to know the same classes"
+            f"{FIELD}: gives outputs of shape {shown[0]} where the model gives {shown[1]}; it has to know the same "
+            "classes"
         )
     return teacher
 
@@ -62,19 +65,28 @@ def as_model(section: TeacherSection) -> ModelSection:
 
 
 @torch.no_grad()
-def _shape(model: nn.Module, data: Data) -> tuple[int, ...]:
-    """The shape of what ``model`` says of the data's example."""
+def _shape(model: nn.Module, data: Data) -> list[tuple[int, ...]]:
+    """The shapes of what ``model`` says of the data's example."""
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     args, kwargs = arguments(each(data.example, lambda value: value.to(device)))
     was_training = model.training
     model.eval()
     try:
-        return tuple(data.task.logits(carrying(model)(*args, **kwargs)).shape)
+        return [tuple(said.shape) for said in data.task.said(carrying(model)(*args, **kwargs))]
     finally:
         model.train(was_training)
 
 
-def mixed_loss(loss: Tensor, outputs: Any, taught: Any, targets: Tensor, task: Task, section: DistillSection) -> Tensor:
+def dense_of(model: nn.Module, previous: TrainingFiles | None) -> nn.Module:
+    """What the run's dense model is, before anything is trained; of a sweep that of its first point."""
+    if previous is None:
+        return model
+    dense = copy.deepcopy(model)
+    load_weights(dense, load_checkpoint(previous.dense), previous.dense)
+    return dense
+
+
+def mixed_loss(loss: Tensor, outputs: Any, taught: Any, targets: Any, task: Task, section: DistillSection) -> Tensor:
     """``loss`` and the distance to what the teacher said of the same batch, weighted as ``section`` says."""
     distance = task.distillation(outputs, taught, targets, section.temperature)
     return (1 - section.weight) * loss + section.weight * distance

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -64,3 +65,26 @@ def listed(outputs: Any) -> str:
     """The tensors of some outputs for people: ``logits (2, 10), boxes (2, 4)``."""
     shown = zip(output_names(outputs), tensors_in(outputs), strict=True)
     return ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in shown)
+
+
+def loss_in(outputs: Any) -> Tensor:
+    """The loss that a model returns itself: ``loss``, the sum of a dict of losses, the first number of a tuple, or all.
+
+    Raises DataError where the outputs hold none.
+    """
+    named = outputs.get("loss") if isinstance(outputs, Mapping) else getattr(outputs, "loss", None)
+    if isinstance(named, Tensor):
+        return named.mean()
+    if isinstance(outputs, Mapping) and outputs and all(_is_number(value) for value in outputs.values()):
+        return torch.stack([value.reshape(()) for value in outputs.values()]).sum()
+    first = outputs[0] if isinstance(outputs, tuple | list) and outputs else outputs
+    if _is_number(first):
+        return first.reshape(())
+    raise DataError(
+        f'train.loss: the model returns {listed(outputs) or type(outputs).__name__}, and no loss; expected "loss", a '
+        "number, or a dict of numbers when it is given its targets"
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.numel() == 1 and value.is_floating_point()
