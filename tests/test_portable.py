@@ -33,6 +33,22 @@ class Projected(nn.Module):
         return self.head(y), h.transpose(0, 1), c.transpose(0, 1)
 
 
+class Begun(nn.Module):
+    """The same with learned first states, which are the same for every sequence; the last cell states are read."""
+
+    def __init__(self, layers: int, bidirectional: bool, learned: bool) -> None:
+        super().__init__()
+        self.rnn = nn.LSTM(8, 12, layers, proj_size=5, bidirectional=bidirectional, batch_first=True)
+        self.head, self.learned = nn.Linear(10 if bidirectional else 5, 3), learned
+        number = layers * (2 if bidirectional else 1)
+        self.h, self.c = nn.Parameter(torch.zeros(number, 1, 5)), nn.Parameter(torch.zeros(number, 1, 12))
+
+    def forward(self, x: Tensor) -> Any:
+        begin = (self.h.expand(-1, x.shape[0], -1), self.c.expand(-1, x.shape[0], -1)) if self.learned else None
+        y, (_, c) = self.rnn(x, begin)
+        return self.head(y), c.sum((0, 2))
+
+
 class Heads(nn.Module):
     """Attention over the pixels of an image, with the batch and the heads as one dimension (BoTNet's shape)."""
 
@@ -71,6 +87,27 @@ class Repeated(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(F.relu(self.b(F.relu(self.a(x)).repeat_interleave(2, dim=1, output_size=12))))
+
+
+@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize(("layers", "bidirectional"), [(1, False), (2, True)])
+def test_a_projection_that_is_left_square_stays_one(
+    layers: int, bidirectional: bool, learned: bool, tmp_path: Path
+) -> None:
+    model, x = lively_(Begun(layers, bidirectional, learned)).eval(), torch.randn(2, 6, 8)
+    program = sslprune.trace(model, (x,))
+    axes = sslprune.find_axes(program)
+    for axis in axes:
+        if axis.kind == "hidden":
+            assert axis.exact
+            zero_groups(model, axis, range(3, 10))
+    small = sslprune.repack(model, program, axes)  # compared with the model in both modes
+    assert {p.shape[1] for name, p in small.named_parameters() if "weight_hr" in name} == {5}
+    assert {p.shape[0] for name, p in small.named_parameters() if "weight_hh" in name} == {20}
+    sslprune.export_onnx(small, (x,), tmp_path / "small.onnx")  # compared with ONNX Runtime
+    trained = small.train()(x)[0].square().mean()
+    trained.backward()
+    assert all(p.grad is not None for name, p in small.named_parameters() if "rnn" in name)
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])

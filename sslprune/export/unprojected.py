@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.utils import _pytree as pytree
 
 from sslprune.errors import ExportError
 
@@ -91,8 +92,13 @@ def _rewrite(module: fx.GraphModule, node: fx.Node) -> None:
     graph.erase_node(node)
 
 
+@torch.no_grad()
 def _tensor(module: fx.GraphModule, node: fx.Node) -> Tensor:
+    """The numbers of a weight, which may be computed of others: what a repack leaves square is padded in the graph."""
+    if node.op == "call_function":
+        args, kwargs = pytree.tree_map_only(fx.Node, lambda n: _tensor(module, n), (node.args, dict(node.kwargs)))
+        return node.target(*args, **kwargs)  # type: ignore[operator]
     if node.op != "get_attr":
-        raise ExportError(f"an LSTM's projection is computed ({node.name}); ONNX needs it as a weight")
+        raise ExportError(f"an LSTM's projection is computed from the input {node.name}; ONNX needs it as a weight")
     path, _, name = str(node.target).rpartition(".")
     return getattr(module.get_submodule(path), name)

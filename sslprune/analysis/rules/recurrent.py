@@ -33,6 +33,10 @@ class _Layer:
     hidden: Dim
     out: Dim  # the projection's dimension where there is one, else the hidden one
 
+    def looks_plain(self, r: Any) -> bool:
+        """Whether what is left of a projection is square: torch knows one by its sizes, which differ, and by no name."""
+        return self.out is not self.hidden and bool(r.size(self.out) == r.size(self.hidden))
+
 
 def _recurrent(gates: int, states: int, runs_as: str) -> Rule:
     def rule(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
@@ -54,7 +58,8 @@ def _recurrent(gates: int, states: int, runs_as: str) -> Rule:
                 g.freeze(g.dims(state)[:-1], node, "one state a layer")
                 g.unify(g.dims(state)[-1], layers[0].out if i == 0 else layers[0].hidden, node)
         last = layers[-1]
-        g.out(node, [*x[:-1], concatenate([last.out] * directions)], _zero(last, last.out, started))
+        cells = [s for s in started if s is not initial[0] or last.out is last.hidden]  # what starts the hidden units
+        g.out(node, [*x[:-1], concatenate([last.out] * directions)], _zero(last, last.out, cells))
         lead = x[:-1][(0 if a.batch_first else 1) : (1 if a.batch_first else 2)] if len(x) == 3 else []
         alone: dict[tuple[int, int], fx.Node] = {}  # in the graph that a repack makes: (state, layer), where unstacked
         for i in range(states):
@@ -63,9 +68,9 @@ def _recurrent(gates: int, states: int, runs_as: str) -> Rule:
                 layer = layers[index // directions]
                 width = layer.out if i == 0 else layer.hidden
                 take = partial(_entry, alone=alone, state=i + 1, layer=index // directions, at=index % directions)
-                parts.append(Part((*lead, width), _zero(layer, width, started), take))
+                parts.append(Part((*lead, width), _zero(layer, width, cells), take))
             g.out_parts(node, 0, parts)
-        g.on_repack(node, lambda r: _unstack(r, node, a, layers, directions, initial, started, alone))
+        g.on_repack(node, lambda r: _unstack(r, node, a, layers, directions, initial, started, alone, gates))
 
     return rule
 
@@ -142,19 +147,21 @@ def _unstack(
     initial: list[fx.Node],
     started: list[fx.Node],
     alone: dict[tuple[int, int], fx.Node],
+    gates: int,
 ) -> None:
     """One operator a layer, each with its own width and its own slice of the initial state."""
     alone.clear()
     if not any(r.changed(layer.hidden) or r.changed(layer.out) for layer in layers):
         return
-    if len(layers) == 1 and len(started) == len(initial):
+    if len(layers) == 1 and len(started) == len(initial) and not layers[0].looks_plain(r):
         return  # its weights and its state are smaller, and it takes both as they come
     aten, graph, new = torch.ops.aten, r.node.graph, r.mapped
-    results: list[fx.Node] = []
+    results: list[tuple[fx.Node, int]] = []  # each layer's operator, and how many units it has too many
     with graph.inserting_before(r.node):
         value = new(a.input)
         for index, layer in enumerate(layers):
             begin = []
+            more = int(layer.looks_plain(r))  # a hidden unit whose weights are zero: it stays at zero, and adds nothing
             for i, state in enumerate(initial):
                 width = layer.out if i == 0 else layer.hidden
                 if state in started:
@@ -163,14 +170,22 @@ def _unstack(
                             aten.slice.Tensor, (new(state), 0, index * directions, (index + 1) * directions)
                         )
                     )
+                    if more and i > 0:
+                        begin[-1] = graph.call_function(aten.constant_pad_nd.default, (begin[-1], [0, more]))
                 else:
-                    begin.append(_zeros(new(state), directions, r.size(width)))
+                    begin.append(_zeros(new(state), directions, r.size(width) + (more if i > 0 else 0)))
             params = [new(tensor) for own in layer.weights for tensor in own]
+            if more:
+                params = [
+                    _widened(new(tensor), more, None if tensor is own[-1] else gates)
+                    for own in layer.weights
+                    for tensor in own
+                ]
             rest = (a.has_biases, 1, 0.0, a.train, a.bidirectional, a.batch_first)
             hx = begin if isinstance(a.hx, Sequence) else begin[0]
             made = graph.call_function(node.target, (value, hx, params, *rest))
             made.meta = dict(node.meta)
-            results.append(made)
+            results.append((made, more))
             value = graph.call_function(operator.getitem, (made, 0))
             if a.dropout and index + 1 < len(layers):
                 value = graph.call_function(aten.dropout.default, (value, a.dropout, a.train))
@@ -178,10 +193,24 @@ def _unstack(
             which = user.args[1]
             replacement = value
             if which > 0:
-                parts = [graph.call_function(operator.getitem, (made, which)) for made in results]
+                parts = [graph.call_function(operator.getitem, (made, which)) for made, _ in results]
+                for layer, (part, (_, more)) in enumerate(zip(parts, results, strict=True)):
+                    if more and which > 1:
+                        parts[layer] = graph.call_function(aten.slice.Tensor, (part, -1, 0, -more))
                 alone |= {(which, layer): part for layer, part in enumerate(parts)}
                 replacement = graph.call_function(aten.cat.default, (parts, 0)) if len(parts) > 1 else parts[0]
             r.replace(user, replacement)
+
+
+def _widened(weight: fx.Node, more: int, gates: int | None) -> fx.Node:
+    """``weight`` with ``more`` hidden units of zeros: in the rows of each gate, or in the columns where ``gates`` is None."""
+    aten, graph = torch.ops.aten, weight.graph
+    if gates is None:
+        return graph.call_function(aten.constant_pad_nd.default, (weight, [0, more]))
+    rest = weight.meta["val"].dim() - 1
+    by_gate = graph.call_function(aten.unflatten.int, (weight, 0, [gates, -1]))
+    padded = graph.call_function(aten.constant_pad_nd.default, (by_gate, [0, 0] * rest + [0, more]))
+    return graph.call_function(aten.flatten.using_ints, (padded, 0, 1))
 
 
 def _zeros(state: fx.Node, first: int, last: int) -> fx.Node:
