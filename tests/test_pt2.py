@@ -27,10 +27,11 @@ import sslprune
 from sslprune.bench import bench_files
 from sslprune.bench.footprint import footprint
 from sslprune.cli import app
-from sslprune.errors import CheckpointError, SslpruneError
+from sslprune.errors import CheckpointError, RecipeError, SslpruneError
 from sslprune.export.program import save_program
-from sslprune.models.build import load_program
+from sslprune.models.build import build_model, load_program
 from sslprune.models.pt2 import read_program
+from sslprune.recipe import ModelSection
 
 WEIGHTS, CONSTANTS = "data/weights/model_weights_config.json", "data/constants/model_constants_config.json"
 SAMPLES, GRAPH = "data/sample_inputs/model.pt", "models/model.json"
@@ -266,6 +267,12 @@ def test_every_reader_refuses(
         result = CliRunner().invoke(app, [str(word) for word in words])
         assert result.exit_code == 1 and "could run code" in result.stderr.splitlines()[-1]
     assert not marker.exists() and not (tmp_path / "new").exists()
+
+
+def test_a_program_takes_no_arguments(good: Path) -> None:
+    section = ModelSection(factory=str(good), arguments={"depth": 3})
+    with pytest.raises(RecipeError, match=r"model.arguments: .*good.pt2 is an exported program, .* got depth"):
+        build_model(section)
 
 
 def test_only_one_function_reads_pt2() -> None:

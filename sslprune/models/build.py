@@ -33,6 +33,11 @@ def build_model(section: ModelSection) -> tuple[nn.Module, list[str]]:
     if section.factory.startswith(PREFIX):
         model, notes = load_model(section.factory.removeprefix(PREFIX), section.arguments)
     elif section.factory.endswith(".pt2"):
+        if section.arguments:
+            raise RecipeError(
+                f"model.arguments: {section.factory} is an exported program, which takes none; got "
+                f"{', '.join(section.arguments)}; leave them out"
+            )
         model = load_program(section.factory)
     else:
         model = call_factory(
