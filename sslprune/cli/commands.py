@@ -16,9 +16,11 @@ from sslprune.cli.guard import guarded
 from sslprune.cli.options import (
     BaselineOption,
     Beginning,
+    BudgetsOption,
     Debug,
     Device,
     Force,
+    InputsOption,
     Json,
     RecipeFile,
     Resume,
@@ -28,6 +30,7 @@ from sslprune.cli.options import (
     SensitivityOption,
     Sets,
     dims_of,
+    is_model,
     one_of,
 )
 from sslprune.cli.parts import directory_of, load, print_json, show_of, tell_verdict
@@ -66,18 +69,32 @@ def init(
 
 @guarded
 def inspect(
-    recipe: RecipeFile,
+    subject: Annotated[
+        str,
+        typer.Argument(
+            metavar="RECIPE|MODEL",
+            help="A recipe, or a model alone: torchvision:resnet50, timm:NAME, hf:DIRECTORY, file.py:callable, x.pt2.",
+            show_default=False,
+        ),
+    ],
     sets: Sets = None,
+    inputs: InputsOption = None,
+    budgets: BudgetsOption = None,
     sensitivity: SensitivityOption = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Show the axes of a model: what can be removed, what one group of it costs, and what stands in the way."""
+    """Show the axes of a model: what can be removed, what one group of it costs, and what stands in the way.
+
+    Example: sslprune inspect torchvision:resnet50 --budget 0.7 --budget 0.5
+    """
     show = show_of(as_json)
-    loaded = load(recipe, sets)
+    from sslprune.run.inspect import bare_recipe
     from sslprune.run.inspect import inspect as inspect_model
 
-    inspection = inspect_model(loaded, show, sensitivity)
+    bare = is_model(subject)
+    loaded = bare_recipe(subject, sets or []) if bare else load(Path(subject), sets)
+    inspection = inspect_model(loaded, show, sensitivity, inputs=inputs or [], budgets=budgets or [], bare=bare)
     if as_json:
         print_json(inspection.model_dump())
     else:
@@ -199,6 +216,7 @@ def control(
     run: RunFolder,
     name: Annotated[
         Beginning,
+    BudgetsOption,
         typer.Option(
             "--from", help="Where it starts: the dense model, weights drawn anew, or the run's first weights."
         ),

@@ -42,6 +42,26 @@ SensitivityOption = Annotated[
 ]
 
 
+InputsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input",
+        metavar="[NAME=][TYPE:]SHAPE",
+        help="What the model is called with, in place of data: 1,3,224,224 or int64:1,64; may be repeated.",
+        show_default=False,
+    ),
+]
+BudgetsOption = Annotated[
+    list[float] | None,
+    typer.Option(
+        "--budget",
+        metavar="FRACTION",
+        help="Show widths, MACs, parameters and milliseconds at this share of the budget; may be repeated.",
+        show_default=False,
+    ),
+]
+
+
 class Beginning(StrEnum):
     """Where a control starts from."""
 
@@ -77,3 +97,8 @@ def dims_of(dims: list[str]) -> dict[str, int]:
             raise typer.BadParameter(f"expected NAME=SIZE, e.g. sequence=128; got {dim!r}", param_hint="--dim")
         sizes[name] = int(size)
     return sizes
+
+
+def is_model(word: str) -> bool:
+    """Whether a word names a model and no recipe: a factory has a colon, and a program its suffix."""
+    return word.endswith(".pt2") or (":" in word and not word.endswith(".toml") and not Path(word).is_file())

@@ -16,7 +16,8 @@ from sslprune.errors import CheckpointError, RecipeError, first_line
 from sslprune.models.checkpoint import load_checkpoint as load_checkpoint
 from sslprune.models.checkpoint import load_weights as load_weights
 from sslprune.models.checkpoint import unwrap
-from sslprune.models.huggingface import PREFIX, load_model
+from sslprune.models.huggingface import PREFIX, kind_of_directory, load_model
+from sslprune.models.libraries import library_of, published
 from sslprune.models.pt2 import read_program
 from sslprune.recipe import ModelSection, RunSection
 from sslprune.values.own_code import own_code, where
@@ -25,7 +26,8 @@ from sslprune.values.own_code import own_code, where
 def build_model(section: ModelSection) -> tuple[nn.Module, list[str]]:
     """The model of a recipe, with its checkpoint loaded, and one note for each thing that the loader unwrapped.
 
-    The factory is "module:callable", "file.py:callable", "hf:<kind>" (see ``models.huggingface``), or a .pt2 file.
+    The factory is "module:callable", "file.py:callable", "torchvision:name", "timm:name", "hf:<kind>" (see
+    ``models.huggingface``), or a .pt2 file.
 
     Raises RecipeError for a factory that cannot be called, CheckpointError for weights that do not fit.
     """
@@ -40,9 +42,8 @@ def build_model(section: ModelSection) -> tuple[nn.Module, list[str]]:
             )
         model = load_program(section.factory)
     else:
-        model = call_factory(
-            find_callable(section.factory, "model.factory"), "model", section.factory, section.arguments
-        )
+        factory = find_factory(section.factory, "model.factory")
+        model = call_factory(factory, "model", section.factory, section.arguments)
     if not isinstance(model, nn.Module):
         raise RecipeError(f"model.factory: {section.factory} returned {type(model).__name__}; expected an nn.Module")
     empty = next((name for name, value in model.state_dict().items() if value.is_meta), None)
@@ -83,6 +84,22 @@ def call_factory(factory: Callable[..., Any], section: str, name: str, arguments
         except (TypeError, ValueError) as error:
             said = first_line(error)
             raise RecipeError(f"{section}.arguments: {name} refuses {arguments}: {said}{where(error)}") from error
+
+
+def model_table(word: str) -> dict[str, Any]:
+    """The [model] of a recipe for one word: "hf:directory" by what its configuration says it is, any factory as it is.
+
+    Raises RecipeError for a directory whose configuration cannot be read.
+    """
+    path = word.removeprefix(PREFIX)
+    if word.startswith(PREFIX) and ("/" in path or Path(path).exists()):
+        return {"factory": PREFIX + kind_of_directory(path), "arguments": {"path": path}}
+    return {"factory": word}
+
+
+def find_factory(reference: str, field: str) -> Callable[..., Any]:
+    """What makes a model: of a library by the name that it has there, or any callable."""
+    return published(reference, field) if library_of(reference) else find_callable(reference, field)
 
 
 def find_callable(reference: str, field: str) -> Callable[..., Any]:

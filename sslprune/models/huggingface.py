@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ def load_model(kind: str, arguments: dict[str, Any]) -> tuple[nn.Module, list[st
     """
     library, options = _library("model.factory"), dict(arguments)
     path = options.pop("path", None)
-    name = "AutoModelFor" + "".join(SAID.get(word, word.capitalize()) for word in kind.split("-"))
+    name = class_of(kind)
     auto = getattr(library, name, None)
     if auto is None:
         raise RecipeError(f'model.factory: transformers has no {name}; e.g. "hf:sequence-classification"')
@@ -67,6 +68,26 @@ def load_model(kind: str, arguments: dict[str, Any]) -> tuple[nn.Module, list[st
     if unexpected:
         notes.append(f"{Path(path).name}: left out {few(unexpected, 6)}, which the model does not have")
     return model, notes
+
+
+def kind_of_directory(path: str) -> str:
+    """What "hf:<kind>" the model in the directory ``path`` is, by its configuration: "sequence-classification".
+
+    One without a head of its own is taken for a classifier of sequences. Raises RecipeError as ``load_model`` does.
+    """
+    library = _library("model.factory")
+    with _quiet(library):
+        named = (_config(library, path).architectures or [""])[0]
+    if "LMHead" in named:
+        return "causal-lm"
+    words = re.findall(r"[A-Z]+(?![a-z])|[A-Z][a-z0-9]*", named.partition("For")[2])
+    kind = "-".join(word.lower() for word in words)
+    return kind if kind and hasattr(library, class_of(kind)) else "sequence-classification"
+
+
+def class_of(kind: str) -> str:
+    """The name of transformers' Auto class for "hf:<kind>"."""
+    return "AutoModelFor" + "".join(SAID.get(word, word.capitalize()) for word in kind.split("-"))
 
 
 def longest_of(arguments: dict[str, Any]) -> int | None:

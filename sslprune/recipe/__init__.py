@@ -20,7 +20,7 @@ from sslprune.recipe.method import (
 )
 from sslprune.recipe.model import ModelSection, RunSection
 from sslprune.recipe.output import ControlSection, ExportSection, GateSection, GatesSection
-from sslprune.recipe.reading import load_recipe, parse_recipe, parse_sparsifying
+from sslprune.recipe.reading import load_recipe, overridden, parse_recipe, parse_sparsifying
 from sslprune.recipe.recipe import Recipe, Sparsifying
 
 __all__ = [
@@ -47,6 +47,7 @@ __all__ = [
     "TeacherSection",
     "TrainSection",
     "load_recipe",
+    "overridden",
     "parse_recipe",
     "parse_sparsifying",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import json
 import tomllib
@@ -35,8 +36,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         raise RecipeError(f"{path}: no such recipe; `sslprune init` writes one") from None
     except (OSError, ValueError, RecursionError) as error:  # TOMLDecodeError is a ValueError
         raise RecipeError(f"{path}: not a readable TOML file: {first_line(error)}") from error
-    for override in overrides:
-        _set(values, override)
+    values = overridden(values, overrides)
     values.setdefault("name", path.stem)
     return parse_recipe(values, path.name, path.parent)
 
@@ -76,6 +76,14 @@ def _checked(section: type[Checked], values: dict[str, Any], source: str) -> Che
         raise RecipeError(f"{source}: {_explain(first)}{more}") from error
     except RecursionError as error:
         raise RecipeError(f"{source}: tables or lists nested too deeply") from error
+
+
+def overridden(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """``values`` with each "key.path=value" of ``overrides`` set; raises RecipeError for one that cannot be."""
+    values = copy.deepcopy(values)
+    for override in overrides:
+        _set(values, override)
+    return values
 
 
 def _set(values: dict[str, Any], override: str) -> None:

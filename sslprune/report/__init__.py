@@ -3,7 +3,15 @@
 from sslprune.report.curve import curve_rows
 from sslprune.report.figures import Control, Figures, OnnxCheck, Size, Variant, read_controls
 from sslprune.report.gates import compare_reports, judge
-from sslprune.report.inspection import AxisFacts, AxisSensitivity, BudgetSensitivity, Inspection, Sensitivity
+from sslprune.report.inspection import (
+    AxisFacts,
+    AxisSensitivity,
+    BudgetLook,
+    BudgetSensitivity,
+    Inspection,
+    Least,
+    Sensitivity,
+)
 from sslprune.report.judgement import Baseline, Change, Gate
 from sslprune.report.values import (
     SCHEMA_FILE,
@@ -40,6 +48,7 @@ __all__ = [
     "AxisSensitivity",
     "Baseline",
     "Budget",
+    "BudgetLook",
     "BudgetSensitivity",
     "Change",
     "Control",
@@ -49,6 +58,7 @@ __all__ = [
     "Gate",
     "Inspection",
     "Latency",
+    "Least",
     "OnnxCheck",
     "OperatorTime",
     "Profile",

@@ -54,6 +54,30 @@ class Sensitivity(Record):
     budgets: list[BudgetSensitivity]
 
 
+class Least(Record):
+    """The least ``fraction`` of the dense ``measure`` that can be reached: a kind's, "all" kinds', or the "recipe"'s."""
+
+    what: str
+    measure: str
+    fraction: float
+    axes: int
+
+
+class BudgetLook(Record):
+    """What one budget leaves where all axes give about the same share: groups by axis, and what the model would cost.
+
+    ``ms``: the layers with multiply-accumulates, each timed by itself, one thread. None: it cannot be reached.
+    """
+
+    fraction: float
+    measure: str
+    macs: int | None = None
+    parameters: int | None = None
+    dense_ms: float | None = None
+    ms: float | None = None
+    widths: dict[str, int] = {}
+
+
 class Inspection(Record):
     """A model with what may be removed from it; ``notes`` are what its loader and its tracing had to say.
 
@@ -66,4 +90,6 @@ class Inspection(Record):
     macs: int
     axes: list[AxisFacts]
     notes: list[str]
+    least: list[Least] = []
+    budgets: list[BudgetLook] = []
     sensitivity: Sensitivity | None = None

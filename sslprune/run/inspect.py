@@ -2,41 +2,72 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+from torch import nn
 
 from sslprune.capture.trace import trace
-from sslprune.choose.sections import select
+from sslprune.choose.sections import select_with_sections
 from sslprune.cost.counts import Cost
-from sslprune.data import build_data
-from sslprune.errors import RecipeError
+from sslprune.data import Data, build_data
+from sslprune.errors import DataError, RecipeError
 from sslprune.kinds.find import find_axes
-from sslprune.models.build import build_model, count_parameters, count_trained
-from sslprune.recipe import Recipe
+from sslprune.models.build import build_model, count_parameters, count_trained, model_table
+from sslprune.models.example import Example, example_from, example_of
+from sslprune.recipe import PruneSection, Recipe, overridden, parse_recipe
 from sslprune.report import AxisFacts, Inspection
+from sslprune.run.look import check_fractions, least_of, looks, proposed
 from sslprune.run.sensitivity import sensitivity
 from sslprune.show.terminal import Show
+from sslprune.values.axes import Axis
 from sslprune.values.selection import Selection
 
 
-def inspect(recipe: Recipe, show: Show, samples: int | None = None) -> Inspection:
+def inspect(
+    recipe: Recipe,
+    show: Show,
+    samples: int | None = None,
+    *,
+    inputs: Sequence[str] = (),
+    budgets: Sequence[float] = (),
+    bare: bool = False,
+) -> Inspection:
     """Every axis of the recipe's model, with what one group costs and whether the recipe prunes it.
 
-    With ``samples`` of the training data also a map of what the model feels.
+    With ``samples`` of the training data also a map of what the model feels. ``budgets``: fractions of which the widths
+    and their costs are told. ``inputs`` say what the model is called with ("1,3,224,224"); no data are read then, nor
+    for a ``bare`` recipe, which is of a model alone and prunes all that it can.
     """
+    check_fractions(budgets)
+    given = example_from(inputs) if inputs else None
     model, notes = build_model(recipe.model)
-    data = build_data(recipe, show)
-    data.check(model)
-    args, kwargs = data.example_for(model)
+    data, example = (None, given) if given or bare else _data(recipe, model, show, notes)
+    if data is None and samples is not None:
+        raise RecipeError("--sensitivity: it reads samples of the training data; give a recipe with [data]")
+    if data is None:
+        example = example or example_of(model, recipe.model.factory)
+        example.check(model)
+        args, kwargs, sequence = example.args, example.kwargs, example.sequence
+    else:
+        args, kwargs = data.example_for(model)
+        sequence = data.sequence
     with show.progress("finding the axes"):
-        program = trace(model, args, kwargs, sequence=data.sequence)
+        program = trace(model, args, kwargs, sequence=sequence)
         axes = find_axes(program)
+        sections = proposed(axes) if bare else recipe.prune
+        chosen: list[tuple[Axis, PruneSection]] = []
         try:
-            pruned = {axis.name for axis in select(axes, recipe.prune)}
+            chosen = select_with_sections(axes, sections)
         except RecipeError as error:  # the axes are what a person needs to see to mend it
-            pruned, notes = set(), [*notes, str(error)]
+            notes, sections = [*notes, str(error)], []
+        pruned = {axis.name for axis, _ in chosen}
         cost = Cost(program, axes)
         nothing = Selection.none(axes)
         savings = [cost.savings(nothing, "parameters"), cost.savings(nothing, "macs")]
+        least = least_of(program, axes, sections, recipe.budget, recipe.lasso)
+    batch = (recipe.bench.batch_sizes or [1])[0]
+    found = looks(model, program, chosen, recipe.budget, recipe.lasso, budgets, batch, show) if chosen else []
     without = {alias for name in program.untrained for alias in program.aliases[name]}
     facts = [
         AxisFacts(
@@ -59,5 +90,35 @@ def inspect(recipe: Recipe, show: Show, samples: int | None = None) -> Inspectio
         macs=round(cost.macs()),
         axes=facts,
         notes=[*notes, *program.notes],
-        sensitivity=sensitivity(recipe, model, program, data, samples, show) if samples is not None else None,
+        least=least,
+        budgets=found,
+        sensitivity=sensitivity(recipe, model, program, data, samples, show) if samples is not None and data else None,
     )
+
+
+def _data(recipe: Recipe, model: nn.Module, show: Show, notes: list[str]) -> tuple[Data | None, Example | None]:
+    """The recipe's data; where they cannot be read, what the model says of its inputs itself, with a note."""
+    try:
+        data = build_data(recipe, show)
+        data.check(model)
+        return data, None
+    except DataError as error:
+        try:
+            example = example_of(model, recipe.model.factory)
+        except RecipeError:
+            error.add_note("or say what the model is called with: --input 1,3,224,224")
+            raise error from None
+        notes.append(f"the data are not read ({error}): inputs are as the model says itself")
+        return None, example
+
+
+def bare_recipe(model: str, overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe of a ``model`` alone, "torchvision:resnet50" or any factory: what is not the model's is never read."""
+    values = {
+        "model": model_table(model),
+        "data": {"factory": "no.py:data"},
+        "prune": [{"kind": "filters"}],
+        "budget": {"macs": 0.5},
+        "schedule": {"sparse": "1ep", "heal": "1ep"},
+    }
+    return parse_recipe(overridden(values, overrides), "inspect")

@@ -7,8 +7,8 @@ from rich.table import Table
 from rich.text import Text
 
 from sslprune.kinds.table import kind_of
-from sslprune.report import Inspection, Sensitivity
-from sslprune.show.figures import counts
+from sslprune.report import MEASURE_WORDS, Inspection, Sensitivity
+from sslprune.show.figures import counts, ms
 from sslprune.values.metrics import figure
 
 
@@ -44,10 +44,45 @@ def inspection(found: Inspection) -> RenderableType:
     pruned = sum(axis.pruned for axis in found.axes)
     last = f"{len(found.axes)} axes, {pruned} named by the recipe"
     notes = [Text(note, style="dim") for note in found.notes]
+    reach = _reach(found)
     felt = _felt(found.sensitivity) if found.sensitivity is not None else ()
     return Group(
-        Text.assemble((found.model, "bold"), f"  {total}"), *notes, "", table, "", Text(last, style="dim"), *felt
+        Text.assemble((found.model, "bold"), f"  {total}"), *notes, "", table, "", Text(last, style="dim"), *reach, *felt
     )
+
+
+def _reach(found: Inspection) -> tuple[RenderableType, ...]:
+    """How small the model can get, and what the budgets that were asked for would leave."""
+    said: list[RenderableType] = []
+    if found.least:
+        measure, words = MEASURE_WORDS[found.least[0].measure], {"all": "all of them", "recipe": "what the recipe names"}
+        each = (f"{words.get(one.what, one.what)} {100 * one.fraction:.1f} %" for one in found.least)
+        said = ["", Text(f"the least of the {measure} that can remain: {', '.join(each)}")]
+    if not found.budgets:
+        return tuple(said)
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    measure = MEASURE_WORDS[found.budgets[0].measure]
+    for heading in (f"{measure} that remain", "MACs", "parameters", "layers, 1 thread", "predicted"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    reached = [one for one in found.budgets if one.ms is not None and one.dense_ms is not None]
+    if reached:
+        table.add_row("100 %", counts(found.macs)[0], counts(found.parameters)[0], ms(reached[0].dense_ms or 0.0), "")
+    for one in found.budgets:
+        if one.ms is None or one.macs is None or one.parameters is None:
+            table.add_row(f"{100 * one.fraction:g} %", "not reachable")
+            continue
+        faster = f"{(one.dense_ms or 0.0) / one.ms:.2f}x"
+        table.add_row(f"{100 * one.fraction:g} %", *counts(one.macs, one.parameters), ms(one.ms), faster)
+    widths = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    widths.add_column("axis", overflow="fold")
+    for heading in ("kind", "dense", *(f"{100 * one.fraction:g} %" for one in reached)):
+        widths.add_column(heading, justify="right" if heading != "kind" else "left", no_wrap=True)
+    for axis in found.axes:
+        left = [one.widths.get(f"{axis.name} {axis.kind}") for one in reached]
+        if any(count is not None for count in left):
+            widths.add_row(axis.name, axis.kind, str(axis.size), *map(str, left))
+    note = "widths: the same share of each axis, as an example (training decides); layers timed one by one"
+    return (*said, "", table, *(("", widths, Text(note, style="dim")) if reached else ()))
 
 
 def _felt(found: Sensitivity) -> tuple[RenderableType, ...]:
