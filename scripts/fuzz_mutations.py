@@ -241,10 +241,11 @@ def runs(random: Random, folder: Path) -> Case:
             random.choice(("data.factory", "model.factory", "budget.macs", "name")),
             random.choice(("gone.py:x", "1e-9", "../x", "'")),
         )
-        over = ["--set", f"{field_}={wrong}"]
+        over, named = ["--set", f"{field_}={wrong}"], field_ == "name" and "/" not in wrong  # of any letters
         words, refuse = random.choice((
             (["train", "small.toml", "--run", "run"], True), (["run", "run/recipe.toml", "--run", "run"], True),
-            (["train", "small.toml", "--run", "run", "--force", *over], True), (["export", "run", *over], True),
+            (["train", "small.toml", "--run", "run", "--force", *over], not named),
+            (["export", "run", *over], not named),
             (["export", "run", "--set", 'export.input_names=["a","b"]'], True),
             (["train", "small.toml", "--run", "data"], True),
             (["train", "small.toml", "--run", "small.toml"], True), (["control", "run", "--from", "scratch"], True),

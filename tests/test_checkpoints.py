@@ -295,3 +295,10 @@ def test_a_pickle_of_something_else(tmp_path: Path) -> None:
             write(value, tmp_path / "w.pt")
             with pytest.raises(CheckpointError):
                 load(tmp_path / "w.pt")
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    pipe = tmp_path / "weights.pt"
+    os.mkfifo(pipe)
+    with pytest.raises(CheckpointError, match="a pipe or a device; copy what it gives into a file"):
+        load_checkpoint(pipe)

@@ -216,7 +216,7 @@ def control(
     run: RunFolder,
     name: Annotated[
         Beginning,
-    BudgetsOption,
+        BudgetsOption,
         typer.Option(
             "--from", help="Where it starts: the dense model, weights drawn anew, or the run's first weights."
         ),

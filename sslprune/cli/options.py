@@ -23,7 +23,9 @@ Sets = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run stopped; skip finished stages.")]
-Force = Annotated[bool, typer.Option("--force", help="Train over a run that is there.")]
+Force = Annotated[
+    bool, typer.Option("--force", help="Train over a run that is there, and from a dense model at chance.")
+]
 
 BaselineOption = Annotated[
     Path | None, typer.Option("--baseline", metavar="REPORT.json", help="An earlier report to compare with.")

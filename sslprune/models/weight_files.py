@@ -55,6 +55,8 @@ def _kind(path: Path) -> str:
     """Which reader a file is for, by its first bytes; raises CheckpointError that names what it is otherwise."""
     if path.is_dir():
         raise CheckpointError(f"{path}: a directory; name the file with the weights in it")
+    if path.exists() and not path.is_file():  # to open a pipe that nobody writes to would wait for ever
+        raise CheckpointError(f"{path}: a pipe or a device; copy what it gives into a file")
     try:
         with open(path, "rb") as file:
             head = file.read(512)

@@ -22,7 +22,7 @@ class ModelSection(Section):
     """The model that is made smaller."""
 
     factory: Annotated[str, FACTORY]
-    """What builds it: "module:callable", "file.py:callable", "torchvision:name", "timm:name", "hf:<kind>" or a .pt2 file."""
+    """What builds it: "module:callable", "file.py:callable", "torchvision:name", "timm:name", "hf:<kind>" or a .pt2."""
     arguments: Arguments = {}
     """Passed to the factory by name; for "hf:<kind>" the directory is `path`."""
     checkpoint: Annotated[str | None, FILE] = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import difflib
 import json
 import tomllib
@@ -79,8 +78,7 @@ def _checked(section: type[Checked], values: dict[str, Any], source: str) -> Che
 
 
 def overridden(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """``values`` with each "key.path=value" of ``overrides`` set; raises RecipeError for one that cannot be."""
-    values = copy.deepcopy(values)
+    """``values`` with each "key.path=value" of ``overrides`` set, in place; raises RecipeError where one cannot be."""
     for override in overrides:
         _set(values, override)
     return values

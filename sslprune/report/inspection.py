@@ -55,7 +55,7 @@ class Sensitivity(Record):
 
 
 class Least(Record):
-    """The least ``fraction`` of the dense ``measure`` that can be reached: a kind's, "all" kinds', or the "recipe"'s."""
+    """The least ``fraction`` of the dense ``measure`` that can remain: by one kind, by "all", or by the "recipe"."""
 
     what: str
     measure: str

@@ -20,6 +20,12 @@ class Gate(Record):
     variant: str = "repacked"
     where: str = ""
 
+    def without_gain(self) -> Gate:
+        """The gate where the dense model was never trained: a gain over it is none."""
+        if self.name != "max_metric_drop" or self.value is None or self.value >= 0:
+            return self
+        return self.model_copy(update={"passed": False, "where": "the dense model is not trained"})
+
     def __str__(self) -> str:
         return self.told()
 

@@ -16,11 +16,14 @@ from sslprune.export.session import knows_opset, open_session
 from sslprune.models.build import build_model
 from sslprune.recipe import Recipe
 from sslprune.run.build import as_model
+from sslprune.train.chance import at_chance
 from sslprune.values.carry import carries
 from sslprune.values.inputs import tensors_in
 from sslprune.values.outputs import listed, output_names
 from sslprune.values.tasks import Task
+from sslprune.values.voice import Voice
 
+ANY_DROP = 100.0  # points
 DEVICES, RUNTIMES = ("cpu", "cuda"), ("onnxruntime", "tensorrt", "torch", "torch.compile")
 
 
@@ -84,6 +87,28 @@ def _check_said(task: Task, evaluated: Any, trained: Any) -> None:
         task.said(trained)
     except DataError as error:
         raise DataError(f"in evaluation it gives {listed(evaluated)}; in training {error}") from error
+
+
+def compares_metrics(recipe: Recipe) -> bool:
+    """Whether a gate of the recipe compares metrics with the dense model's: a drop of 100 points is any drop."""
+    limits = [section.max_metric_drop for section in (recipe.gates, *recipe.gate)]
+    return any(limit is not None and limit < ANY_DROP for limit in limits)
+
+
+def check_chance(recipe: Recipe, data: Data, model: nn.Module, show: Voice, *, force: bool) -> None:
+    """A model that knows nothing of the data, and that no dense epoch trains: what it loses says nothing.
+
+    An error where a gate compares with it, unless ``force``; a word of warning otherwise.
+    """
+    if recipe.schedule.dense.count or not at_chance(model, data.train, data.task):
+        return
+    said = "the dense model does no better on its own targets than on those of other samples: it is not trained"
+    if compares_metrics(recipe) and not force:
+        raise RecipeError(
+            f"{said}, and gates.max_metric_drop would compare with it; set model.checkpoint, train it first with "
+            'schedule.dense = "10ep", or give --force to go on all the same'
+        )
+    show.say(f"{said}; metrics are no measure of what is lost", "yellow")
 
 
 @torch.no_grad()

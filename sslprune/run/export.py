@@ -45,8 +45,10 @@ from sslprune.report import (
 from sslprune.report.ci import write_ci
 from sslprune.report.page import write_page
 from sslprune.run.build import Built, build
+from sslprune.run.check import compares_metrics
 from sslprune.run.directory import RunDirectory
 from sslprune.show.terminal import Show
+from sslprune.train.chance import at_chance
 from sslprune.train.evaluate import evaluate, full_precision
 from sslprune.values.carry import with_state
 from sslprune.values.compare import Beside
@@ -98,7 +100,9 @@ def _export(directory: RunDirectory, show: Show, program: Program | None) -> Rep
     example = _rows(built[0], data)
     times = measure_speed(recipe, built, data, example, show)
     report = assemble(recipe, result, built, checks, times, example, data.task.lower_is_better, show)
-    return report.model_copy(update={"recipe_sha256": digest})
+    untrained = compares_metrics(recipe) and at_chance(dense, data.train, data.task)
+    gates = [gate.without_gain() for gate in report.gates] if untrained else report.gates
+    return report.model_copy(update={"recipe_sha256": digest, "gates": gates})
 
 
 def beside(report: Report, directory: RunDirectory) -> Report:

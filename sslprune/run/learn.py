@@ -10,12 +10,13 @@ from pathlib import Path
 from torch import nn
 
 from sslprune.capture.program import Program
+from sslprune.data import Data
 from sslprune.errors import CheckpointError
 from sslprune.files import write_atomic, write_json
 from sslprune.models.build import device_of, load_checkpoint
 from sslprune.recipe import Recipe
 from sslprune.report import MEASURE_WORDS
-from sslprune.run.check import check_model
+from sslprune.run.check import check_chance, check_model
 from sslprune.run.directory import RunDirectory
 from sslprune.show.terminal import Show
 from sslprune.train.checkpoint import write_weights
@@ -38,14 +39,19 @@ def train(
         if not resume and not force:
             directory.check_new()
         try:
-            return _train_points(recipe, directory, show, resume=resume)
+            return _train_points(recipe, directory, show, resume=resume, force=force)
         except BaseException:
             directory.release()
             raise
 
 
-def _train_points(recipe: Recipe, directory: RunDirectory, show: Show, *, resume: bool) -> Program | None:
+def _train_points(recipe: Recipe, directory: RunDirectory, show: Show, *, resume: bool, force: bool) -> Program | None:
     cleared = resume
+
+    def ready(point: Recipe, run: RunDirectory, data: Data, model: nn.Module) -> None:
+        check_model(point, data, model)
+        if previous is None and not (resume and run.started):
+            check_chance(point, data, model, show, force=force)
 
     def begin(point: Recipe, run: RunDirectory, previous: RunDirectory | None, model: nn.Module) -> None:
         """All is read and built: from here on, what was there may go."""
@@ -72,9 +78,9 @@ def _train_points(recipe: Recipe, directory: RunDirectory, show: Show, *, resume
         else:
             show.stage("train", _plan(point, previous is None))
             goal = min(recipe.budget.points, default=None)
-            begun, ready = partial(begin, point, run, previous), partial(check_model, point)
+            begun, built = partial(begin, point, run, previous), partial(ready, point, run)
             before = previous.training if previous is not None else None
-            program = train_model(point, run.training, show, previous=before, goal=goal, begin=begun, ready=ready)
+            program = train_model(point, run.training, show, previous=before, goal=goal, begin=begun, ready=built)
             run.record("train")
         previous = run
     return program

@@ -44,7 +44,7 @@ def least_of(
     named = {section.kind for section in sections}
     every = [*sections, *(section for section in proposed(axes) if section.kind not in named)]
     single = {section.kind: [s for s in every if s.kind == section.kind] for section in every}
-    asked = {**{kind: found for kind, found in sorted(single.items())}, "all": every, "recipe": list(sections)}
+    asked = {**dict(sorted(single.items())), "all": every, "recipe": list(sections)}
     measured = budget if budget.given and budget.measure != "latency" else BudgetSection(macs=(NEARLY_ALL,))
     found = []
     for name, chosen in asked.items():

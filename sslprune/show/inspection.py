@@ -47,7 +47,14 @@ def inspection(found: Inspection) -> RenderableType:
     reach = _reach(found)
     felt = _felt(found.sensitivity) if found.sensitivity is not None else ()
     return Group(
-        Text.assemble((found.model, "bold"), f"  {total}"), *notes, "", table, "", Text(last, style="dim"), *reach, *felt
+        Text.assemble((found.model, "bold"), f"  {total}"),
+        *notes,
+        "",
+        table,
+        "",
+        Text(last, style="dim"),
+        *reach,
+        *felt,
     )
 
 
@@ -55,7 +62,10 @@ def _reach(found: Inspection) -> tuple[RenderableType, ...]:
     """How small the model can get, and what the budgets that were asked for would leave."""
     said: list[RenderableType] = []
     if found.least:
-        measure, words = MEASURE_WORDS[found.least[0].measure], {"all": "all of them", "recipe": "what the recipe names"}
+        measure, words = (
+            MEASURE_WORDS[found.least[0].measure],
+            {"all": "all of them", "recipe": "what the recipe names"},
+        )
         each = (f"{words.get(one.what, one.what)} {100 * one.fraction:.1f} %" for one in found.least)
         said = ["", Text(f"the least of the {measure} that can remain: {', '.join(each)}")]
     if not found.budgets:

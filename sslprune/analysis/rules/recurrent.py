@@ -34,7 +34,7 @@ class _Layer:
     out: Dim  # the projection's dimension where there is one, else the hidden one
 
     def looks_plain(self, r: Any) -> bool:
-        """Whether what is left of a projection is square: torch knows one by its sizes, which differ, and by no name."""
+        """Whether what is left of a projection is square: torch knows one by sizes that differ, and by no name."""
         return self.out is not self.hidden and bool(r.size(self.out) == r.size(self.hidden))
 
 
@@ -194,16 +194,16 @@ def _unstack(
             replacement = value
             if which > 0:
                 parts = [graph.call_function(operator.getitem, (made, which)) for made, _ in results]
-                for layer, (part, (_, more)) in enumerate(zip(parts, results, strict=True)):
+                for index, (part, (_, more)) in enumerate(zip(parts, results, strict=True)):
                     if more and which > 1:
-                        parts[layer] = graph.call_function(aten.slice.Tensor, (part, -1, 0, -more))
+                        parts[index] = graph.call_function(aten.slice.Tensor, (part, -1, 0, -more))
                 alone |= {(which, layer): part for layer, part in enumerate(parts)}
                 replacement = graph.call_function(aten.cat.default, (parts, 0)) if len(parts) > 1 else parts[0]
             r.replace(user, replacement)
 
 
 def _widened(weight: fx.Node, more: int, gates: int | None) -> fx.Node:
-    """``weight`` with ``more`` hidden units of zeros: in the rows of each gate, or in the columns where ``gates`` is None."""
+    """``weight`` with ``more`` hidden units of zeros: in the rows of each gate, or in its columns without ``gates``."""
     aten, graph = torch.ops.aten, weight.graph
     if gates is None:
         return graph.call_function(aten.constant_pad_nd.default, (weight, [0, more]))
