@@ -190,7 +190,7 @@ def test_masked_and_repacked_carry_alike(run: RunDirectory) -> None:
 def test_a_resumed_run_is_the_same(run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from sslprune.train.loop import Trainer
 
-    folder, epoch = run.path.parent, Trainer._epoch
+    folder, epoch = run.path.parent, Trainer.epoch
 
     def stops(self: Trainer, which: Any) -> Any:
         if which.number == 2:
@@ -199,7 +199,7 @@ def test_a_resumed_run_is_the_same(run: RunDirectory, tmp_path: Path, monkeypatc
 
     command = ("train", folder / "tiny.toml", "--run", tmp_path / "again")
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_epoch", stops)
+        patch.setattr(Trainer, "epoch", stops)
         assert invoke(*command).exit_code == 130
     assert invoke(*command, "--resume").exit_code == 0
     again = RunDirectory(tmp_path / "again")

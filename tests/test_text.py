@@ -95,6 +95,7 @@ def test_a_vocabulary_can_be_given(tmp_path: Path) -> None:
         ("a b\n" * 9, "a\nb c\n", {}, r'test.txt: line 2: "c" is not among the 3 words of .*train.txt, which has no'),
         ("", "a\n", {}, "train.txt: empty"),
         (TEXT, " \n", {}, "test.txt: empty"),
+        ("a b c\n" * 9, "a\n", {"steps": 999}, r"data.steps: 999, and .* has 36 words; give fewer steps"),
         ("a\n", "a\n", {}, "2 words are too few for 2 parallel streams of two or more; lower data.batch_size"),
         (TEXT, "a\n", {"vocabulary": "none.txt"}, "none.txt: no such file"),
         (TEXT, "a\n", {"valid": "gone.txt"}, "gone.txt: no such file"),

@@ -194,6 +194,9 @@ def run_all(
     resume: Resume = False,
     force: Force = False,
     baseline: BaselineOption = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Build everything, take a few steps, say how long the run would be.")
+    ] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -204,6 +207,13 @@ def run_all(
     one_of(resume, force)
     show = show_of(as_json)
     loaded = load(recipe, sets)
+    if dry_run:
+        from sslprune.run.rehearse import rehearse
+        from sslprune.show.rehearsal import rehearsal
+
+        plan = rehearse(loaded, show, force=force)
+        print_json(plan.model_dump()) if as_json else show.result(rehearsal(plan))
+        return
     directory = directory_of(loaded, run)
     from sslprune.run.pipeline import run as run_pipeline
 

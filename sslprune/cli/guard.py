@@ -109,7 +109,7 @@ def _line(said: str, error: BaseException) -> str:
 
 def _interrupted() -> str:
     words = sys.argv[1:]
-    if not words or words[0] not in ("run", "train", "calibrate", "control"):
+    if not words or words[0] not in ("run", "train", "calibrate", "control") or "--dry-run" in words:
         return "interrupted"
     again = [word for word in words if word not in ("--resume", "--force")]
     return f"interrupted; go on with: sslprune {shlex.join(again)} --resume"

@@ -34,6 +34,7 @@ from sslprune.values.voice import Voice
 END, UNKNOWN = "<eos>", "<unk>"
 VOCABULARY = "vocabulary.json"
 NEXT_WORDS = 5  # of an answer
+SHORT = 512  # steps that any text may be padded to
 
 
 class Vocabulary:
@@ -207,6 +208,8 @@ def _batches(
             f"{section.train}: {len(ids)} words are too few for {section.batch_size} parallel streams of two or more; "
             "lower data.batch_size"
         )
+    if section.steps > max(len(ids), SHORT):
+        raise DataError(f"data.steps: {section.steps:,}, and {section.train} has {len(ids):,} words; give fewer steps")
     test, valid = (
         TextBatches(encode(path), section.steps, 1, device, start=start) if path else None
         for path in (section.test, section.valid)

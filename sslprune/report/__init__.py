@@ -13,6 +13,7 @@ from sslprune.report.inspection import (
     Sensitivity,
 )
 from sslprune.report.judgement import Baseline, Change, Gate
+from sslprune.report.rehearsal import PhasePlan, RunPlan
 from sslprune.report.values import (
     SCHEMA_FILE,
     AxisChange,
@@ -61,9 +62,11 @@ __all__ = [
     "Least",
     "OnnxCheck",
     "OperatorTime",
+    "PhasePlan",
     "Profile",
     "RepackResult",
     "Report",
+    "RunPlan",
     "Sensitivity",
     "Size",
     "Speedup",

@@ -77,7 +77,7 @@ def looks(
     cost = Cost(program, axes, LayerTable(num_bytes=size), batch)
     given = budget if budget.given else BudgetSection(macs=(NEARLY_ALL,))
     goal = goal_of(chosen, cost, given, lasso.floor)
-    evidence = _evenly(cost, magnitudes(axes, state_of(program, model)), given.measure)
+    evidence = evenly(cost, magnitudes(axes, state_of(program, model)), given.measure)
     found: list[BudgetLook] = []
     with show.progress("measuring layers", len(fractions) + 1) as bar:
         dense = cost.latency() / 1e3
@@ -103,7 +103,7 @@ def looks(
     return found
 
 
-def _evenly(cost: Cost, evidence: Evidence, measure: Measure) -> Evidence:
+def evenly(cost: Cost, evidence: Evidence, measure: Measure) -> Evidence:
     """Evidence by which all axes give the same share: a group's place among those of its axis, at any saving."""
     savings = cost.savings(None, "macs" if measure == "latency" else measure)
     ranks = [np.argsort(np.argsort(values, kind="stable"), kind="stable") for values in evidence]

@@ -92,9 +92,9 @@ class Trainer:
         if not self.history and self.recipe.model.checkpoint is None and self.previous is None:
             first = weights_of(self.model)
         for epoch in self.schedule.epochs[len(self.history) :]:
-            self._enter(epoch.phase)
+            self.enter(epoch.phase)
             started = time.perf_counter()
-            loss, lr = self._calibrate() if epoch.phase == "calibrate" else self._epoch(epoch)
+            loss, lr = self._calibrate() if epoch.phase == "calibrate" else self.epoch(epoch)
             self.history.append(
                 {
                     "epoch": epoch.number + 1,
@@ -115,7 +115,7 @@ class Trainer:
             write_checkpoint(self.files.checkpoint, self.state_dict())
             write_json(self.files.history, self.history)
             self.show.say(_line(epoch, self.history[-1], self.judge, self.trained is not self.model))
-        self._enter("done")
+        self.enter("done")
         if self.sparsity is not None:
             write_text(self.files.selection, self.sparsity.selection.to_json())
         masked = self._restored()
@@ -159,7 +159,7 @@ class Trainer:
         )
         return found.cost
 
-    def _enter(self, phase: str) -> None:
+    def enter(self, phase: str) -> None:
         """What happens once, when the dense model is done: it is written, and from then on it may teach."""
         if phase == "dense" or self.teacher is not None:
             return
@@ -216,7 +216,7 @@ class Trainer:
         """The whole model as it is trained so far."""
         return self.sparsity.restore() if self.sparsity is not None else self.model
 
-    def _epoch(self, epoch: Epoch) -> tuple[float, float]:
+    def epoch(self, epoch: Epoch) -> tuple[float, float]:
         """Train one epoch; returns the mean loss and the last learning rate."""
         rates = self.schedule.learning_rates(self.recipe, epoch)
         total = torch.zeros((), device=self.device)
