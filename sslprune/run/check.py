@@ -17,6 +17,7 @@ from sslprune.models.build import build_model
 from sslprune.recipe import Recipe
 from sslprune.run.build import as_model
 from sslprune.train.chance import at_chance
+from sslprune.train.step import MODEL
 from sslprune.values.carry import carries
 from sslprune.values.inputs import tensors_in
 from sslprune.values.outputs import listed, output_names
@@ -100,7 +101,8 @@ def check_chance(recipe: Recipe, data: Data, model: nn.Module, show: Voice, *, f
 
     An error where a gate compares with it, unless ``force``; a word of warning otherwise.
     """
-    if recipe.schedule.dense.count or not at_chance(model, data.train, data.task):
+    judged = not recipe.schedule.dense.count and recipe.train.loss != MODEL
+    if not judged or not at_chance(model, data.train, data.task):
         return
     said = "the dense model does no better on its own targets than on those of other samples: it is not trained"
     if compares_metrics(recipe) and not force:

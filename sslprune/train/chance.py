@@ -21,8 +21,11 @@ def known_share(model: nn.Module, source: Source, task: Task, samples: int = SAM
     """How much of its loss on the targets of other samples a model saves on its own; 0: it knows nothing of them.
 
     A permutation test: what does not depend on the input, a constant or the outputs of random weights, does as well on
-    anybody's targets. Read from the first ``samples`` of ``source``. None where there are no targets to be exchanged.
+    anybody's targets. Read from the first ``samples`` of ``source``. None where there are no targets to be
+    exchanged, and for a loss of a person's own. Raises DataError for targets that do not suit the outputs.
     """
+    if task.taught or not task.is_usual:
+        return None
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     right = wrong = 0.0
     seen = 0
@@ -33,6 +36,8 @@ def known_share(model: nn.Module, source: Source, task: Task, samples: int = SAM
             if not isinstance(targets, Tensor) or not targets.dim() or len(targets) != rows:
                 return None
             outputs, targets = call(step, each(inputs, lambda value: value.to(device))), targets.to(device)
+            if not seen:
+                task.check(outputs, targets)
             if rows > 1:
                 right += float(task.loss(outputs, targets))
                 moved = [float(task.loss(outputs, targets.roll(by, 0))) for by in OTHERS if by % rows]
