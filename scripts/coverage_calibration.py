@@ -1,6 +1,8 @@
 """Calibrate every architecture of the coverage list to 0.7 of its MACs: it must never be worse after repair.
 
     python scripts/coverage_calibration.py                # the whole list; --only NAME (repeatable) for some of it
+    python scripts/coverage_calibration.py --json FILE    # again: goes on with what FILE has no result of
+    python scripts/coverage_calibration.py --json FILE --table   # as Markdown
 
 Weights and samples are random (16 samples, of which 4 are held out), so that the divergences say that repair works on
 the graph, and nothing about accuracy. Each runs in a process of its own under a time limit. Columns: seconds of the
@@ -12,9 +14,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import resource
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,42 +58,76 @@ def check(name: str, seed: int) -> dict[str, Any]:
     )
     seconds = time.process_time() - began
     fitted, skipped = len(found.layers), len(found.skipped)
-    return {"name": name, "seconds": seconds, "cut": found.cut, "repaired": found.repaired, "fitted": fitted,
+    return {"seconds": seconds, "cut": found.cut, "repaired": found.repaired, "fitted": fitted,
             "skipped": skipped, "why": sorted(set(found.skipped.values()))}  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", action="append", metavar="NAME", help="an architecture or a family; repeatable")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all results there")
-    parser.add_argument("--limit", type=float, default=300, help="seconds for each architecture (%(default)s)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all results there; those it has stand")
+    parser.add_argument("--table", action="store_true", help="print what --json has, and run nothing")
+    parser.add_argument("--again", action="store_true", help="run those anew that failed")
+    parser.add_argument("--limit", type=int, default=300, help="the processor's seconds for each (%(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
+        resource.setrlimit(resource.RLIMIT_CPU, (options.limit, options.limit))
         print(json.dumps(check(options.worker, options.seed)))
         return
-    results = []
-    for name in [name for name in BUILDERS if not options.only or {name, FAMILY[name]} & set(options.only)]:
+    results = json.loads(options.json.read_text()) if options.json and options.json.exists() else {}
+    if options.table:
+        print("\n".join(table(results)))
+        return
+    names = [name for name in BUILDERS if not options.only or {name, FAMILY[name]} & set(options.only)]
+    for name in names:
+        if name in results and not (options.again and "failure" in results[name]):
+            continue
         words = [sys.executable, __file__, "--worker", name, "--seed", str(options.seed)]
+        words += ["--limit", str(options.limit)]
         try:
-            done = subprocess.run(words, capture_output=True, text=True, timeout=options.limit)
-            failure = (done.stderr.strip().splitlines() or [""])[-1][:200] if done.returncode else ""
-            result = json.loads(done.stdout.splitlines()[-1]) if not failure else {"name": name, "failure": failure}
+            done = subprocess.run(words, capture_output=True, text=True, timeout=8 * options.limit)
+            last = (done.stderr.strip().splitlines() or ["no word"])[-1][:200]
+            over = done.returncode in (-signal.SIGXCPU, -signal.SIGKILL)
+            failure = f"not done in {options.limit} s" if over else last if done.returncode else ""
+            result = json.loads(done.stdout.splitlines()[-1]) if not failure else {"failure": failure}
         except subprocess.TimeoutExpired:
-            result = {"name": name, "failure": f"not done in {options.limit} s"}
-        results.append(result)
-        if "failure" in result:
-            print(f"{name:28} FAIL {result['failure']}", flush=True)
-        else:
-            verdict = "pass" if result["repaired"] <= result["cut"] else "WORSE"
-            print(f"{name:28} {verdict} {result['seconds']:7.1f} {result['cut']:9.4g} {result['repaired']:9.4g} "
-                  f"{result['fitted']:4} {result['skipped']:4} {'; '.join(result['why'])}", flush=True)  # fmt: skip
+            result = {"failure": f"not done in {8 * options.limit} s of the clock"}
+        results[name] = result
+        print(row(name, result), flush=True)
         if options.json:
-            options.json.write_text(json.dumps(results, indent=2) + "\n")
-    passed = sum("failure" not in result and result["repaired"] <= result["cut"] for result in results)
-    print(f"{passed} of {len(results)} pass")
-    sys.exit(passed < len(results))
+            beside = options.json.with_name(options.json.name + ".new")
+            beside.write_text(json.dumps(results, indent=2) + "\n")
+            beside.replace(options.json)
+    failed = [name for name in names if verdict(results[name]) != "pass"]
+    print(f"{len(names) - len(failed)} of {len(names)} pass")
+    sys.exit(bool(failed))
+
+
+def verdict(result: dict[str, Any]) -> str:
+    return "FAIL" if "failure" in result else "pass" if result["repaired"] <= result["cut"] else "WORSE"
+
+
+def row(name: str, result: dict[str, Any]) -> str:
+    if "failure" in result:
+        return f"{name:28} FAIL {result['failure']}"
+    return (
+        f"{name:28} {verdict(result)} {result['seconds']:7.1f} {result['cut']:9.4g} {result['repaired']:9.4g} "
+        f"{result['fitted']:4} {result['skipped']:4} {'; '.join(result['why'])}"
+    )
+
+
+def table(results: dict[str, dict[str, Any]]) -> Iterator[str]:
+    yield "| architecture | seconds | divergence, as cut | repaired | layers fitted | not fitted |"
+    yield "|---|---|---|---|---|---|"
+    for name in BUILDERS:
+        if name in results and "failure" not in results[name]:
+            r = results[name]
+            found = f"{r['seconds']:.0f} | {r['cut']:.3g} | {r['repaired']:.3g} | {r['fitted']} | {r['skipped']}"
+            yield f"| {name} | {found} |"
+        elif name in results:
+            yield f"| {name} | - | - | - | {results[name]['failure']} | |"
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import sslprune
 from sslprune.calibration.calibrate import Calibration, state_of
+from sslprune.calibration.lockstep import Lockstep
 from sslprune.calibration.samples import collect
 from sslprune.choose.blocks import Goal
 from sslprune.choose.constraints import Constraints
@@ -175,16 +176,96 @@ def test_an_input_that_is_no_batch_stays_whole() -> None:
     program = sslprune.trace(Beside().eval(), (torch.ones(2, 6), table))
     found = collect(program, [(torch.ones(100, 6), table)] * 2, 150)
     assert [len(leaves[0]) for leaves in found.batches] == [64, 36, 50]
-    assert all(torch.equal(leaves[1], table) for leaves in (*found.batches, *found.pieces(16)))
+    pieces = [leaves for parts in found.pieces(16) for leaves in parts]
+    assert all(torch.equal(leaves[1], table) for leaves in (*found.batches, *pieces))
 
 
-def apart(model: nn.Module, args: tuple[Any, ...], samples: Any, task: Task | None = None) -> tuple[float, float]:
+def test_little_memory_is_kept_to() -> None:
+    model = perceptron(300)
+    cut, repaired = apart(model, (torch.ones(2, 6),), batches(6), memory=2e4)
+    assert 0 < repaired < cut
+    program = sslprune.trace(model.eval(), (torch.ones(2, 6),))
+    found = collect(program, batches(6), 128, 2e4)
+    assert {len(leaves[0]) for leaves in found.batches} == {1}  # 2 x 1,200 bytes alive
+    assert {len(leaves[0]) for parts in found.pieces(16) for leaves in parts} == {1}
+    wider = collect(program, batches(6), 128, 1e5)
+    assert {len(leaves[0]) for leaves in wider.batches} == {2}
+    assert {len(leaves[0]) for parts in wider.pieces(16) for leaves in parts} == {2}
+
+
+class Split(nn.Module):
+    """Values of several tensors, of other strides, types and shapes, alive across a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Linear(64, 64), nn.Linear(32, 64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        one, other = self.first(x).mT.chunk(2, 1)
+        mask, few = other > 0, x.double()
+        return self.second(one.mT) + (other * mask).sum(1, keepdim=True).mT + few.mean()
+
+
+def test_values_in_files_are_the_values() -> None:
+    model = Split().eval()
+    samples = [(torch.randn(4, 300, 64, generator=torch.Generator().manual_seed(i)),) for i in range(3)]
+    program = sslprune.trace(model, samples[0])
+    dense = state_of(program, model)
+    pruned = {n: t * 0.5 if n == "first.weight" else t for n, t in dense.items()}
+    order = list(program.evaluation.nodes)
+    stops = [node for node in order if node.op == "call_function"]
+    expected = [model(*sample) for sample in samples]
+    found = []
+    for memory in (float("inf"), 0):
+        step = Lockstep(order, dense, pruned, stops, memory)
+        files: list[int] = []
+
+        def visit(_: object, step: Lockstep = step, files: list[int] = files) -> None:
+            files.append(len(step._shelf._files))
+
+        outputs = [leaf for pair in step.run(samples, visit) for side in pair for leaf in side]
+        assert all(torch.equal(a, b) for a, b in zip(outputs[::2], expected, strict=True))
+        found.append(outputs)
+        assert (max(files) >= 3 if memory == 0 else not any(files)) and not step._shelf._files
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_a_folder_without_room_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sslprune.calibration.shelf.tempfile.tempdir", "/nowhere")
+    monkeypatch.setattr("sslprune.calibration.shelf.SMALL", 0)
+    with pytest.raises(CalibrationError, match=r"/nowhere cannot hold what the layers make .* No such file .* TMPDIR"):
+        apart(perceptron(), (torch.ones(2, 6),), batches(6), memory=100)
+
+
+class TwoConvolutionsMeet(nn.Module):
+    """As a residual network's block that changes its width: what either branch adds, the other could make up for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.up, self.down, self.short = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 8, 1), nn.Conv2d(3, 8, 1)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.relu(self.down(F.relu(self.up(x))) + self.short(x)).mean((2, 3)))
+
+
+def test_two_branches_may_end_in_one_sum() -> None:
+    cut, repaired = apart(TwoConvolutionsMeet(), (torch.randn(2, 3, 6, 6),), batches(3, 6, 6))
+    assert 0 < repaired < cut
+
+
+def apart(
+    model: nn.Module, args: tuple[Any, ...], samples: Any, task: Task | None = None, memory: float = float("inf")
+) -> tuple[float, float]:
     """The divergences of the model at 0.6 of its cost: as cut, and repaired."""
     program = sslprune.trace(model.eval(), args)
     axes = tuple(axis for axis in sslprune.find_axes(program) if axis.exact and not axis.frozen)
     goal = Goal(Cost(program, axes), Constraints(axes, tuple(1 for _ in axes)), "macs", 0.6)
     section = CalibrateSection(candidates=1)
-    found = Calibration(program, state_of(program, model), collect(program, samples, 128), section, task)
+    found = Calibration(program, state_of(program, model), collect(program, samples, 128, memory), section, task)
+    found.memory = memory
     result = found.calibrated(goal)
     return result.cut, result.repaired
 

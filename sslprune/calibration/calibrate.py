@@ -36,6 +36,7 @@ from sslprune.values.selection import Selection
 from sslprune.values.tasks import Task
 from sslprune.values.voice import SILENT, Voice
 
+MEGABYTE = 1_000_000  # bytes
 POWERS = (1.0, 0.5, 0.75, 0.35)  # of the evidence: the less, the more evenly all axes give
 
 
@@ -81,6 +82,7 @@ class Calibration:
     ) -> None:
         self.program, self.dense, self.samples, self.section = program, dict(dense), samples, section
         self.seed, self.show = seed, show
+        self.memory: float = section.memory * MEGABYTE
         self._gathered: dict[tuple[Axis, ...], list[Evidence]] = {}
         state = len(program.carried)
         self.numbers: Divergence = OfNumbers(state)
@@ -163,12 +165,13 @@ class Calibration:
         if self.section.repair == "none":
             return Calibrated(selection, masked, cut, cut, (), {})
         damping = None if self.section.damping == "auto" else self.section.damping
-        fixed = dict(masked)
-        repair = Repair(self.program, self.dense, fixed, gone, held=held, damping=damping, seed=self.seed)
-        repaired = self._apart(repair.run(batches))
+        repair = Repair(
+            self.program, self.dense, masked, gone, held=held, damping=damping, seed=self.seed, memory=self.memory
+        )
+        repaired = self._apart(repair.run(batches))  # masked is what is repaired from here on
         if not repaired <= cut:  # fitted layer by layer, and worse at the end: undone
-            return Calibrated(selection, masked, cut, cut, (), repair.skipped)
-        return Calibrated(selection, fixed, cut, repaired, tuple(repair.layers), repair.skipped)
+            return Calibrated(selection, _masked(begin, gone), cut, cut, (), repair.skipped)
+        return Calibrated(selection, masked, cut, repaired, tuple(repair.layers), repair.skipped)
 
     def _apart(self, outputs: Sequence[tuple[list[Any], list[Any]]]) -> float:
         found = float(np.mean([self.divergence.between(dense, pruned) for dense, pruned in outputs]))
@@ -247,7 +250,7 @@ def calibrate(
         axes = [axis for axis, _ in chosen]
         goal = goal_of(chosen, Cost(program, axes), found.budget, found.lasso.floor)
         dense = state_of(program, model)
-        gathered = collect(program, samples, section.samples)
+        gathered = collect(program, samples, section.samples, section.memory * MEGABYTE)
         result = Calibration(program, dense, gathered, section, task, seed).calibrated(goal)
         masked = _copied(model)
         result.load_into(masked, program)

@@ -6,7 +6,7 @@ contraction is fitted to make up for.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -92,9 +92,18 @@ def computed_from(graph: fx.Graph) -> dict[fx.Node, set[fx.Node]]:
     return behind
 
 
-def in_order(graph: fx.Graph, chains: Sequence[Chain]) -> list[fx.Node]:
-    """The graph's nodes in an order in which all else that a chain reads comes before its start."""
-    before = {chain.start: chain.others() for chain in chains}
+def in_order(graph: fx.Graph, chains: Sequence[Chain]) -> tuple[list[fx.Node], set[Chain]]:
+    """The graph's nodes in an order in which all else that a chain reads comes before its start, and which chains can.
+
+    Where two chains end in the same sum, the later one makes up for the earlier one, and not the other way round.
+    """
+    before: dict[fx.Node, list[fx.Node]] = {}
+    taken: set[Chain] = set()
+    for chain in chains:
+        others = chain.others()
+        if not _comes_first(chain.start, others, before):
+            before[chain.start] = others
+            taken.add(chain)
     order: dict[fx.Node, None] = {}
     for last in graph.nodes:
         stack = [last]
@@ -104,4 +113,18 @@ def in_order(graph: fx.Graph, chains: Sequence[Chain]) -> list[fx.Node]:
                 stack.extend(reversed(waiting))
             else:
                 order[stack.pop()] = None
-    return list(order)
+    return list(order), taken
+
+
+def _comes_first(node: fx.Node, others: Sequence[fx.Node], before: Mapping[fx.Node, Sequence[fx.Node]]) -> bool:
+    """Whether one of ``others`` has to wait for ``node``."""
+    seen: set[fx.Node] = set()
+    stack = list(others)
+    while stack:
+        here = stack.pop()
+        if here is node:
+            return True
+        if here not in seen:
+            seen.add(here)
+            stack.extend((*here.all_input_nodes, *before.get(here, ())))
+    return False

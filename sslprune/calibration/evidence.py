@@ -22,7 +22,7 @@ def felt(
     program: Program,
     axes: Sequence[Axis],
     state: Mapping[str, Tensor],
-    batches: Sequence[Sequence[Any]],
+    batches: Sequence[Sequence[Sequence[Any]]],
     divergence: Divergence,
     seed: int = 0,
 ) -> list[np.ndarray]:
@@ -30,27 +30,38 @@ def felt(
 
     A group is multiplied by m = 1; it is E[(∂ -log p(y) / ∂m)²], y drawn from the model's own outputs. To second order
     the divergence grows by half of it when the group goes (LeCun et al. 1990, eq. 4, on groups; Kwon et al. 2022).
-    Half-size batches would give the same in the mean: what is drawn for two samples is independent.
+    Half-size batches would give the same in the mean: what is drawn for two samples is independent. Each of ``batches``
+    is in parts, whose gradients are added up before they are squared.
     """
     needed = {member.name for axis in axes for member in axis.members if member.zeroed}
-    tensors = {n: t.detach().clone().requires_grad_() if n in needed else t.detach() for n, t in state.items()}
+    tensors = {n: _leaf(t) if n in needed else t.detach() for n, t in state.items()}
     operands = {axis.cuts[0].operand for axis in axes if axis.cuts}
     generator = torch.Generator().manual_seed(seed)
     totals = [np.zeros(axis.size) for axis in axes]
     with torch.enable_grad(), _without_cudnn(program):
-        for leaves in batches:
-            outputs, kept = _run(program, tensors, leaves, operands)
-            loss = divergence.drawn(outputs, generator)
-            wanted = {name: tensors[name] for name in needed} | kept
-            given = torch.autograd.grad(loss, list(wanted.values()), allow_unused=True)
-            pulls = {
-                name: (value.detach() * gradient).double()
-                for (name, value), gradient in zip(wanted.items(), given, strict=True)
-                if gradient is not None
-            }
+        for parts in batches:
+            gradients: dict[str, Tensor] = {}
+            branches: dict[str, float] = {}
+            for leaves in parts:
+                outputs, kept = _run(program, tensors, leaves, operands)
+                loss = divergence.drawn(outputs, generator)
+                wanted = {name: tensors[name] for name in needed} | kept
+                given = torch.autograd.grad(loss, list(wanted.values()), allow_unused=True)
+                for (name, value), gradient in zip(wanted.items(), given, strict=True):
+                    if gradient is None:
+                        continue
+                    if name in kept:
+                        pull = float((value.detach() * gradient).double().sum())
+                        branches[name] = branches.get(name, 0.0) + pull
+                    else:
+                        gradients[name] = gradients[name] + gradient if name in gradients else gradient
             for total, axis in zip(totals, axes, strict=True):
-                total += _pull(axis, pulls) ** 2
+                total += _pull(axis, tensors, gradients, branches) ** 2
     return [total / max(1, len(batches)) for total in totals]
+
+
+def _leaf(tensor: Tensor) -> Tensor:
+    return (tensor.clone() if tensor.is_inference() else tensor.detach()).requires_grad_()
 
 
 def _without_cudnn(program: Program) -> AbstractContextManager[Any]:
@@ -80,14 +91,16 @@ def _run(
     raise AssertionError("a graph ends with its output")
 
 
-def _pull(axis: Axis, pulls: Mapping[str, Tensor]) -> np.ndarray:
+def _pull(
+    axis: Axis, tensors: Mapping[str, Tensor], gradients: Mapping[str, Tensor], branches: Mapping[str, float]
+) -> np.ndarray:
     """∂ loss / ∂m of each group: weight x gradient over all that reads it, or makes it where nothing does."""
     if axis.cuts:
-        pull = pulls.get(axis.cuts[0].operand)
-        return np.array([float(pull.sum()) if pull is not None else 0.0])
-    members = [member for member in axis.members if member.zeroed and member.name in pulls]
+        return np.array([branches.get(axis.cuts[0].operand, 0.0)])
+    members = [member for member in axis.members if member.zeroed and member.name in gradients]
     by_role = {role: [m for m in members if m.role == role] for role in ("reads", "makes", "follows")}
     chosen = next((found for found in by_role.values() if found), [])
+    pulls = {m.name: (tensors[m.name].detach() * gradients[m.name]).double() for m in chosen}
     return sum((_along(member, pulls[member.name]) for member in chosen), np.zeros(axis.size))
 
 

@@ -49,8 +49,8 @@ class Moments:
 
     def _sum(self, rows: Tensor, errors: Tensor) -> None:
         assert self._h is not None
-        self._h += (rows.transpose(1, 2) @ rows).double()
-        self._c += (rows.transpose(1, 2) @ errors).double()
+        self._h += rows.transpose(1, 2) @ rows
+        self._c += rows.transpose(1, 2) @ errors
 
     def _few(self) -> tuple[Tensor, Tensor]:
         return torch.cat(self._rows, 1).double(), torch.cat(self._errors, 1).double()
@@ -71,7 +71,7 @@ class Moments:
         """By the damping, the change of the weight that makes the error small and stays small itself.
 
         Its shape is (groups, columns + 1, made). (H + damping x mean diagonal) Δ = C over the ``columns`` (bool) that
-        may change; the intercept, the last row, is not damped.
+        may change; the intercept, the last row, is not damped. H is given up for it: two of them may not fit.
         """
         index = columns.nonzero()[:, 0]
         if self._h is None:
@@ -84,11 +84,12 @@ class Moments:
             free = lambda damping: u.transpose(1, 2) @ _solved(kernel, r, damping * mean)  # noqa: E731
             width, made = rows.shape[2], errors.shape[2]
         else:
-            h, c = self._h[:, index][:, :, index], self._c[:, index]
-            mean = h.diagonal(dim1=1, dim2=2).mean(1)
             ones = self._h[:, index, -1:]
+            h, c, self._h = self._h[:, index[:, None], index], self._c[:, index], None
+            mean = h.diagonal(dim1=1, dim2=2).mean(1)
             shift_u, shift_r = (part / self.count * intercept for part in (ones.transpose(1, 2), self._c[:, -1:]))
-            h, c = h - ones @ shift_u, c - ones @ shift_r  # about the means, so that the intercept is free
+            h.baddbmm_(ones, shift_u, alpha=-1)  # about the means, so that the intercept is free
+            c = c - ones @ shift_r
             free = lambda damping: _solved(h, c, damping * mean)  # noqa: E731
             width, made = self._c.shape[1:]
 
@@ -103,11 +104,16 @@ class Moments:
 
 
 def _solved(matrix: Tensor, right: Tensor, damping: Tensor) -> Tensor:
-    """(matrix + damping I)⁻¹ right, of a matrix that is positive up to rounding."""
-    damped = matrix.clone()
-    diagonal = damped.diagonal(dim1=1, dim2=2)
+    """(matrix + damping I)⁻¹ right, of a matrix that is positive up to rounding.
+
+    A factor by columns is made in place: a wide layer's matrix is larger than all its weights.
+    """
+    factor = torch.empty_like(matrix.mT, memory_format=torch.contiguous_format).mT.copy_(matrix)
+    diagonal = factor.diagonal(dim1=1, dim2=2)
     diagonal += damping[:, None] + 1e-9 * diagonal.mean(1, keepdim=True).clamp(min=0) + 1e-30
-    return torch.cholesky_solve(right, torch.linalg.cholesky(damped))
+    torch.linalg.cholesky(factor, out=factor)
+    half = torch.linalg.solve_triangular(factor, right, upper=False)
+    return torch.linalg.solve_triangular(factor.mT, half, upper=True)
 
 
 def best_change(made: Moments, held: Moments, columns: Tensor, intercept: bool, damping: float | None) -> Tensor:

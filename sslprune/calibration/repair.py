@@ -7,7 +7,8 @@ before it could not. Where a layer's output is added to others, its target is th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import inf
 from typing import Any
 
 import torch
@@ -52,7 +53,7 @@ class Repair:
     ``dense`` and ``pruned`` are by the names of the program's graphs, the same object where nothing differs; ``pruned``
     is changed. ``gone``: which entries of a tensor stay zero. ``held``: how many of the batches, the last ones, decide
     how much a layer may change. ``damping`` of the ridge, times the mean square of the rows; None: the held-out rows
-    choose.
+    choose. ``memory``: bytes of what layers make of the samples; more of it is in temporary files.
     """
 
     def __init__(
@@ -65,9 +66,10 @@ class Repair:
         held: int,
         damping: float | None = None,
         seed: int = 0,
+        memory: float = inf,
     ) -> None:
         self.program, self.dense, self.pruned, self.gone = program, dense, pruned, gone
-        self.held, self.damping, self.seed = held, damping, seed
+        self.held, self.damping, self.seed, self.memory = held, damping, seed, memory
         self.layers: list[Fitted] = []
         self.skipped: dict[str, str] = {}  # weights that read what is gone and were not fitted, each with the reason
         graph = program.evaluation
@@ -80,20 +82,22 @@ class Repair:
                 self.skipped.update(_not_rows(contractions, behind))
             elif self._may_change(rows):
                 self._fits[node] = _Fit(rows, chain_of(node, behind), self._shift(node))
-        self.order = in_order(graph, [fit.chain for fit in self._fits.values() if fit.chain is not None])
+        chains = [fit.chain for fit in self._fits.values() if fit.chain is not None]
+        self.order, able = in_order(graph, chains)
+        self._fits = {n: fit if fit.chain in able else replace(fit, chain=None) for n, fit in self._fits.items()}
 
     def run(self, batches: Sequence[Sequence[Any]]) -> list[tuple[list[Any], list[Any]]]:
         """Fit all layers; the outputs' leaves of each batch that was held out, (dense, repaired).
 
         What comes after the last layer is computed of those batches alone: the logits of a text are large.
         """
-        self._step = Lockstep(self.order, self.dense, self.pruned)
+        self._step = Lockstep(self.order, self.dense, self.pruned, self._fits, self.memory)
         last = next((node for node in reversed(self.order) if node in self._fits), None)
 
         def visit(node: fx.Node) -> None:
-            self._visit(node)
+            self._visit(node, self._fits[node])
             if node is last:
-                self._step.values = self._step.values[-self.held :]
+                self._step.keep_last(self.held)
 
         return self._step.run(batches, visit)[-self.held :]
 
@@ -128,20 +132,18 @@ class Repair:
             return str(mean.target), -1.0
         return None
 
-    def _visit(self, node: fx.Node) -> None:
-        if node not in self._fits:
-            return
-        fit, step = self._fits[node], self._step
-        rows = fit.rows
-        if all(step.is_shared(node, *pair) for pair in step.values):
+    def _visit(self, node: fx.Node, fit: _Fit) -> None:
+        rows, step = fit.rows, self._step
+        if step.is_shared(node):
             return  # nothing is missing yet
         name = rows.weights[0]
-        for values, state in zip(step.values[0], (self.dense, self.pruned), strict=True):
+        first = step.at(0, node.all_input_nodes)
+        for values, state in zip(first, (self.dense, self.pruned), strict=True):
             if not bool(rows.made(values, state).isfinite().all()):
                 raise CalibrationError(
                     f"{name}: what it makes of the samples is not finite; look at it and the weights before it"
                 )
-        if not agrees(rows, step.values[0][1], self.pruned):
+        if not agrees(rows, first[1], self.pruned):
             self.skipped[name] = "it is not its rows times its weight"
             return
         gone = rows.matrix([self.gone.get(n, _nothing(self.dense[n])) for n in rows.weights])
@@ -163,20 +165,22 @@ class Repair:
 
     def _gather(self, node: fx.Node, fit: _Fit) -> tuple[Moments, Moments, float]:
         """Moments of the rows to fit and of those held out, and Σ (dense output)² over the latter."""
-        rows, batches = fit.rows, self._step.values
+        rows, num_batches = fit.rows, self._step.count
+        needed = (*node.all_input_nodes, *(fit.chain.others() if fit.chain is not None else ()))
         made, held = Moments(), Moments()
         power = 0.0
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.order.index(node))
-        for i, (dense, pruned) in enumerate(batches):
+        for i in range(num_batches):
+            dense, pruned = self._step.at(i, needed)
             wanted, now = rows.made(dense, self.dense), rows.made(pruned, self.pruned)
             error = wanted - now
             if fit.chain is not None:
                 total = fit.chain.total(wanted, dense, self.dense)
                 missing = total - fit.chain.total(now, pruned, self.pruned)
                 error = fit.chain.back(now, missing, pruned, self.pruned)
-            picked = self._picked(rows, now, len(batches), generator)
+            picked = self._picked(rows, now, num_batches, generator)
             errors = rows.by_row(error, picked)
-            of = held if i >= len(batches) - self.held else made
+            of = held if i >= num_batches - self.held else made
             of.add(rows.rows(pruned, self.pruned, picked), errors)
             if of is held:
                 power += float(rows.by_row(wanted, picked).double().square().sum())

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from sslprune.calibration.lockstep import weigh
 from sslprune.capture.program import Program
 from sslprune.errors import CalibrationError, DataError, few
 from sslprune.values.inputs import counts_rows, num_rows
 
-BATCH = 64  # samples whose values are computed at once
+BATCH = 64  # samples whose values are computed at once, at most
+AT_ONCE = 16  # what share of the memory one batch may take, alive at one place: 1 / 16 ...
+IN_GRADIENTS = 4  # ... and all that a model makes of the samples of which gradients are taken at once: 1 / 4
 HELD = 0.15  # the share that decides how much may be fitted, and which candidate is kept
 
 
@@ -26,19 +30,25 @@ class Samples:
     held: int
     any_size: bool  # whether a part of a batch is a batch
     batched: tuple[bool, ...]  # which of the leaves have the batch's rows
+    at_once: int = BATCH  # of which gradients fit into memory
 
-    def pieces(self, size: int) -> Iterator[tuple[Any, ...]]:
-        """The samples that are not held out, at most ``size`` at once where the graph takes that."""
+    def pieces(self, size: int) -> Iterator[list[tuple[Any, ...]]]:
+        """The samples that are not held out, about ``size`` together where the graph takes that, in parts that fit."""
         for leaves in self.batches[: len(self.batches) - self.held]:
             if not self.any_size:
-                yield leaves
+                yield [leaves]
                 continue
-            for first in range(0, num_rows(leaves), size):
-                yield _cut(leaves, self.batched, slice(first, first + size))
+            rows = num_rows(leaves)
+            for first in range(0, rows, size):
+                last = min(first + size, rows)
+                steps = range(first, last, self.at_once)
+                yield [_cut(leaves, self.batched, slice(i, min(i + self.at_once, last))) for i in steps]
 
 
-def collect(program: Program, samples: Iterable[Any], most: int) -> Samples:
+def collect(program: Program, samples: Iterable[Any], most: int, memory: float = inf) -> Samples:
     """The first ``most`` of ``samples``, batches of inputs, as the graph of ``program`` takes them.
+
+    ``memory``: bytes that what the model makes of them may take; the larger that is, the fewer are computed at once.
 
     Raises CalibrationError for batches of other inputs or shapes than those that the program was traced with, and for
     fewer samples than two batches have.
@@ -51,11 +61,13 @@ def collect(program: Program, samples: Iterable[Any], most: int) -> Samples:
     batched = tuple(_is_batched(program, like) for like in example)
     any_size = program.dynamic_batch and not counts_rows(example)
     found: list[tuple[Any, ...]] = []
-    seen = 0
+    seen, together, at_once = 0, 0, BATCH
     for given in samples:
         leaves = _leaves(program, given)
         rows = num_rows(leaves)
-        size = BATCH if any_size else rows if program.dynamic_batch else program.batch
+        if not together:
+            together, at_once = _fitting(program, leaves, batched, memory) if any_size else (BATCH, BATCH)
+        size = together if any_size else rows if program.dynamic_batch else program.batch
         for first in range(0, rows, max(1, size)):
             last = min(first + size, rows, first + most - seen) if any_size else first + size
             if last <= rows:
@@ -71,7 +83,18 @@ def collect(program: Program, samples: Iterable[Any], most: int) -> Samples:
     if len(found) < 2:
         each = "" if program.dynamic_batch else f", of {program.batch} rows each"
         raise CalibrationError(f"samples: {seen} came; expected at least two batches of the model's inputs{each}")
-    return Samples(tuple(found), max(1, round(HELD * len(found))), any_size, batched)
+    return Samples(tuple(found), max(1, round(HELD * len(found))), any_size, batched, at_once)
+
+
+def _fitting(program: Program, leaves: Sequence[Any], batched: Sequence[bool], memory: float) -> tuple[int, int]:
+    """How many samples are computed at once, and of how many gradients are taken at once."""
+    rows = min(2, num_rows(leaves))
+    alive, total = weigh(program.evaluation, program.tensors, _cut(leaves, batched, slice(0, rows)))
+    return _rows_in(memory / AT_ONCE, alive / rows), _rows_in(memory / IN_GRADIENTS, total / rows)
+
+
+def _rows_in(memory: float, each: float) -> int:
+    return max(1, int(min(BATCH, memory / max(1.0, each))))
 
 
 def _leaves(program: Program, given: Any) -> tuple[Any, ...]:

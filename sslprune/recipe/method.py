@@ -119,6 +119,9 @@ class CalibrateSection(Section):
     kept."""
     seconds: Positive | None = None
     """No further candidate is begun after so long; left out: all are."""
+    memory: Annotated[int, Field(ge=16)] = 1024
+    """Megabytes that what the layers make of the samples may take; what is more is kept in temporary files. With little
+    of it fewer samples are computed at once."""
     fraction: Fraction | None = None
     """What may remain after it, where `[schedule]` goes on; left out: the budget."""
 

@@ -6,7 +6,7 @@ import copy
 
 from torch import nn
 
-from sslprune.calibration.calibrate import Calibration, state_of
+from sslprune.calibration.calibrate import MEGABYTE, Calibration, state_of
 from sslprune.calibration.samples import collect
 from sslprune.calibration.sensitivity import BUDGETS, by_axis, by_budget
 from sslprune.capture.mode import evaluating
@@ -40,7 +40,8 @@ def sensitivity(
     axes = [axis for axis, _ in chosen]
     goal = goal_of(chosen, Cost(program, axes), recipe.budget, recipe.lasso.floor)
     with evaluating(model):
-        gathered = collect(program, (inputs for inputs, _ in data.train.epoch(0)), samples)
+        inputs = (inputs for inputs, _ in data.train.epoch(0))
+        gathered = collect(program, inputs, samples, section.memory * MEGABYTE)
         found = Calibration(program, state_of(program, model), gathered, section, data.task, recipe.run.seed)
         with show.progress("removing, axis by axis", len(axes)) as bar:
             felt = list(bar.over(by_axis(found, axes)))

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from sslprune.calibration.calibrate import Calibrated, Calibration, state_of
+from sslprune.calibration.calibrate import MEGABYTE, Calibrated, Calibration, state_of
 from sslprune.calibration.samples import collect
 from sslprune.capture.mode import evaluating
 from sslprune.data import Data
@@ -35,7 +35,7 @@ def calibrate_(
     like = now if dense is None else {n: dense[n].to(t) if n in dense else t for n, t in now.items()}
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     with evaluating(model):
-        samples = collect(program, _inputs(data, device), section.samples)
+        samples = collect(program, _inputs(data, device), section.samples, section.memory * MEGABYTE)
         calibration = Calibration(program, like, samples, section, data.task, recipe.run.seed, show)
         found = calibration.calibrated(goal, now)
     found.load_into(model, program)
