@@ -127,9 +127,9 @@ def test_bad_files(tmp_path):
         return str(error.value)
 
     assert "no such file" in failure(tmp_path / "absent.parquet")
-    assert f"{tmp_path}: a folder; pictures are read from a Parquet file" in failure(tmp_path)
+    assert f"{tmp_path}: no folders in it; expected one for each class" in failure(tmp_path)
     (tmp_path / "cat.PNG").write_bytes(png())
-    assert "cat.PNG: one picture; pictures are read from a Parquet file" in failure(tmp_path / "cat.PNG")
+    assert "cat.PNG: one picture; pictures are read from a folder" in failure(tmp_path / "cat.PNG")
     huge = failure(write(tmp_path / "huge.parquet", [png()] * 2, [0, 1000000000]))
     assert huge.endswith("huge.parquet: label 1000000000; expected labels from 0 to 999999 at most")
     flat = pyarrow.table({"image": pyarrow.array([{"path": "a.png"}]), "label": [0]})

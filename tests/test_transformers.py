@@ -339,9 +339,7 @@ def test_tables_that_are_refused(tmp_path):
     assert "line 1 is a JSON list; expected one object a line" in failure("a.jsonl", "[1]\n")
     assert "not UTF-8 text (byte 0)" in failure("a.csv", b"\xff\xfe")
     assert "not a readable Parquet file" in failure("a.parquet", b"PAR1 and no more PAR1")
-    pictures = (
-        "column file holds names of pictures; pictures are read from a Parquet file in the Hugging Face image layout"
-    )
+    pictures = 'column file holds names of pictures; set data.image = "file"'
     assert pictures in failure("p.csv", "file,label\ncats/1.JPG,0\ndogs/2.jpg,1\n")
     with pytest.raises(DataError, match=r": a folder; expected a file; a saved dataset is data\.dataset"):
         rows_of(tmp_path)

@@ -1,4 +1,4 @@
-"""Labelled text out of Hugging Face ``datasets``: a folder that it saved or can read, or a name on the hub."""
+"""Text and pictures out of Hugging Face ``datasets``: a folder that it saved or can read, or a name on the hub."""
 
 from __future__ import annotations
 
@@ -10,10 +10,17 @@ from sslprune.errors import DataError
 
 
 def read_dataset(source: str, subset: str | None, split: str) -> list[tuple[int, dict[str, Any]]]:
-    """The rows of one split with all their columns, each with its number from 0.
+    """The rows of one split with all their columns, each with its number from 0; class labels stay numbers."""
+    found = open_dataset(source, subset, split)
+    with reading(source, "dataset"):
+        return list(enumerate(found.to_list()))
+
+
+def open_dataset(source: str, subset: str | None, split: str) -> Any:
+    """One split of a dataset, as the library has it.
 
     ``source`` is a folder that ``save_to_disk`` wrote, a dataset's folder or a folder of Parquet files (split names in
-    the files' names), or a name on the hub. Class labels stay numbers. Raises DataError, in one line.
+    the files' names), or a name on the hub. Raises DataError, in one line.
     """
     try:
         import datasets
@@ -34,8 +41,7 @@ def read_dataset(source: str, subset: str | None, split: str) -> list[tuple[int,
         found = {str(found.split or "train"): found}
     if split not in found:
         raise DataError(f'{source}: no split "{split}"; it has {", ".join(found)}: see data.train and data.test')
-    with reading(source, "dataset"):
-        return list(enumerate(found[split].to_list()))
+    return found[split]
 
 
 def _why(folder: Path, source: str, error: Exception) -> str:

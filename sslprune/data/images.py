@@ -21,20 +21,22 @@ from sslprune.values.bounds import MOST_CLASSES
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "labels", "fine_label")
 PICTURE_FILES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
-PICTURES_ARE = (
-    "pictures are read from a Parquet file in the Hugging Face image layout, which `datasets` writes of a folder: "
-    'load_dataset("imagefolder", data_dir=...)["train"].to_parquet(...)'
-)
+PICTURES_ARE = "pictures are read from a folder of a folder for each class, a table of their paths, or a Parquet file"
+IMAGE_LAYOUT = "expected image: {bytes, path} and label: int64 (the Hugging Face image layout)"
 
 
 @dataclass(frozen=True)
 class Images:
-    """Pictures and their classes: ``pixels`` (n, channels, height, width) uint8, ``labels`` (n,) int64."""
+    """Pictures and their classes: ``pixels`` (n, channels, height, width) uint8, ``labels`` (n,) int64.
+
+    ``names``: those of the classes, in order, where they have some.
+    """
 
     pixels: Tensor
     labels: Tensor
     num_classes: int
     source: str = "images"
+    names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.pixels.dim() != 4 or self.pixels.dtype != torch.uint8 or len(self.pixels) != len(self.labels):
@@ -54,7 +56,7 @@ class Images:
 
     def rows(self, rows: Tensor) -> Images:
         """Some of the images, by their numbers (n,)."""
-        return Images(self.pixels[rows], self.labels[rows], self.num_classes, self.source)
+        return Images(self.pixels[rows], self.labels[rows], self.num_classes, self.source, self.names)
 
 
 def read_images(path: str | Path, advance: Callable[[int], Any] = lambda count: None) -> Images:
@@ -64,7 +66,7 @@ def read_images(path: str | Path, advance: Callable[[int], Any] = lambda count: 
     Raises DataError for a file that is missing, empty, of another layout, or damaged.
     """
     table, image, label = _open(path)
-    num_classes = _num_classes(table.schema, label)
+    names = class_names(table.schema, label)
     with reading(path, "Parquet file of images"):
         labels = np.array(table.column(label).to_numpy(), dtype=np.int64)
         rows = table.column(image).combine_chunks().field("bytes")
@@ -77,13 +79,13 @@ def read_images(path: str | Path, advance: Callable[[int], Any] = lambda count: 
             pixels = np.empty((len(labels), *picture.shape), np.uint8)
         if picture.shape != pixels.shape[1:]:
             first, this = (" x ".join(map(str, shape)) for shape in (pixels.shape[1:], picture.shape))
-            raise DataError(f"{path}: row {row} is {this} (height x width x channels), row 0 {first}; use one size")
+            raise DataError(f"{path}: row {row} is {this} (height x width x channels), row 0 {first}; set data.size")
         pixels[row] = picture
         if row % 500 == 499:
             advance(500)
     assert pixels is not None
     planes = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
-    return Images(planes, torch.from_numpy(labels), num_classes or int(labels.max()) + 1, str(path))
+    return Images(planes, torch.from_numpy(labels), len(names) or int(labels.max()) + 1, str(path), names)
 
 
 def count_images(path: str | Path) -> int:
@@ -92,36 +94,61 @@ def count_images(path: str | Path) -> int:
 
 
 def _open(path: str | Path) -> tuple[Any, str, str]:
-    """The Parquet table with the names of its image and label columns."""
-    try:
-        import PIL  # noqa: F401
-        import pyarrow
-    except ImportError as error:
-        raise DataError(f"{path}: reading images needs pyarrow and pillow; pip install 'sslprune[images]'") from error
-    require_file(path, mend="set data.train and data.test to Parquet files", folder=PICTURES_ARE)
-    if Path(path).suffix.lower() in PICTURE_FILES:
-        raise DataError(f"{path}: one picture; {PICTURES_ARE}")
-    table = read_parquet(path, memory_map=True)
-    image = next((name for name in IMAGE_COLUMNS if name in table.column_names), None)
-    label = next((name for name in LABEL_COLUMNS if name in table.column_names), None)
-    kinds = {field.name: field.type for field in table.schema}
-    if image is None or label is None or not pyarrow.types.is_struct(kinds[image]):
-        expected = "expected image: {bytes, path} and label: int64 (the Hugging Face image layout)"
-        raise DataError(f"{path}: columns are {', '.join(f'{k}: {v}' for k, v in kinds.items())}; {expected}")
-    if not pyarrow.types.is_integer(kinds[label]) or table.column(label).null_count:
-        raise DataError(
-            f"{path}: column {label} is {kinds[label]} with {table.column(label).null_count} nulls; use int64"
-        )
+    """The Parquet table with the names of its image and label columns, the latter of whole numbers."""
+    import_pyarrow(path)
+    import pyarrow
+
+    table, image, label = open_table(path)
+    kind = table.schema.field(label).type if label is not None else None
+    if label is None:
+        raise DataError(f"{path}: columns are {_columns(table)}; {IMAGE_LAYOUT}")
+    if not pyarrow.types.is_integer(kind) or table.column(label).null_count:
+        raise DataError(f"{path}: column {label} is {kind} with {table.column(label).null_count} nulls; use int64")
     return table, image, label
 
 
-def _num_classes(schema: Any, label: str) -> int:
-    """How many class names the schema's metadata lists; 0 when it lists none."""
+def import_pyarrow(path: str | Path) -> None:
+    """Raise DataError where what reads pictures out of Parquet files is not installed."""
+    try:
+        import PIL  # noqa: F401
+        import pyarrow  # noqa: F401
+    except ImportError as error:
+        raise DataError(f"{path}: reading images needs pyarrow and pillow; pip install 'sslprune[images]'") from error
+
+
+def open_table(path: str | Path, image: str | None = None, label: str | None = None) -> tuple[Any, str, str | None]:
+    """The Parquet table with the names of its columns of pictures and of labels; None where it has none of these.
+
+    ``image`` and ``label`` name them, where they are none of the usual ones.
+    """
+    import_pyarrow(path)
+    import pyarrow
+
+    require_file(path, mend="set data.train and data.test to Parquet files, folders or tables", folder=PICTURES_ARE)
+    if Path(path).suffix.lower() in PICTURE_FILES:
+        raise DataError(f"{path}: one picture; {PICTURES_ARE}")
+    table = read_parquet(path, memory_map=True)
+    for name, field in ((image, "image"), (label, "label")):
+        if name is not None and name not in table.column_names:
+            raise DataError(f'{path}: no column "{name}" (data.{field}); it has {", ".join(table.column_names)}')
+    image = image or next((name for name in IMAGE_COLUMNS if name in table.column_names), None)
+    label = label or next((name for name in LABEL_COLUMNS if name in table.column_names), None)
+    if image is None or not pyarrow.types.is_struct(table.schema.field(image).type):
+        raise DataError(f"{path}: columns are {_columns(table)}; {IMAGE_LAYOUT}")
+    return table, image, label
+
+
+def _columns(table: Any) -> str:
+    return ", ".join(f"{field.name}: {field.type}" for field in table.schema)
+
+
+def class_names(schema: Any, label: str) -> tuple[str, ...]:
+    """The names of the classes that the schema's metadata list; none where they list none."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        return len(features[label]["names"])
+        return tuple(map(str, features[label]["names"]))
     except (KeyError, ValueError, TypeError):
-        return 0
+        return ()
 
 
 def open_picture(path: str, *, grey: bool, size: tuple[int, int] | None) -> np.ndarray:

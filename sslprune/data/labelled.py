@@ -116,7 +116,10 @@ def read(recipe: Recipe, task: Task, device: torch.device, show: Voice) -> Data:
     }
     source = section.tokenizer or (arguments.get("path") if recipe.model.factory.startswith("hf:") else None)
     if source is None:
-        raise DataError("data.tokenizer: missing; name a local Hugging Face model directory for its tokenizer")
+        raise DataError(
+            "data.tokenizer: missing; name a local Hugging Face model directory for its tokenizer; "
+            "or, of pictures, their column: data.image"
+        )
     if section.hold_out:
         kept, held = hold_out(len(tables["train"]), section.hold_out, section.train)
         whole, names["valid"] = tables["train"], section.train

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import cache, cached_property
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +14,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sslprune.data.batches import Batch, Data, hold_out
+from sslprune.data.batches import Batch, Data, hold_out, task_for
+from sslprune.data.changes import Change, evaluating, mixing, training
 from sslprune.data.images import Images, count_images, open_picture, read_images
+from sslprune.data.labelled import LABELS
+from sslprune.data.rows import HubRows, Rows, open_file, open_rows
 from sslprune.data.samples import Encoder
+from sslprune.data.stream import Part, PictureStream
+from sslprune.data.targets import Classes, targets_of
 from sslprune.errors import DataError, RunError
+from sslprune.files import write_text
 from sslprune.recipe import PicturesSection, PixelsSection, Recipe
+from sslprune.recipe.data import PLAIN_STEPS
 from sslprune.values.inputs import Inputs
+from sslprune.values.metrics import CLASSES
 from sslprune.values.tasks import Task
 from sslprune.values.voice import Voice
 
@@ -112,28 +122,112 @@ class Batches:
 class PictureEncoder(Encoder):
     """A picture's file as (1, channels, height, width), normalised; resized where ``size`` says how large it has to be.
 
-    ``size``: channels, height and width; one that is no number may be any.
+    ``size``: channels, height and width; one that is no number may be any. ``change``: how pictures that are read
+    one by one are cut and normalised, in place of it.
     """
 
     section: PixelsSection
     size: Callable[[], tuple[int | str | None, ...]]
+    classes: tuple[str, ...] = ()
+    change: Change | None = None
 
     def encode(self, sample: str) -> Inputs:
+        if self.change is not None:
+            return (self.change(open_file(sample), None, sample)[0][None],)
         channels, height, width = self.size()
         wanted = (height, width) if isinstance(height, int) and isinstance(width, int) else None
         pixels = open_picture(sample, grey=channels == 1, size=wanted).astype(np.float32).transpose(2, 0, 1) / 255
         mean, std = (np.array(v, np.float32).reshape(-1, 1, 1) for v in (self.section.mean, self.section.std))
         return (torch.from_numpy(np.ascontiguousarray(((pixels - mean) / std)[None], np.float32)),)
 
+    def save(self, folder: Path) -> None:
+        """Write ``labels.json`` with the names of the classes, where they have some, into ``folder``."""
+        self._write(folder)
+
+    def _write(self, folder: Path) -> None:
+        if self.classes:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_text(folder / LABELS, json.dumps(list(self.classes), ensure_ascii=False) + "\n")
+
 
 def read(recipe: Recipe, task: Task, device: torch.device, show: Voice) -> Data:
     """The pictures of a recipe, decoded on first use; a wrong file is an error now, not when training begins."""
     section = recipe.data
     assert isinstance(section, PicturesSection)
-    train, test = _reader(section.train, show), _reader(section.test, show)
-    return picture_data(
-        recipe, section, train, test, task, device, _reader(section.valid, show) if section.valid else None
-    )
+    if one_by_one(section, task):
+        return _streamed(recipe, section, task, device, show)
+    train = _reader(section.train, show)
+    test = _reader(section.test, show) if section.test else None
+    valid = _reader(section.valid, show) if section.valid else None
+    return picture_data(recipe, section, train, test, task, device, valid)
+
+
+def one_by_one(section: PicturesSection, task: Task) -> bool:
+    """Whether pictures are read when they are needed, and not all at once: but for a Parquet file of one size."""
+    plain = all(getattr(section, name) in (None, []) for name in ("dataset", "image", "label", "labels", "size"))
+    files = all(Path(path).suffix == ".parquet" for path in (section.train, section.test, section.valid) if path)
+    known = all(re.fullmatch(PLAIN_STEPS, step) for step in section.augment)
+    return not (plain and files and known and type(task).METRICS is CLASSES and not task.resized)
+
+
+def _streamed(recipe: Recipe, section: PicturesSection, task: Task, device: torch.device, show: Voice) -> Data:
+    """Pictures of any size and place, read when they are needed."""
+    with show.progress(f"finding the pictures of {Path(section.train).name}"):
+        whole, test, valid = (_rows(section, task, path) for path in (section.train, section.test, section.valid))
+    assert whole is not None
+    kept: Sequence[int] = range(len(whole))
+    held: Sequence[int] = ()
+    if section.split is not None:
+        kept, held = apart([str(whole.label(row)) for row in kept], section.split, whole.source)
+        test = whole
+    if section.hold_out:
+        numbers = hold_out(len(kept), section.hold_out, whole.source)
+        kept, judged = ([kept[i] for i in part] for part in numbers)
+    targets = targets_of(task, whole, section.labels, section.columns, kept)
+    judging, learning = evaluating(section), training(section)
+    mix = mixing(section, len(targets.classes))
+    if mix is not None and not isinstance(targets, Classes):
+        raise DataError(f'data.augment: mixup mixes classes, and data.task = "{task.name}" has none; leave it out')
+
+    def judged_by(rows: Rows, numbers: Sequence[int]) -> PictureStream:
+        return PictureStream(Part(rows, numbers, targets), judging, section, device, None)
+
+    assert test is not None
+    tested = judged_by(test, held or range(len(test)))
+    checked = judged_by(whole, judged) if section.hold_out else judged_by(valid, range(len(valid))) if valid else None
+    learned = PictureStream(Part(whole, kept, targets), learning, section, device, recipe.run.seed, mix)
+    encoder = PictureEncoder(section, lambda: tuple(tested.example[0].shape[1:]), targets.classes, judging)
+    return Data(learned, tested, task, valid=checked, encoder=encoder)
+
+
+def _rows(section: PicturesSection, task: Task, name: str | None) -> Rows | None:
+    """The pictures of a file or folder, or of a split of ``data.dataset``."""
+    if name is None:
+        return None
+    if section.dataset is not None:
+        found: Rows = HubRows(section.dataset, section.subset, name, section.image, section.columns)
+    else:
+        found = open_rows(name, section.image, section.columns, not task.taught)
+    if not len(found):
+        raise DataError(f"{found.source}: empty; expected at least one image")
+    return found
+
+
+def apart(classes: Sequence[object], share: float, source: str) -> tuple[list[int], list[int]]:
+    """The numbers of what is trained on, and of the ``share`` of each class that is not: the same for every seed."""
+    generator = torch.Generator().manual_seed(0)
+    by_class: dict[object, list[int]] = {}
+    for number, name in enumerate(classes):
+        by_class.setdefault(name, []).append(number)
+    many = len(by_class) > len(classes) / 2  # numbers, or paths of masks: no classes to keep apart
+    groups = [list(range(len(classes)))] if many else list(by_class.values())
+    held: set[int] = set()
+    for numbers in groups:
+        count = min(len(numbers) - 1, max(1, round(share * len(numbers))))
+        held |= {numbers[i] for i in torch.randperm(len(numbers), generator=generator)[:count].tolist()}
+    if not held:
+        raise DataError(f"data.split: {source} has one picture of each class; expected several")
+    return [number for number in range(len(classes)) if number not in held], sorted(held)
 
 
 def reopen(recipe: Recipe, folder: Path, shape: tuple[int | str | None, ...]) -> Encoder:
@@ -142,37 +236,73 @@ def reopen(recipe: Recipe, folder: Path, shape: tuple[int | str | None, ...]) ->
     assert isinstance(section, PicturesSection)
     if len(shape) != 4:
         raise RunError(f"{folder.parent}: the model takes {shape}; a picture is (batch, channels, height, width)")
-    return PictureEncoder(section, lambda: shape[1:])
+    change = evaluating(section) if one_by_one(section, task_for(section)) else None
+    return PictureEncoder(section, lambda: shape[1:], _names(folder), change)
+
+
+def _names(folder: Path) -> tuple[str, ...]:
+    """The names of the classes that ``save`` wrote; none where it wrote none."""
+    try:
+        return tuple(json.loads((folder / LABELS).read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return ()
+    except (OSError, ValueError, TypeError) as error:
+        raise RunError(f"{folder / LABELS}: damaged; repack this run again") from error
 
 
 def picture_data(
     recipe: Recipe,
     section: PixelsSection,
     train: Callable[[], Images],
-    test: Callable[[], Images],
+    test: Callable[[], Images] | None,
     task: Task,
     device: torch.device,
     valid: Callable[[], Images] | None = None,
 ) -> Data:
-    """Pictures as data; what ``data.hold_out`` asks for is taken from the training pictures."""
+    """Pictures as data; what ``data.split`` and ``data.hold_out`` ask for is taken from the training pictures."""
+    if test is None:
+        assert isinstance(section, PicturesSection) and section.split is not None
+        train, test = _parts(train, partial(_apart, share=section.split))
     if section.hold_out:
-        whole = train
-
-        @cache
-        def parts() -> tuple[Images, Images]:
-            images = whole()
-            kept, held = hold_out(len(images), section.hold_out, images.source)
-            return images.rows(kept), images.rows(held)
-
-        train, valid = lambda: parts()[0], lambda: parts()[1]
+        train, valid = _parts(train, lambda images: hold_out(len(images), section.hold_out, images.source))
     judged = Batches(test, section, device, None)
     return Data(
         Batches(train, section, device, recipe.run.seed),
         judged,
         task,
         valid=Batches(valid, section, device, None) if valid is not None else None,
-        encoder=PictureEncoder(section, lambda: tuple(judged.images.pixels.shape[1:])),
+        encoder=_ReadAtOnce(section, lambda: tuple(judged.images.pixels.shape[1:]), source=judged),
     )
+
+
+def _apart(images: Images, share: float) -> tuple[Tensor, Tensor]:
+    kept, held = apart(images.labels.tolist(), share, images.source)
+    return torch.tensor(kept), torch.tensor(held)
+
+
+def _parts(
+    whole: Callable[[], Images], split: Callable[[Images], tuple[Tensor, Tensor]]
+) -> tuple[Callable[[], Images], Callable[[], Images]]:
+    """Two parts of some pictures, which are read once."""
+
+    @cache
+    def parts() -> tuple[Images, Images]:
+        images = whole()
+        kept, held = split(images)
+        return images.rows(kept), images.rows(held)
+
+    return lambda: parts()[0], lambda: parts()[1]
+
+
+@dataclass(frozen=True)
+class _ReadAtOnce(PictureEncoder):
+    """Of pictures that are decoded on first use: the names of their classes are known then."""
+
+    source: Batches | None = None
+
+    def save(self, folder: Path) -> None:
+        assert self.source is not None
+        replace(self, classes=self.source.images.names, source=None)._write(folder)
 
 
 def _reader(path: str, show: Voice) -> Callable[[], Images]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sslprune.data.foreign import read_parquet, read_text, reading, require_distinct, require_file
-from sslprune.data.images import PICTURE_FILES, PICTURES_ARE
+from sslprune.data.images import PICTURE_FILES
 from sslprune.errors import DataError
 from sslprune.recipe.data import TEXT_FILES
 
@@ -92,7 +92,7 @@ def _no_pictures(path: str | Path, rows: Sequence[tuple[int, dict[str, Any]]], t
     for column in rows[0][1] if text is None else ():
         names = [row.get(column) for _, row in rows[:10]]
         if all(isinstance(name, str) and Path(name).suffix.lower() in PICTURE_FILES for name in names):
-            raise DataError(f"{path}: column {column} holds names of pictures; {PICTURES_ARE}")
+            raise DataError(f'{path}: column {column} holds names of pictures; set data.image = "{column}"')
 
 
 def _column(path: str | Path, columns: Sequence[str], given: str | None, usual: Sequence[str], field: str) -> str:

@@ -19,14 +19,17 @@ from sslprune.recipe.fields import (
     Arguments,
     BatchSize,
     Count,
+    Fraction,
     Length,
     Positive,
     Section,
+    Size,
     Steps,
     Workers,
 )
-from sslprune.values.bounds import MOST
+from sslprune.values.bounds import MOST, MOST_LENGTH
 
+OF_PICTURES = frozenset({"image", "size", "resize", "channels", "split"})  # which say that a table or dataset has them
 TEXT_FILES = (".tsv", ".csv", ".jsonl", ".json")  # of labelled text; a Parquet file may hold pictures as well
 
 
@@ -71,10 +74,15 @@ class FilesSection(Section):
 
     train: Annotated[str, FILE]
     """What the model learns from."""
-    test: Annotated[str, FILE]
-    """What is reported, and never chosen by."""
     valid: Annotated[str | None, FILE] = None
     """What the epochs are judged by in place of the test data."""
+
+
+class TextsSection(FilesSection):
+    """Data that lie in files of text."""
+
+    test: Annotated[str, FILE]
+    """What is reported, and never chosen by."""
 
 
 class FactorySection(Section):
@@ -101,6 +109,12 @@ class SamplesSection(DataSection):
         return self
 
 
+PLAIN_STEPS = r"flip|pad-crop:[1-9][0-9]{0,3}"
+SHARE = r"(0?\.[0-9]+|[01](\.0*)?)"
+OTHER_STEPS = rf"random-resized-crop(:{SHARE})?|rand-augment(:([0-9]|[12][0-9]|30))?|mixup(:[0-9]*\.?[0-9]+)?"
+MORE_STEPS = ', "random-resized-crop:<share>", "rand-augment:<0 to 30>" and "mixup:<α>"'
+
+
 class PixelsSection(SamplesSection):
     """How pictures become what a model reads."""
 
@@ -109,13 +123,17 @@ class PixelsSection(SamplesSection):
     std: list[Positive] = [1.0]
     """Of pixels in 0..1, one for each channel or one for all."""
     augment: list[str] = []
-    """Of training pictures: "pad-crop:4" (pixels), "flip"."""
+    """Of training pictures: "flip", "pad-crop:4" (pixels); and, of pictures in files, "random-resized-crop:0.08" (the
+    least share of the area), "rand-augment:9" (the magnitude), "mixup:0.2" (α)."""
+
+    STEPS: ClassVar[str] = PLAIN_STEPS
 
     @model_validator(mode="after")
     def _known_steps(self) -> Self:
         for step in self.augment:
-            if not re.fullmatch(r"flip|pad-crop:[1-9][0-9]{0,3}", step):
-                raise ValueError(f'augment knows "flip" and "pad-crop:<pixels>"; got "{step}"')
+            if not re.fullmatch(self.STEPS, step):
+                more = "" if self.STEPS == PLAIN_STEPS else MORE_STEPS
+                raise ValueError(f'augment knows "flip" and "pad-crop:<pixels>"{more}; got "{step}"')
         kinds = [step.partition(":")[0] for step in self.augment]
         twice = next((kind for kind in kinds if kinds.count(kind) > 1), None)
         if twice is not None:
@@ -124,18 +142,67 @@ class PixelsSection(SamplesSection):
 
 
 class PicturesSection(PixelsSection, FilesSection):
-    """Parquet files in the Hugging Face image layout: image {bytes, path}, label int64."""
+    """Pictures with what is said of each.
+
+    Folders of a folder for each class, tables (.csv, .tsv, .jsonl) of paths and labels, Parquet files in the Hugging
+    Face image layout (image {bytes, path}, label), or splits of a dataset.
+    """
 
     KIND = "pictures"
     DOES_NOT = "pictures do not read it"
-    INSTEAD = {"subset": "leave it out, or name its dataset as data.dataset"}
+    STEPS = f"{PLAIN_STEPS}|{OTHER_STEPS}"
+
+    test: Annotated[str | None, FILE] = None
+    """What is reported, and never chosen by; left out: the share `split` of the training pictures."""
+    split: Fraction | None = None
+    """In place of test: the share of the training pictures, of each class, that is not trained on; the same ones for
+    every seed."""
+    dataset: Annotated[str | None, FILE] = None
+    """Hugging Face datasets: a folder, or a name on the hub; train, test and valid are its splits."""
+    subset: str | None = None
+    """Of the dataset, where it has several."""
+    image: str | None = None
+    """The column of the picture or of its path; left out: the first of the usual names."""
+    label: str | list[str] | None = None
+    """The column of the class, label, number or mask; a list of columns for several labels or numbers; left out: the
+    first of the usual names."""
+    labels: list[str] = []
+    """The names of the classes, in order; empty: those of the training data."""
+    size: Size | None = None
+    """Pixels: pictures are cut to a square of so many, or resized to [height, width]; left out: all have one size."""
+    resize: Annotated[int, Field(ge=1, le=MOST_LENGTH)] | None = None
+    """Pixels of the shorter side before the middle is cut out; left out: size / 0.875."""
+    channels: Literal[1, 3] = 3
+    """Of pictures that are not read at once: 1 is grey."""
+    workers: Workers | None = None
+    """Processes that read pictures; left out: one less than there are cores, 8 at most."""
+
+    @model_validator(mode="after")
+    def _one_test(self) -> Self:
+        if (self.test is None) == (self.split is None):
+            raise ValueError("give either test, or split, the share of train that is tested on, as 0.2")
+        if self.subset is not None and self.dataset is None:
+            raise ValueError("subset needs a dataset")
+        if self.resize is not None and not isinstance(self.size, int):
+            raise ValueError("resize is what a square size is cut out of; give size as one number, or leave resize out")
+        return self
+
+    def located(self, folder: Path) -> Self:
+        found = super().located(folder)
+        splits = {key: getattr(self, key) for key in ("train", "test", "valid")}
+        return found if self.dataset is None else found.model_copy(update=splits)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of labels that are named."""
+        return () if self.label is None else (self.label,) if isinstance(self.label, str) else tuple(self.label)
 
     @classmethod
     def suits(cls, values: dict[str, Any], model: str) -> bool:
         return True
 
 
-class LabelledTextSection(SamplesSection, FilesSection):
+class LabelledTextSection(SamplesSection, TextsSection):
     """Texts with labels, for transformers: .tsv, .csv, .jsonl or .parquet files, or splits of a dataset.
 
     Chosen by such a file, by dataset, tokenizer or text, or by a model "hf:<kind>".
@@ -165,8 +232,11 @@ class LabelledTextSection(SamplesSection, FilesSection):
 
     @classmethod
     def suits(cls, values: dict[str, Any], model: str) -> bool:
-        asked = bool({"dataset", "tokenizer", "text"} & values.keys())
-        return asked or model.startswith("hf:") or Path(str(values.get("train"))).suffix in TEXT_FILES
+        if {"tokenizer", "text"} & values.keys():
+            return True
+        if OF_PICTURES & values.keys() or (model.startswith("hf:") and re.search("image|semantic", model)):
+            return False
+        return model.startswith("hf:") or "dataset" in values or Path(str(values.get("train"))).suffix in TEXT_FILES
 
     @model_validator(mode="after")
     def _subset_of(self) -> Self:
@@ -180,7 +250,7 @@ class LabelledTextSection(SamplesSection, FilesSection):
         return found if self.dataset is None else found.model_copy(update=splits)
 
 
-class RunningTextSection(DataSection, FilesSection):
+class RunningTextSection(DataSection, TextsSection):
     """Plain text for language models, one sentence a line. Chosen by task = "language-modelling"."""
 
     KIND = "running text"
@@ -251,9 +321,9 @@ def _of_its_kind(values: object, info: ValidationInfo) -> object:
     kind = next(kind for kind in KINDS if kind.suits(values, model))
     files = {"train", "test"} & values.keys()
     if kind is OwnDataSection and files:
-        raise ValueError("give either train and test (Parquet files) or a factory, not both")
-    if kind is not OwnDataSection and len(files) < 2:
-        raise ValueError("give either train and test (Parquet files) or a factory")
+        raise ValueError("give either train and test (files or folders) or a factory, not both")
+    if kind is not OwnDataSection and len(files) < 2 and not ("train" in files and "split" in values):
+        raise ValueError("give either train and test (files or folders), or a factory")
     foreign = {key: EVERY_FIELD[key] for key in values if key in EVERY_FIELD and key not in kind.model_fields}
     given = {key: values[key] for key, field in foreign.items() if values[key] != field.get_default()}
     if given:

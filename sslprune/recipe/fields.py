@@ -139,6 +139,17 @@ Grain = Annotated[
 ]
 
 
+def _size(value: object) -> object:
+    sides = value if isinstance(value, list) else [value]
+    right = len(sides) == (2 if isinstance(value, list) else 1)
+    if not right or any(type(side) is not int or not 1 <= side <= MOST_LENGTH for side in sides):
+        raise ValueError("expected a number of pixels, as 224, or [height, width]")
+    return value
+
+
+Size = Annotated[int | list[int], BeforeValidator(_size), _words("whole number, or [height, width]")]
+
+
 def _damping(value: object) -> object:
     if value != "auto" and (type(value) not in (int, float) or not 0 <= value < math.inf):  # type: ignore[operator]
         raise ValueError('expected "auto", or a number from 0')

@@ -16,6 +16,7 @@ from sslprune.errors import RecipeError, SslpruneError, first_line
 OURS = Path(__file__).parents[1]
 LIBRARIES = tuple(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
 WORKER = "DataLoader worker process"  # its errors are texts that hold a traceback
+DEAD = "DataLoader worker (pid"  # one that was killed, or ended by itself
 FRAME = re.compile(r'File "(.+)", line (\d+), in (\S+)')
 
 
@@ -40,6 +41,8 @@ def told(error: BaseException) -> str:
     if quoted:  # the error of a process of a DataLoader, with its traceback in place of a text
         return f"{quoted.strip().splitlines()[-1]}{where(error)}"
     said = first_line(error)
+    if DEAD in said:
+        return f"{said}; give its loader fewer num_workers, or free memory"
     kind = type(error).__name__
     return f"{kind if said == kind else f'{kind}: {said}'}{where(error)}"
 
