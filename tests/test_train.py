@@ -23,11 +23,11 @@ from sslprune.recipe import PruneSection, Recipe, TeacherSection, TrainSection, 
 from sslprune.run.directory import RunDirectory
 from sslprune.train.checkpoint import TrainingFiles
 from sslprune.train.evaluate import evaluate
-from sslprune.train.loop import train
 from sslprune.train.optimizer import learning_rate
 from sslprune.train.recalibrate import recalibrate
 from sslprune.train.schedule import Schedule
 from sslprune.train.teacher import build_teacher
+from sslprune.train.training import train
 from sslprune.values.axes import Axis
 from sslprune.values.selection import Selection
 from sslprune.values.voice import Silent, SilentBar

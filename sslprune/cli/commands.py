@@ -6,13 +6,14 @@ Everything heavy is imported inside them, so that ``--help`` answers at once.
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sslprune.cli.guard import guarded
+from sslprune.cli.guard import guarded, guarded_together, rank_here
 from sslprune.cli.options import (
     BaselineOption,
     Beginning,
@@ -22,6 +23,7 @@ from sslprune.cli.options import (
     Force,
     InputsOption,
     Json,
+    ProcessesOption,
     RecipeFile,
     Resume,
     RunFolder,
@@ -34,6 +36,7 @@ from sslprune.cli.options import (
     one_of,
 )
 from sslprune.cli.parts import directory_of, load, print_json, show_of, tell_verdict
+from sslprune.cli.together import agreed, joined, launched, restarted
 from sslprune.values.bounds import MOST_REPETITIONS, MOST_SAMPLES, MOST_THREADS
 
 if TYPE_CHECKING:
@@ -103,28 +106,30 @@ def inspect(
         show.result(table(inspection))
 
 
-@guarded
+@guarded_together
 def train(
     recipe: RecipeFile,
     run: RunOption = None,
     sets: Sets = None,
     resume: Resume = False,
     force: Force = False,
+    processes: ProcessesOption = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Train to sparsity, land on the budget, heal: RUN/train/."""
     one_of(resume, force)
-    _learn(load(recipe, sets), run, resume, force, as_json)
+    _learn(lambda: load(recipe, sets), run, resume, force, processes, as_json)
 
 
-@guarded
+@guarded_together
 def calibrate(
     recipe: RecipeFile,
     run: RunOption = None,
     sets: Sets = None,
     resume: Resume = False,
     force: Force = False,
+    processes: ProcessesOption = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -133,14 +138,23 @@ def calibrate(
     The recipe's [calibrate] says how, and its defaults where there is none; sparse and healing epochs are left out.
     """
     one_of(resume, force)
-    _learn(load(recipe, sets).untrained(), run, resume, force, as_json)
+    _learn(lambda: load(recipe, sets).untrained(), run, resume, force, processes, as_json)
 
 
-def _learn(recipe: Recipe, run: Path | None, resume: bool, force: bool, as_json: bool) -> None:
-    show, directory = show_of(as_json), directory_of(recipe, run)
-    from sslprune.run.learn import train as train_model
+def _learn(
+    read: Callable[[], Recipe], run: Path | None, resume: bool, force: bool, processes: int | None, as_json: bool
+) -> None:
+    if launched(read, processes):
+        return
+    with joined(processes) as team:
+        recipe = agreed(read(), team)
+        show, directory = show_of(as_json or not team.first), directory_of(recipe, run)
+        from sslprune.run.learn import train as train_model
 
-    train_model(recipe, directory, show, resume=resume, force=force)
+        resume, force = resume or restarted(), force and not restarted()
+        train_model(recipe, directory, show, resume=resume, force=force, team=team)
+    if not team.first:
+        return
     if as_json:
         print_json({"run": str(directory), "masked": str(directory.masked), "history": str(directory.history)})
     else:
@@ -186,13 +200,14 @@ def export(
     tell_verdict(report, directory, show, as_json)
 
 
-@guarded
+@guarded_together
 def run_all(
     recipe: RecipeFile,
     run: RunOption = None,
     sets: Sets = None,
     resume: Resume = False,
     force: Force = False,
+    processes: ProcessesOption = None,
     baseline: BaselineOption = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Build everything, take a few steps, say how long the run would be.")
@@ -202,23 +217,34 @@ def run_all(
 ) -> None:
     """Train, repack and export in one go; exit status 3 when a gate of the recipe is missed.
 
-    Example: sslprune run recipes/digits.toml --set budget.macs=0.3
+    Example: sslprune run recipes/digits.toml --set budget.macs=0.3 --processes 2
     """
     one_of(resume, force)
-    show = show_of(as_json)
-    loaded = load(recipe, sets)
     if dry_run:
-        from sslprune.run.rehearse import rehearse
-        from sslprune.show.rehearsal import rehearsal
-
-        plan = rehearse(loaded, show, force=force)
-        print_json(plan.model_dump()) if as_json else show.result(rehearsal(plan))
+        if not rank_here():
+            _rehearse(load(recipe, sets), force, as_json)
         return
-    directory = directory_of(loaded, run)
-    from sslprune.run.pipeline import run as run_pipeline
+    if launched(lambda: load(recipe, sets), processes):
+        return
+    with joined(processes) as team:
+        loaded = agreed(load(recipe, sets), team)
+        show, directory = show_of(as_json or not team.first), directory_of(loaded, run)
+        from sslprune.run.pipeline import run as run_pipeline
 
-    report = run_pipeline(loaded, directory, show, resume=resume, force=force, baseline=baseline)
-    tell_verdict(report, directory, show, as_json)
+        resume, force = resume or restarted(), force and not restarted()
+        report = run_pipeline(loaded, directory, show, resume=resume, force=force, baseline=baseline, team=team)
+    if report is not None:
+        tell_verdict(report, directory, show, as_json)
+
+
+def _rehearse(recipe: Recipe, force: bool, as_json: bool) -> None:
+    """A few steps, in one process."""
+    show = show_of(as_json)
+    from sslprune.run.rehearse import rehearse
+    from sslprune.show.rehearsal import rehearsal
+
+    plan = rehearse(recipe, show, force=force)
+    print_json(plan.model_dump()) if as_json else show.result(rehearsal(plan))
 
 
 @guarded

@@ -15,6 +15,8 @@ from typing import Any, NoReturn
 
 import typer
 
+LAUNCHED = "SSLPRUNE_LAUNCHED"  # set in processes that `--processes` started
+
 
 class Stopped(KeyboardInterrupt):
     """The system asked the process to end: it ends as by Ctrl-C, with a status of its own."""
@@ -24,11 +26,16 @@ class Stopped(KeyboardInterrupt):
         self.number = number
 
 
-def guarded(command: Callable[..., None]) -> Callable[..., None]:
-    """``command`` with its errors told in one line on stderr (``debug=True``: with the traceback)."""
+def guarded(command: Callable[..., None], *, together: bool = False) -> Callable[..., None]:
+    """``command`` with its errors told in one line on stderr (``debug=True``: with the traceback).
+
+    Of several processes that torchrun started, the first alone runs it, unless they run it ``together``.
+    """
 
     @functools.wraps(command)
     def wrapper(*args: Any, **kwargs: Any) -> None:
+        if not together and rank_here():
+            return
         from sslprune.errors import SslpruneError, printable
 
         debug = kwargs.get("debug", False)
@@ -75,6 +82,11 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
     return wrapper
 
 
+def guarded_together(command: Callable[..., None]) -> Callable[..., None]:
+    """The same for a command that several processes run together."""
+    return guarded(command, together=True)
+
+
 @contextmanager
 def _stoppable() -> Iterator[None]:
     """SIGTERM and SIGHUP end the block as Ctrl-C does, unless they are ignored, as under nohup."""
@@ -97,6 +109,8 @@ def _stop(number: int, _: object) -> None:
 
 def fail(line: str, status: int = 1) -> NoReturn:
     """End with ``status`` and one line on stderr."""
+    if rank_here() is not None:
+        line = line.replace("error: ", f"error: rank {rank_here()}: ", 1)
     with suppress(OSError):  # of a terminal that was closed
         print(line, file=sys.stderr, flush=True)
     raise typer.Exit(status)
@@ -111,5 +125,17 @@ def _interrupted() -> str:
     words = sys.argv[1:]
     if not words or words[0] not in ("run", "train", "calibrate", "control") or "--dry-run" in words:
         return "interrupted"
-    again = [word for word in words if word not in ("--resume", "--force")]
-    return f"interrupted; go on with: sslprune {shlex.join(again)} --resume"
+    return f"interrupted; go on with: {again()}"
+
+
+def again() -> str:
+    """The command that goes on with this one."""
+    words = [word for word in sys.argv[1:] if word not in ("--resume", "--force")]
+    by_hand = rank_here() is not None and LAUNCHED not in os.environ
+    return f"{'torchrun ... -m ' if by_hand else ''}sslprune {shlex.join(words)} --resume"
+
+
+def rank_here() -> int | None:
+    """This process's number among those that torchrun, or ``--processes``, started; None where it is alone."""
+    rank, world = os.environ.get("RANK", ""), os.environ.get("WORLD_SIZE", "1")
+    return int(rank) if rank.isdecimal() and world.isdecimal() and int(world) > 1 else None

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from sslprune.values.bounds import MOST_SAMPLES
+from sslprune.values.bounds import MOST_PROCESSES, MOST_SAMPLES
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, a TOML file.", show_default=False)]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The run directory.", show_default=False)]
@@ -27,6 +27,17 @@ Force = Annotated[
     bool, typer.Option("--force", help="Train over a run that is there, and from a dense model at chance.")
 ]
 
+ProcessesOption = Annotated[
+    int | None,
+    typer.Option(
+        "--processes",
+        metavar="N",
+        min=1,
+        max=MOST_PROCESSES,
+        help="Train in N processes on this machine, which share each batch.",
+        show_default="1",
+    ),
+]
 BaselineOption = Annotated[
     Path | None, typer.Option("--baseline", metavar="REPORT.json", help="An earlier report to compare with.")
 ]

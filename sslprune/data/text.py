@@ -99,6 +99,7 @@ class TextBatches:
             ids = torch.cat([torch.tensor([start]), ids])
         length = len(ids) // streams
         self.streams = ids[: length * streams].view(streams, length).to(device)
+        self.batch_size = streams
         self.steps = steps
 
     def __len__(self) -> int:

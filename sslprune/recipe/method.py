@@ -162,6 +162,10 @@ class TrainSection(Section):
     recalibrate: Duration = Span(0, "it")
     """Batches that the statistics of batch norms are taken anew from: a teacher's before it teaches, and the masked
     model's at the end."""
+    accumulate: Count = 1
+    """In how many backward passes a step takes its batch: it needs less memory, and gives the same gradient."""
+    sync_batch_norm: bool = False
+    """Whether batch norms see the batch of all processes; else each sees its own part of it."""
     loss_factor: Positive = 1.0
     """The loss is multiplied by this before its gradient; 35 where a paper sums over 35 steps."""
     amp: Literal["auto", "bf16", "off"] = "auto"

@@ -29,7 +29,7 @@ from sslprune.run.export import beside, write_report
 from sslprune.run.repack import selection_of
 from sslprune.show.terminal import Show
 from sslprune.train.evaluate import evaluate, full_precision
-from sslprune.train.loop import train
+from sslprune.train.training import train
 
 
 def control(

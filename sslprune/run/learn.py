@@ -18,20 +18,31 @@ from sslprune.recipe import Recipe
 from sslprune.report import MEASURE_WORDS
 from sslprune.run.check import check_chance, check_model
 from sslprune.run.directory import RunDirectory
-from sslprune.show.terminal import Show
-from sslprune.train.checkpoint import write_weights
-from sslprune.train.loop import train as train_model
+from sslprune.train.checkpoint import TrainingFiles, write_weights
+from sslprune.train.training import train as train_model
+from sslprune.values.team import Alone, Team
+from sslprune.values.voice import Voice
 
 
 def train(
-    recipe: Recipe, directory: RunDirectory, show: Show, *, resume: bool = False, force: bool = False
+    recipe: Recipe,
+    directory: RunDirectory,
+    show: Voice,
+    *,
+    resume: bool = False,
+    force: bool = False,
+    team: Team | None = None,
 ) -> Program | None:
     """Sparse training, then healing, into ``directory``; ``resume`` goes on, and makes again what is damaged.
 
     Returns the program that the model was traced to, for the stages after it; None where nothing had to be traced.
     The points of a sweep in their order, each from where the one before it ended, the last into ``directory`` itself.
     A run that is there goes only with ``force``, and only when everything is read and built; without either, RunError.
+    Of a ``team`` only the first process looks at ``directory``, and writes there.
     """
+    team = team or Alone()
+    if not team.first:
+        return _follow(recipe, directory, show, team)
     with directory.writing():
         points = directory.each_point(recipe)
         for point, run in [(recipe, directory), *points]:
@@ -39,13 +50,27 @@ def train(
         if not resume and not force:
             directory.check_new()
         try:
-            return _train_points(recipe, directory, show, resume=resume, force=force)
+            return _train_points(recipe, directory, show, team, resume=resume, force=force)
         except BaseException:
             directory.release()
             raise
 
 
-def _train_points(recipe: Recipe, directory: RunDirectory, show: Show, *, resume: bool, force: bool) -> Program | None:
+def _follow(recipe: Recipe, directory: RunDirectory, show: Voice, team: Team) -> Program | None:
+    """What a process does that is not the first one: train what that one trains."""
+    program: Program | None = None
+    previous: TrainingFiles | None = None
+    for point, run in directory.each_point(recipe):
+        if not team.broadcast(False):
+            goal = min(recipe.budget.points, default=None)
+            program = train_model(point, run.training, show, previous=previous, goal=goal, team=team)
+        previous = run.training
+    return program
+
+
+def _train_points(
+    recipe: Recipe, directory: RunDirectory, show: Voice, team: Team, *, resume: bool, force: bool
+) -> Program | None:
     cleared = resume
 
     def ready(point: Recipe, run: RunDirectory, data: Data, model: nn.Module) -> None:
@@ -71,7 +96,7 @@ def _train_points(recipe: Recipe, directory: RunDirectory, show: Show, *, resume
     for point, run in directory.each_point(recipe):
         if resume:
             _mend(point, run, show, first=previous is None)
-        if resume and run.finished("train"):
+        if team.broadcast(resume and run.finished("train")):
             directory.claim(recipe)
             run.claim(point)
             show.stage("train", f"finished already: {run.masked}")
@@ -80,13 +105,15 @@ def _train_points(recipe: Recipe, directory: RunDirectory, show: Show, *, resume
             goal = min(recipe.budget.points, default=None)
             begun, built = partial(begin, point, run, previous), partial(ready, point, run)
             before = previous.training if previous is not None else None
-            program = train_model(point, run.training, show, previous=before, goal=goal, begin=begun, ready=built)
+            program = train_model(
+                point, run.training, show, previous=before, goal=goal, begin=begun, ready=built, team=team
+            )
             run.record("train")
         previous = run
     return program
 
 
-def _mend(recipe: Recipe, run: RunDirectory, show: Show, *, first: bool) -> None:
+def _mend(recipe: Recipe, run: RunDirectory, show: Voice, *, first: bool) -> None:
     """Remove what is damaged of a run that is to go on, and say so: training makes it again, to the same."""
     if not run.started:
         return

@@ -15,6 +15,7 @@ from sslprune.run.export import export
 from sslprune.run.learn import train
 from sslprune.run.repack import repack
 from sslprune.show.terminal import Show
+from sslprune.values.team import Team
 
 
 def run(
@@ -25,18 +26,26 @@ def run(
     resume: bool = False,
     force: bool = False,
     baseline: Path | None = None,
-) -> Report:
+    team: Team | None = None,
+) -> Report | None:
     """Train, repack and export; with ``resume``, stages that are finished already are left as they are.
 
     The model is traced once: what training found serves the stages after it.
     An error after training carries a note of how to go on without training again.
-    A run that is there is trained over with ``force`` alone.
+    A run that is there is trained over with ``force`` alone. Of a ``team`` all train, and the first does the rest: the
+    others are done then, and get None.
     """
+    if team is not None and not team.first:
+        train(recipe, directory, show, team=team)
+        team.leave()
+        return None
     check(recipe)
     if baseline is not None:
         Report.load(baseline)  # one that cannot be read is said now, not after training
     with directory.writing():
-        program = train(recipe, directory, show, resume=resume, force=force)
+        program = train(recipe, directory, show, resume=resume, force=force, team=team)
+        if team is not None:
+            team.leave()
         program = program.on("cpu") if program is not None else None  # where the stages after it work
         if resume and not directory.damaged("repack"):
             show.stage("repack", f"finished already: {directory.program}")

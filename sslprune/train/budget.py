@@ -62,7 +62,8 @@ class BudgetController:
         lasso.set_strength([np.zeros(axis.size) for axis in self.axes])
         lasso.least[:-1] = LEAST_FACTOR
         self.begin(begin if begin is not None else Selection.none(self.axes))
-        goal.check_reachable(self.selection)
+        if self.team.first:
+            goal.check_reachable(self.selection)
 
     def begin(self, selection: Selection) -> None:
         """``selection`` is at zero already, and stays there; the plan falls from what it costs."""
@@ -88,7 +89,7 @@ class BudgetController:
         if self.taken + 1 == NUM_WARM_UP:
             self._set_strength(self.loss_sum / NUM_WARM_UP)
         if not self.landed:
-            self.carries.lerp_(self.team.mean(self.lasso.sensitivities()), 1 / min(self.taken + 1, MEMORY))
+            self.carries.lerp_(self.lasso.sensitivities(), 1 / min(self.taken + 1, MEMORY))
         if self.lasso.method == "subgradient":
             self.lasso.add_gradient()
 
@@ -96,7 +97,7 @@ class BudgetController:
         """One step of the lasso of length ``lr``: call after the optimizer's step."""
         last = self.taken == self.curve.length
         if not self.landed and (last or self.taken % self.interval == 0):
-            self._take(*self.team.broadcast(self._chosen(last) if self.team.first else (self.selection, False)))
+            self._take(*self._agreed(last))
         self.lasso.step(lr)
         self.taken += 1
         if self.taken == self.num_steps:
@@ -123,9 +124,16 @@ class BudgetController:
         self.goal = self.goal.rounded_to(state["round_to"])
         self.taken, self.landed, self.loss_sum = state["taken"], state["landed"], state["loss_sum"]
         self.curve = replace(self.curve, begin=state["begin"])
-        if self.landed:
+        if self.landed and self.team.first:
             self.goal.cost.measured(self.selection)
         self.now = self.goal.of(self.selection)
+
+    def _agreed(self, last: bool) -> tuple[Selection, bool]:
+        """What the first process chooses, by the evidence of all, on each of them."""
+        self.carries = self.team.mean(self.carries)
+        selection, landed = self._chosen(last) if self.team.first else (self.selection, False)
+        gone, landed = self.team.broadcast((torch.from_numpy(np.concatenate(selection.masks)), landed))
+        return Selection.of(self.axes, self.lasso.split(gone.numpy())), landed
 
     def _chosen(self, last: bool) -> tuple[Selection, bool]:
         """What goes from this step on, and whether that is all."""
@@ -152,7 +160,8 @@ class BudgetController:
         weights = np.sqrt(self.lasso.sizes) * share * relative
         penalty = float((weights * np.concatenate(self.lasso.norms())).sum())
         scale = self.section.ratio * max(loss, 0.0) / penalty if penalty > 0 else 0.0
-        self.lasso.set_strength(self.lasso.split(scale * weights))
+        strength = self.team.broadcast(torch.from_numpy(scale * weights))
+        self.lasso.set_strength(self.lasso.split(strength.numpy()))
 
     def _savings(self) -> list[np.ndarray]:
         """What a group saves at first; where cost has stairs, its share of what all that may go save together."""

@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from sslprune.kinds.table import kind_of
 from sslprune.values.axes import Axis, tensors_of
 
+STATE = ("strength", "alive", "least", "remaining")  # the tensors that a resumed run needs
+
 
 @dataclass(frozen=True)
 class Sheet:
@@ -221,7 +223,7 @@ class GroupLasso:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything that a resumed run needs, as tensors."""
-        return {name: getattr(self, name).clone() for name in ("strength", "alive", "least", "remaining")}
+        return {name: getattr(self, name).clone() for name in STATE}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where ``state_dict`` was taken; raises ValueError for a state of other axes."""

@@ -21,28 +21,31 @@ from sslprune.capture.program import Program
 from sslprune.capture.trace import trace
 from sslprune.choose.sections import select_with_sections
 from sslprune.cost.counts import Cost
-from sslprune.data import Data, build_data
+from sslprune.data import Data
 from sslprune.errors import RepackError, TrainingError
 from sslprune.files import write_atomic, write_json, write_text
 from sslprune.kinds.find import find_axes
-from sslprune.models.build import build_model, count_parameters, device_of, load_checkpoint, load_weights
+from sslprune.models.build import count_parameters, device_of, load_checkpoint, load_weights
 from sslprune.recipe import Recipe, parse_recipe
 from sslprune.train.calibrate import calibrate_
 from sslprune.train.checkpoint import TrainingFiles, weights_of, write_checkpoint, write_weights
 from sslprune.train.evaluate import evaluate
 from sslprune.train.layout import lay_out_
 from sslprune.train.optimizer import build_optimizer
+from sslprune.train.parts import OwnParts
 from sslprune.train.recalibrate import recalibrate
+from sslprune.train.replicas import Replicas
 from sslprune.train.schedule import Epoch, Schedule
 from sslprune.train.sparsity import Sparsity, build_controller
 from sslprune.train.step import Step
-from sslprune.train.teacher import build_teacher, dense_of
+from sslprune.train.teacher import build_teacher
+from sslprune.values.axes import tensors_of
 from sslprune.values.carry import carrying
 from sslprune.values.inputs import each
 from sslprune.values.metrics import figure
 from sslprune.values.selection import Selection
-from sslprune.values.threads import threads
-from sslprune.values.voice import SILENT, Voice
+from sslprune.values.team import Alone, Team, digest
+from sslprune.values.voice import Voice
 
 CHECK_EVERY = 20  # steps between looks at the loss: on a GPU each look waits for the device
 
@@ -51,7 +54,7 @@ class Trainer:
     """Everything of a run that changes while it trains; ``state_dict`` holds all of it.
 
     ``model`` is the one that ``previous`` ended with, where that is an earlier point of a sweep: there are no dense
-    epochs then, and what is zero stays so.
+    epochs then, and what is zero stays so. Of a ``team`` each process has a trainer; the first one's writes.
     """
 
     def __init__(
@@ -62,8 +65,11 @@ class Trainer:
         model: nn.Module,
         show: Voice,
         previous: TrainingFiles | None = None,
+        team: Team | None = None,
     ) -> None:
         self.recipe, self.files, self.data, self.show, self.previous = recipe, files, data, show, previous
+        self.team = team or Alone()
+        self.replicas = Replicas(recipe, self.team, data.task)
         self.device = device_of(recipe.run)
         self.model = model.to(self.device)
         self.program: Program | None = None
@@ -77,9 +83,10 @@ class Trainer:
         self.shrinks = self._shrinks()
         self.optimizer = build_optimizer(self.model, recipe.train)
         self.teacher: nn.Module | None = None  # from the end of the dense epochs on
-        self.step = Step(recipe, data.task, self.device, laid_out)
+        self.step = Step(recipe, data.task, self.device, laid_out, self.replicas)
         self.judge = "valid" if data.valid is not None else "test"  # the data that each epoch is judged by
         self.history: list[dict[str, Any]] = []
+        self.replicas.draw_apart()
 
     @property
     def trained(self) -> nn.Module:
@@ -89,7 +96,8 @@ class Trainer:
     def fit(self) -> None:
         """Train the epochs that are not done yet, and write the masked model."""
         first = None  # kept until there is a run to keep it for
-        if not self.history and self.recipe.model.checkpoint is None and self.previous is None:
+        writes = self.team.first
+        if writes and not self.history and self.recipe.model.checkpoint is None and self.previous is None:
             first = weights_of(self.model)
         for epoch in self.schedule.epochs[len(self.history) :]:
             self.enter(epoch.phase)
@@ -105,28 +113,40 @@ class Trainer:
                     "plan": self.sparsity.planned if self.sparsity and epoch.phase != "dense" else 1.0,
                     "norms": self._mean_norms(),
                     "parameters": count_parameters(self.trained),
-                    self.judge: evaluate(self.trained, self.data.valid or self.data.test, self.data.task),
+                    self.judge: evaluate(self.trained, self.data.valid or self.data.test, self.data.task, self.team),
                     "seconds": round(time.perf_counter() - started, 3),
                 }
             )
             if first is not None:
                 write_weights(self.files.initial, first)
                 first = None
-            write_checkpoint(self.files.checkpoint, self.state_dict())
-            write_json(self.files.history, self.history)
+            state = self.state_dict()
+            if writes:
+                write_checkpoint(self.files.checkpoint, state)
+                write_json(self.files.history, self.history)
             self.show.say(_line(epoch, self.history[-1], self.judge, self.trained is not self.model))
         self.enter("done")
         if self.sparsity is not None:
-            write_text(self.files.selection, self.sparsity.selection.to_json())
+            selection = self.sparsity.selection.to_json()
+            self.team.agree("selection", digest(selection))
+            if writes:
+                write_text(self.files.selection, selection)
         masked = self._restored()
         self._recalibrate(masked)
-        write_weights(self.files.masked, masked)
+        if writes:
+            write_weights(self.files.masked, masked)
 
     def _calibrate(self) -> tuple[float, float]:
         """Choose and repair without training; returns how far the outputs are from the dense model's, and no rate."""
         assert self.sparsity is not None
-        dense = None if self.previous is None else load_checkpoint(self.files.dense)
-        return calibrate_(self.sparsity, self.recipe, self.data, dense, self.show).repaired, 0.0
+        apart = 0.0
+        if self.team.first:
+            dense = None if self.previous is None else load_checkpoint(self.files.dense)
+            apart = calibrate_(self.sparsity, self.recipe, self.data, dense, self.show).repaired
+        self.team.share_(tensors_of(self.model).values())
+        if self.team.world > 1:
+            self.sparsity.load_state_dict(self.team.broadcast(self.sparsity.state_dict()), self.optimizer)
+        return apart, 0.0
 
     def _mean_norms(self) -> dict[str, float]:
         """The mean ‖w_g‖ over the groups of each axis, by kind and name: for the report's picture of training."""
@@ -145,9 +165,12 @@ class Trainer:
             chosen = select_with_sections(find_axes(program), self.recipe.prune)
         pruned = [axis for axis, _ in chosen]
         begin = Selection.zeros(self.model, pruned) if self.previous is not None else None
-        cost = self._latency() if self.recipe.budget.measure == "latency" else Cost(program, pruned)
+        self.team.agree("list of axes", digest(str([(axis.name, axis.size) for axis in pruned])))
+        timed = self.recipe.budget.measure == "latency" and self.team.first
+        cost = self._latency() if timed else Cost(program, pruned)
         steps = self.schedule.steps["sparse"]
-        return Sparsity.over(self.model, program, build_controller(self.model, chosen, cost, self.recipe, steps, begin))
+        controller = build_controller(self.model, chosen, cost, self.recipe, steps, begin, self.team)
+        return Sparsity.over(self.model, program, controller)
 
     def _latency(self) -> Cost:
         """The cost in microseconds of this machine's CPU, wherever the model trains."""
@@ -164,9 +187,9 @@ class Trainer:
         if phase == "dense" or self.teacher is not None:
             return
         if all(record["phase"] == "dense" for record in self.history):
-            if self.previous is None:
+            if self.team.first and self.previous is None:
                 write_weights(self.files.dense, self.model)
-            else:
+            elif self.team.first and self.previous is not None:
                 for there, here in (
                     (self.previous.initial, self.files.initial),
                     (self.previous.dense, self.files.dense),
@@ -179,14 +202,18 @@ class Trainer:
             self.teacher = self.other
             if self.teacher is None:
                 self.teacher = copy.deepcopy(self.model).eval().requires_grad_(False)
-                load_weights(self.teacher, load_checkpoint(self.files.dense), self.files.dense)
+                if self.team.first:
+                    load_weights(self.teacher, load_checkpoint(self.files.dense), self.files.dense)
+                self.team.share_(tensors_of(self.teacher).values())
             self._recalibrate(self.teacher)
 
     def _recalibrate(self, model: nn.Module) -> None:
         steps = self.recipe.train.recalibrate.steps(self.schedule.epoch_steps)
         if steps:
-            with self.show.progress("taking batch statistics", steps) as bar:
-                recalibrate(model, self.data.train, steps, bar.advance)
+            with self.show.progress("taking batch statistics", steps) as bar, self.replicas.statistics():
+                parts = OwnParts(self.data.train, self.team, self.recipe.train.accumulate)
+                recalibrate(model, parts, steps * self.recipe.train.accumulate, bar.advance)
+            self.replicas.average_(model)
 
     def _shrinks(self) -> bool:
         """Whether zero groups leave the model while it trains: where the recipe asks for it and the model can."""
@@ -209,8 +236,13 @@ class Trainer:
         done = sum(e.num_steps for e in self.schedule.epochs[: epoch.number] if e.phase != "dense") + step
         every = self.recipe.schedule.shrink.steps(self.schedule.epoch_steps)
         due = done % every == 0 or done == self.schedule.steps["sparse"]
+        if not due:
+            return False
         before = self.trained
-        return due and self.sparsity.shrink(self.optimizer) is not before
+        self.replicas.settle(before, self.optimizer, self.sparsity)
+        after = self.sparsity.shrink(self.optimizer)
+        self.team.agree("selection at a removal", digest(self.sparsity.removed.to_json()))
+        return after is not before
 
     def _restored(self) -> nn.Module:
         """The whole model as it is trained so far."""
@@ -222,18 +254,19 @@ class Trainer:
         total = torch.zeros((), device=self.device)
         lr = 0.0
         self.trained.train()
-        student = carrying(self.trained)  # over one epoch: a text begins anew with the next
-        tutor = carrying(self.teacher) if self.teacher is not None else None
+        students = self._students()  # over one epoch: a text begins anew with the next
+        count = self.recipe.train.accumulate
+        tutors = [carrying(self.teacher) for _ in range(count)] if self.teacher is not None else None
         sparsity = self.sparsity if epoch.phase != "dense" else None
         observe = sparsity.observe if sparsity is not None and epoch.phase == "sparse" else None
         with self.show.progress(epoch.label, epoch.num_steps) as bar:
             batches = self.data.train.epoch(epoch.number)
             for step, (lr, batch) in enumerate(zip(rates, batches, strict=False)):
                 if self._shrink(epoch, step):
-                    student = carrying(self.trained)  # a carried state begins anew
+                    students = self._students()  # a carried state begins anew
                 steer = sparsity.step if sparsity is not None else None
                 total += self.step(
-                    self.trained, student, tutor, self.optimizer, batch, lr, observe=observe, steer=steer
+                    self.trained, students, tutors, self.optimizer, batch, lr, observe=observe, steer=steer
                 )
                 self.step.checked = self.step.checked or bool(self.history)
                 fields: dict[str, Any] = {}
@@ -247,7 +280,13 @@ class Trainer:
                 bar.advance(1, **fields)
         finite = all(bool(parameter.isfinite().all()) for parameter in self.trained.parameters())
         self._check(finite, f"{epoch.label}: a weight is not finite")
-        return float(total) / epoch.num_steps, lr
+        self.replicas.settle(self.trained, self.optimizer, self.sparsity)
+        return float(self.team.mean(total)) / epoch.num_steps, lr
+
+    def _students(self) -> list[Callable[..., Any]]:
+        """What is called for each part of a batch, to train."""
+        wrapper = self.replicas.wrap(self.trained)
+        return [carrying(self.trained, wrapper) for _ in range(self.recipe.train.accumulate)]
 
     def _check(self, finite: bool, found: str) -> None:
         if not finite:
@@ -262,8 +301,7 @@ class Trainer:
             "model": self._restored().state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "sparsity": self.sparsity.state_dict() if self.sparsity else None,
-            "random": torch.get_rng_state(),
-            "cuda_random": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+            **self.replicas.draws(self.device),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -279,59 +317,12 @@ class Trainer:
         if self.sparsity is not None:
             self.sparsity.load_state_dict(state["sparsity"], self.optimizer)
         self.optimizer.load_state_dict(state["optimizer"])
-        torch.set_rng_state(state["random"])
-        if state["cuda_random"] is not None and self.device.type == "cuda":
-            torch.cuda.set_rng_state(state["cuda_random"], self.device)
-
-
-def train(
-    recipe: Recipe,
-    files: TrainingFiles,
-    show: Voice = SILENT,
-    start: nn.Module | None = None,
-    *,
-    previous: TrainingFiles | None = None,
-    goal: float | None = None,
-    begin: Callable[[nn.Module], None] = lambda _: None,
-    ready: Callable[[Data, nn.Module], None] = lambda data, model: None,
-    like: nn.Module | None = None,
-) -> Program | None:
-    """Train ``recipe``, or ``start`` by it, into ``files``; where its checkpoint exists, go on from there, to the same.
-
-    Writes checkpoint.pt and history.json after each epoch, dense.safetensors (the model before any sparsity) and, last,
-    selection.json and masked.safetensors; after the first epoch, the weights that a model without a checkpoint began
-    with. Raises the errors of the recipe, its data, its model and its budget before any training, and TrainingError for
-    a loss that is not finite. ``ready`` is given data and model, and may raise before anything else does. ``like``:
-    what a task without labels learns from, where that is not the model that training begins with.
-
-    In a sweep, ``previous`` is the finished point before this one: its masked weights and zeros are the beginning, and
-    its dense model stays the dense one. ``goal`` is the sweep's smallest fraction, which has to be reachable as well.
-    ``begin`` is given the model as it begins when all is read and built, before anything in ``files`` is looked at.
-
-    Returns the program that the model was traced to, where anything is to be removed.
-    """
-    with threads(recipe.run.threads):
-        torch.manual_seed(recipe.run.seed)
-        data = build_data(recipe, show)
-        section = recipe.model if previous is None else recipe.model.model_copy(update={"checkpoint": None})
-        model, notes = (start, []) if start is not None else build_model(section)
-        if previous is not None:
-            load_weights(model, load_checkpoint(previous.masked), previous.masked)
-        for note in notes if previous is None else ():
-            show.say(note)
-        data.check(model)
-        if data.task.taught:
-            data = data.taught_by(dense_of(like or model, previous))
-        ready(data, model)
-        trainer = Trainer(recipe, files, data, model, show, previous)
-        if goal is not None and trainer.sparsity is not None:
-            trainer.sparsity.check_reachable(goal)
-        begin(trainer.model)
-        if files.checkpoint.is_file():
-            trainer.load_state_dict(load_checkpoint(files.checkpoint))
-            show.say(f"resuming after epoch {len(trainer.history)} of {len(trainer.schedule.epochs)}")
-        trainer.fit()
-        return trainer.program
+        if not self.replicas.draw_on(state, self.device):
+            self.show.say(
+                f"the run had {1 + len(state.get('others', []))} processes, and has {self.team.world} now: it goes on, "
+                "and sums differ in their last digits",
+                "yellow",
+            )
 
 
 def _line(epoch: Epoch, record: dict[str, Any], judge: str, smaller: bool) -> str:

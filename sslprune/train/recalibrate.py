@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import chain, count, islice
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
-from sslprune.data.batches import Source
 from sslprune.values.carry import carrying
-from sslprune.values.inputs import call
+from sslprune.values.inputs import Inputs, call
 
 
-def recalibrate(model: nn.Module, batches: Source, steps: int, advance: Callable[[], Any] = lambda: None) -> None:
+class Passes(Protocol):
+    """Batches of (inputs, targets), in passes."""
+
+    def epoch(self, epoch: int, /) -> Iterator[tuple[Inputs, Any]]: ...
+
+
+def recalibrate(model: nn.Module, batches: Passes, steps: int, advance: Callable[[], Any] = lambda: None) -> None:
     """Set the running mean and variance of every batch norm to the mean over ``steps`` batches, in place.
 
     The weights stay as they are, and so does whatever else differs between training and evaluation, such as dropout:

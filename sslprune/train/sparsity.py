@@ -16,7 +16,7 @@ from sslprune.choose.sections import select_with_sections
 from sslprune.cost.counts import Cost
 from sslprune.errors import TrainingError
 from sslprune.kinds.find import find_axes
-from sslprune.recipe import PruneSection, Recipe, Sparsifying
+from sslprune.recipe import BudgetSection, PruneSection, Recipe, Sparsifying
 from sslprune.recipe.settings import Prune, settings_of
 from sslprune.removal.packed import Packed
 from sslprune.removal.remove import removable, remove
@@ -26,7 +26,7 @@ from sslprune.train.shrink import Follower, Shrinker
 from sslprune.train.strength import StrengthController
 from sslprune.values.axes import Axis
 from sslprune.values.selection import Selection
-from sslprune.values.team import Team
+from sslprune.values.team import Team, team_here
 
 
 class Controller(Protocol):
@@ -59,9 +59,12 @@ def build_controller(
 ) -> Controller:
     """What steers the ``chosen`` axes of ``model`` to a budget, or by an explicit strength where there is none.
 
-    ``cost`` is over those axes. ``begin``: what is at zero from the beginning, and stays there.
+    ``cost`` is over those axes. ``begin``: what is at zero from the beginning, and stays there. Of a ``team`` only the
+    first process chooses, and needs to know what its budget is in.
     """
     budget, section = settings.budget, settings.lasso
+    if team is not None and not team.first and budget.given:
+        budget = BudgetSection(macs=budget.points, round_to=1)
     lasso = GroupLasso(model, [axis for axis, _ in chosen], method=section.method)
     strengths = [s.strength for _, s in chosen]
     if not budget.given:
@@ -97,7 +100,9 @@ class Sparsity:
         program = trace(model, args, dict(kwargs or {}), sequence=sequence)
         chosen = select_with_sections(find_axes(program), found.prune)
         cost = Cost(program, [axis for axis, _ in chosen])
-        self._steer(model, program, build_controller(model, chosen, cost, found, steps))
+        team = team_here()
+        team.agree("list of axes", str([(axis.name, axis.size) for axis, _ in chosen]))
+        self._steer(model, program, build_controller(model, chosen, cost, found, steps, team=team))
 
     @classmethod
     def over(cls, model: nn.Module, program: Program, controller: Controller) -> Sparsity:
@@ -172,7 +177,7 @@ class Sparsity:
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs beside the states of ``restore()`` and of the optimizer: tensors and numbers."""
-        return {**self.controller.state_dict(), "removed": [torch.from_numpy(mask.copy()) for mask in self._removed]}
+        return {**self.controller.state_dict(), "removed": [torch.from_numpy(mask.copy()) for mask in self.removed]}
 
     def load_state_dict(self, state: dict[str, Any], *followers: Follower) -> None:
         """Go on where ``state_dict`` was taken; raises TrainingError for a state of other axes.
@@ -183,13 +188,14 @@ class Sparsity:
         try:
             self.controller.load_state_dict(state)
             removed = Selection.of(self.axes, [mask.numpy() for mask in state["removed"]])
-            if removed or self._removed:
+            if removed or self.removed:
                 self.shrinkable().remove(removed, *followers)
         except (ValueError, KeyError) as error:
             raise TrainingError(f"the state of the sparsity does not fit this model and prune: {error}") from error
 
     @property
-    def _removed(self) -> Selection:
+    def removed(self) -> Selection:
+        """What has left the model that trains."""
         return self._shrinker.removed if self._shrinker is not None else Selection.none(self.axes)
 
     def shrinkable(self) -> Shrinker:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -11,30 +11,39 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sslprune.recipe import Recipe
+from sslprune.train.parts import Part
+from sslprune.train.replicas import MODEL, Replicas
 from sslprune.train.teacher import mixed_loss
 from sslprune.values.inputs import Inputs, call, each
 from sslprune.values.outputs import loss_in
 from sslprune.values.own_code import own_code
 from sslprune.values.tasks import Task
 
-MODEL = "model"  # train.loss: what the model returns, given its targets
-
 
 class Step:
-    """Calls ``student`` (and ``tutor``, where one teaches) on a batch, and trains ``model`` by it.
+    """Calls ``students`` (and ``tutors``, where one teaches) on a batch, and trains ``model`` by it.
 
-    ``laid_out`` lays an input out as the model's filters are.
+    There is one of each for every part that a step takes its batch in, as each carries a state of its own, if any.
+
+    ``laid_out`` lays an input out as the model's filters are; ``replicas`` says how processes share the batch.
     """
 
-    def __init__(self, recipe: Recipe, task: Task, device: torch.device, laid_out: Callable[[Tensor], Tensor]) -> None:
-        self.recipe, self.task, self.device, self.laid_out = recipe, task, device, laid_out
+    def __init__(
+        self,
+        recipe: Recipe,
+        task: Task,
+        device: torch.device,
+        laid_out: Callable[[Tensor], Tensor],
+        replicas: Replicas,
+    ) -> None:
+        self.recipe, self.task, self.device, self.laid_out, self.replicas = recipe, task, device, laid_out, replicas
         self.checked = False  # the first batch's outputs and targets fit together
 
     def __call__(
         self,
         model: nn.Module,
-        student: Callable[..., Any],
-        tutor: Callable[..., Any] | None,
+        students: Sequence[Callable[..., Any]],
+        tutors: Sequence[Callable[..., Any]] | None,
         optimizer: Optimizer,
         batch: tuple[Inputs, Any],
         lr: float,
@@ -42,16 +51,15 @@ class Step:
         observe: Callable[[Tensor], None] | None = None,
         steer: Callable[[float], None] | None = None,
     ) -> Tensor:
-        """The loss of ``batch``, a number without gradients; ``observe`` and ``steer`` are a Sparsity's, if it acts."""
+        """The loss of this process's part of ``batch``, a number without gradients.
+
+        ``observe`` and ``steer`` are a Sparsity's, if it acts.
+        """
         section = self.recipe.train
         for group in optimizer.param_groups:
             group["lr"] = lr
         optimizer.zero_grad(set_to_none=True)
-        inputs, targets = each(batch[0], self.laid_out), batch[1]
-        with self._precision():
-            loss = self._loss(student, tutor, inputs, targets)
-        loss = loss * section.loss_factor
-        loss.backward()
+        loss = self._backward(students, tutors, self.replicas.parts(batch))
         if section.clip_norm is not None:
             nn.utils.clip_grad_norm_(model.parameters(), section.clip_norm)
         if observe is not None:
@@ -60,6 +68,24 @@ class Step:
         if steer is not None:
             steer(lr)
         return loss.detach() / section.loss_factor
+
+    def _backward(
+        self,
+        students: Sequence[Callable[..., Any]],
+        tutors: Sequence[Callable[..., Any]] | None,
+        parts: Sequence[Part],
+    ) -> Tensor:
+        """Gradients of all ``parts``, and their loss together, times the recipe's factor."""
+        losses = []
+        for i, part in enumerate(parts):
+            tutor = tutors[i] if tutors is not None else None
+            with self.replicas.held(part is parts[-1]):
+                with self._precision(), self.replicas.statistics():
+                    loss = self._loss(students[i], tutor, each(part.inputs, self.laid_out), part.targets)
+                loss = part.weighted(loss * self.recipe.train.loss_factor)
+                loss.backward()
+            losses.append(loss.detach())
+        return sum(losses[1:], losses[0])
 
     def _loss(
         self, student: Callable[..., Any], tutor: Callable[..., Any] | None, inputs: Inputs, targets: Any

@@ -2,6 +2,7 @@
 
 MOST_SEED = 2**32 - 1  # numpy's
 MOST_THREADS = 1024
+MOST_PROCESSES = 1024  # on one machine
 MOST_REPETITIONS = 100_000  # rounds of timing
 MOST_EPOCHS = 100_000
 MOST_STEPS = 1_000_000  # optimizer steps that are counted one by one; more are written as epochs

@@ -58,18 +58,21 @@ class Carrying:
     Truncated backpropagation (Werbos 1990): gradients end at the batch. A batch of another size starts anew.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model, self.state, self.rows = model, None, 0
+    def __init__(self, model: nn.Module, wrapper: nn.Module | None = None) -> None:
+        self.model, self.call, self.state, self.rows = model, wrapper or model, None, 0
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         rows = len(next(leaf for leaf in pytree.tree_leaves(args) if isinstance(leaf, Tensor)))
         if rows != self.rows:
             self.rows, self.state = rows, with_state(self.model, args)[-1]
-        output, state = self.model(*args, self.state, **kwargs)
+        output, state = self.call(*args, self.state, **kwargs)
         self.state = pytree.tree_map(Tensor.detach, state)
         return output
 
 
-def carrying(model: nn.Module) -> Callable[..., Any]:
-    """What calls ``model`` batch after batch, from its initial state on; the model itself where it carries none."""
-    return Carrying(model) if carries(model) else model
+def carrying(model: nn.Module, wrapper: nn.Module | None = None) -> Callable[..., Any]:
+    """What calls ``model`` batch after batch, from its initial state on; the model itself where it carries none.
+
+    ``wrapper``: what is called in its place, as that of several processes is.
+    """
+    return Carrying(model, wrapper) if carries(model) else wrapper or model

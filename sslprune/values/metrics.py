@@ -7,8 +7,9 @@ Classes are given as logits (n, classes) and targets (n,). Labels that may hold 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -64,10 +65,17 @@ class Metric:
         return self.finish(self.sums(given, targets).double())
 
     def begin(self) -> Meter:
-        return _Sums(self)
+        return Sums(self)
+
+    def joined(self, parts: Sequence[Sequence[Tensor]]) -> Meter:
+        """A meter of what several have seen, who took the batches in turns: their ``parts``."""
+        made = Sums(self)
+        order = [part for row in zip_longest(*parts) for part in row if part is not None]
+        made.parts = order if self.whole else [torch.stack(order).sum(0)]
+        return made
 
 
-class _Sums:
+class Sums:
     """The sums of a `Metric` so far."""
 
     def __init__(self, metric: Metric) -> None:

@@ -37,6 +37,9 @@ class Labels(Task):
         loss = F.binary_cross_entropy_with_logits(logits, holds, reduction="none") * known
         return loss.sum() / known.sum().clamp(min=1)
 
+    def counted(self, targets: Any) -> Tensor:
+        return super().counted(targets) if self.own_loss is not None else (targets != IGNORED).sum()
+
     def distillation(self, outputs: Any, taught: Any, targets: Any, temperature: float) -> Tensor:
         """t² KL of each label's softened probability, the mean over labels."""
         student, teacher = (self.logits(given) / temperature for given in (outputs, taught))

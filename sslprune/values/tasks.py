@@ -23,8 +23,9 @@ from torch import Tensor
 
 from sslprune.errors import DataError
 from sslprune.values.inputs import num_rows, tensors_in
-from sslprune.values.metrics import CLASSES, IGNORED, LABELS, NUMBERS, Measure, Meter, Metric
+from sslprune.values.metrics import CLASSES, IGNORED, LABELS, NUMBERS, Measure, Meter, Metric, Sums
 from sslprune.values.outputs import Output, logits_of
+from sslprune.values.team import Team
 
 VOID = 255  # what stands for no class in pictures of classes (PASCAL VOC, Cityscapes)
 LOWER_IS_BETTER = frozenset(
@@ -121,6 +122,12 @@ class Task:
             logits, targets = logits.movedim(at, -1).flatten(0, -2), targets.flatten()
         counts = targets != IGNORED
         return (logits, targets) if bool(counts.all()) else (logits[counts], targets[counts])
+
+    def counted(self, targets: Any) -> Tensor:
+        """How many targets the mean loss of a batch is over: those that are not ignored."""
+        if self.own_loss is not None or not isinstance(targets, Tensor) or targets.is_floating_point():
+            return torch.tensor(_rows(targets))
+        return ((targets != IGNORED) & (targets != self.void)).sum()
 
     def probabilities(self, given: Tensor) -> Tensor:
         """What ``measured`` gives as probabilities, for metrics of other libraries."""
@@ -230,6 +237,19 @@ class Scores:
         for name, metric in metrics.items():
             said, true = (outputs, targets) if metric.raw else given
             self.meters[name].update(self.task.probabilities(said) if metric.probabilities else said, true)
+
+    @property
+    def shareable(self) -> bool:
+        """Whether processes may each measure some of the batches."""
+        return all(isinstance(metric, Metric) for metric in self.task.metrics.values())
+
+    def share(self, team: Team) -> None:
+        """Take in what the other processes of ``team`` measured, where each took the batches in turns."""
+        here = {name: meter.parts for name, meter in self.meters.items() if isinstance(meter, Sums)}
+        found = team.gather(here)
+        for name, metric in self.task.metrics.items():
+            if isinstance(metric, Metric) and any(found):
+                self.meters[name] = metric.joined([there.get(name, []) for there in found])
 
     def figures(self) -> dict[str, float]:
         """Each metric over all the batches; raises DataError where there were none."""

@@ -1,0 +1,119 @@
+"""One model on several processes: gradients averaged by torch's own wrapper, numbers that stay the same on all.
+
+`DistributedDataParallel` is told of parameters when it is made, so it is made anew at each epoch and each removal. That
+also gives every process the first one's weights, and makes an epoch the same whether it is resumed or not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from sslprune.errors import TrainingError
+from sslprune.recipe import Recipe
+from sslprune.train.lasso import STATE
+from sslprune.train.parts import Part, parts_of
+from sslprune.train.sparsity import Sparsity
+from sslprune.train.synchronised import synchronised
+from sslprune.values.bounds import MOST_SEED
+from sslprune.values.inputs import Inputs
+from sslprune.values.tasks import Task
+from sslprune.values.team import Team
+
+MODEL = "model"  # train.loss: what the model returns, given its targets
+APART = 1e-4  # the share by which weights may differ between processes before something is wrong
+
+
+class Replicas:
+    """How the processes of ``team`` train one model by ``recipe``; alone, everything is as without it."""
+
+    def __init__(self, recipe: Recipe, team: Team, task: Task) -> None:
+        self.recipe, self.team = recipe, team
+        self.counted = None if recipe.train.loss == MODEL else task.counted
+        self.wrapper: DistributedDataParallel | None = None  # of the model that trains, where there are several
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """What is called in place of ``model`` to train it: the first process's weights are everybody's from here."""
+        if self.team.world == 1:
+            return model
+        self.wrapper = None  # its hooks on the parameters go before others come
+        self.wrapper = DistributedDataParallel(model, broadcast_buffers=False, find_unused_parameters=True)
+        return self.wrapper
+
+    def parts(self, batch: tuple[Inputs, Any]) -> list[Part]:
+        """This process's parts of ``batch``, in the order of its backward passes."""
+        return parts_of(batch, self.team, self.recipe.train.accumulate, self.counted)
+
+    def held(self, last: bool) -> AbstractContextManager[Any]:
+        """Around a forward and a backward pass: gradients are kept here until the ``last`` of a step."""
+        return nullcontext() if last or self.wrapper is None else self.wrapper.no_sync()
+
+    def statistics(self) -> AbstractContextManager[Any]:
+        """Around a forward pass: batch norms see the whole batch, where the recipe says so."""
+        shared = self.recipe.train.sync_batch_norm and self.team.world > 1
+        return synchronised(self.team.world) if shared else nullcontext()
+
+    def draw_apart(self) -> None:
+        """Let this process draw other numbers, for dropout, than the first, which draws as one alone does."""
+        if self.team.rank:
+            torch.manual_seed((self.recipe.run.seed + self.team.rank * 1_000_003) % (MOST_SEED + 1))
+
+    def draws(self, device: torch.device) -> dict[str, Any]:
+        """The state of every process's generators, for a checkpoint."""
+        here = {"random": torch.get_rng_state(), "cuda_random": None}
+        if device.type == "cuda":
+            here["cuda_random"] = torch.cuda.get_rng_state(device)
+        first, *others = self.team.gather(here)
+        return {**first, "others": others} if others else first
+
+    def draw_on(self, state: Mapping[str, Any], device: torch.device) -> bool:
+        """Go on with the draws of ``state``, a checkpoint; whether it is of as many processes as there are now."""
+        each = [state, *state.get("others", [])]
+        if self.team.rank < len(each):
+            mine = each[self.team.rank]
+            torch.set_rng_state(mine["random"])
+            if mine["cuda_random"] is not None and device.type == "cuda":
+                torch.cuda.set_rng_state(mine["cuda_random"], device)
+        return len(each) == self.team.world
+
+    @torch.no_grad()
+    def average_(self, model: nn.Module) -> None:
+        """Make the running statistics of ``model`` the mean over all processes; counts are the first one's."""
+        if self.team.world > 1:
+            for buffer in model.buffers():
+                if buffer.is_floating_point():
+                    buffer.copy_(self.team.mean(buffer))
+                else:
+                    self.team.share_([buffer])
+
+    @torch.no_grad()
+    def settle(self, model: nn.Module, optimizer: Optimizer, sparsity: Sparsity | None) -> None:
+        """Make what trains the same on all processes: running statistics their mean, the rest as the first has it.
+
+        It is so already, up to the last digits of sums that a GPU adds in any order. Raises TrainingError for more.
+        """
+        if self.team.world == 1:
+            return
+        self.average_(model)
+        weights = [parameter.data for parameter in model.parameters()]
+        sizes = self.team.gather(float(sum(weight.double().abs().sum() for weight in weights)))
+        other = next((rank for rank, size in enumerate(sizes) if abs(size - sizes[0]) > APART * sizes[0]), None)
+        if other is not None:
+            raise TrainingError(
+                f"the weights of rank {other} have moved away from those of rank 0 (sums of {sizes[other]:.6g} and "
+                f"{sizes[0]:.6g}); code of the model that changes weights by itself has to do so alike on all"
+            )
+        self.team.share_(weights)
+        states = [
+            optimizer.state[p] for group in optimizer.param_groups for p in group["params"] if p in optimizer.state
+        ]
+        self.team.share_(value for state in states for value in state.values() if isinstance(value, Tensor))
+        if sparsity is not None:
+            lasso = sparsity.controller.lasso
+            self.team.share_(getattr(lasso, name) for name in STATE)
