@@ -99,6 +99,8 @@ def _begin() -> Any:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     try:
         store, rank, world = next(iter(rendezvous("env://", timeout=MEETING)))
+        # the agent keeps its store when it starts processes again: what is in it is of those that are gone
+        store = PrefixStore(f"sslprune/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{world}", store)
         store.set_timeout(MEETING)
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if cuda else "gloo", store=store, rank=rank, world_size=world, timeout=PATIENCE
@@ -109,7 +111,7 @@ def _begin() -> Any:
             "the port is in use; choose another" if "EADDRINUSE" in str(error) else " ".join(str(error).split())[:200]
         )
         raise RunError(f"processes cannot meet at MASTER_ADDR {host}, MASTER_PORT {port}: {said}") from error
-    return PrefixStore("sslprune", store)
+    return store
 
 
 def _end() -> None:
