@@ -31,7 +31,9 @@ from sslprune.train.evaluate import evaluate
 from sslprune.train.parts import Part, check_divides, parts_of
 from sslprune.train.synchronised import synchronised
 from sslprune.train.training import train
-from sslprune.values.tasks import IGNORED, METRICS, Task
+from sslprune.values.inputs import tensors_in
+from sslprune.values.metrics import CLASSES, IGNORED
+from sslprune.values.tasks import Task
 from sslprune.values.team import Alone, Team
 from sslprune.zoo import digits_cnn
 from tests.processes import together
@@ -77,19 +79,19 @@ def test_the_parts_of_a_batch_are_the_batch_and_add_up_to_its_gradient() -> None
     task = Task("tagging", classes_last=True)
     task.loss(model(x), targets).backward()
     expected, model.weight.grad = model.weight.grad, None
-    found = [part for rank in range(2) for part in parts_of(((x,), targets), Rank(rank, 2), 2)]
+    found = [part for rank in range(2) for part in parts_of(((x,), targets), Rank(rank, 2), 2, task.counted)]
     for part in found:
-        (part.weighted(task.loss(model(part.inputs[0]), part.targets)) / 2).backward()
+        (part.weighted(task.loss(model(tensors_in(part.inputs)[0]), part.targets)) / 2).backward()
     torch.testing.assert_close(model.weight.grad, expected)
-    assert sorted(float(part.inputs[0][i, 0, 0]) for part in found for i in range(len(part.targets))) == sorted(
-        x[:, 0, 0].tolist()
-    )
+    assert sorted(
+        float(tensors_in(part.inputs)[0][i, 0, 0]) for part in found for i in range(len(part.targets))
+    ) == sorted(x[:, 0, 0].tolist())
 
 
 def test_a_part_in_which_nothing_counts_has_no_gradient() -> None:
     x, targets = torch.randn(4, 3, requires_grad=True), torch.tensor([1, IGNORED, 2, IGNORED])
-    nothing = parts_of(((x,), targets), Rank(1, 2), 1)[0]
-    nothing.weighted(F.cross_entropy(nothing.inputs[0], nothing.targets)).backward()
+    nothing = parts_of(((x,), targets), Rank(1, 2), 1, Task().counted)[0]
+    nothing.weighted(F.cross_entropy(tensors_in(nothing.inputs)[0], nothing.targets)).backward()
     assert x.grad is not None and not x.grad.any()
 
 
@@ -97,7 +99,7 @@ def test_a_text_keeps_its_streams() -> None:
     batches = [((torch.arange(6)[:, None] + 10 * step,), torch.zeros(6, 1)) for step in range(3)]
     for step, batch in enumerate(batches):
         part = parts_of(batch, Rank(1, 3), 1)[0]
-        assert part.inputs[0][:, 0].tolist() == [1 + 10 * step, 4 + 10 * step]
+        assert tensors_in(part.inputs)[0][:, 0].tolist() == [1 + 10 * step, 4 + 10 * step]
 
 
 def test_batches_that_cannot_be_split_are_refused() -> None:
@@ -136,7 +138,7 @@ def whole_team(team: Team) -> None:
 
 def counts_each_sample_once(team: Team, batches: list[Any]) -> dict[str, float]:
     torch.manual_seed(0)
-    return evaluate(nn.Linear(4, 3), batches, Task(metrics=METRICS), team)
+    return evaluate(nn.Linear(4, 3), batches, Task(metrics=CLASSES), team)
 
 
 def normalises_as_one(team: Team, x: torch.Tensor) -> None:
