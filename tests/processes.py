@@ -51,7 +51,7 @@ def together(world: int, function: Callable[..., Any], *args: Any) -> list[Any]:
 def _child(rank: int, world: int, folder: str, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
     torch.set_num_threads(1)
     try:
-        store = dist.FileStore(f"{folder}/store", world)
+        store = dist.FileStore(f"{folder}/store", world)  # type: ignore[attr-defined]
         dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=timedelta(seconds=PATIENCE))
         result = function(Processes(), *args)
         torch.save(result, f"{folder}/result{rank}")

@@ -6,7 +6,6 @@ Everything heavy is imported inside them, so that ``--help`` answers at once.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sslprune.cli.guard import guarded, guarded_together, rank_here
+from sslprune.cli.learning import learn, rehearsed
 from sslprune.cli.options import (
     BaselineOption,
     Beginning,
@@ -40,7 +40,7 @@ from sslprune.cli.together import agreed, joined, launched, restarted
 from sslprune.values.bounds import MOST_REPETITIONS, MOST_SAMPLES, MOST_THREADS
 
 if TYPE_CHECKING:
-    from sslprune.recipe import Recipe
+    pass
 
 
 @guarded
@@ -119,7 +119,7 @@ def train(
 ) -> None:
     """Train to sparsity, land on the budget, heal: RUN/train/."""
     one_of(resume, force)
-    _learn(lambda: load(recipe, sets), run, resume, force, processes, as_json)
+    learn(lambda: load(recipe, sets), run, resume, force, processes, as_json)
 
 
 @guarded_together
@@ -138,28 +138,7 @@ def calibrate(
     The recipe's [calibrate] says how, and its defaults where there is none; sparse and healing epochs are left out.
     """
     one_of(resume, force)
-    _learn(lambda: load(recipe, sets).untrained(), run, resume, force, processes, as_json)
-
-
-def _learn(
-    read: Callable[[], Recipe], run: Path | None, resume: bool, force: bool, processes: int | None, as_json: bool
-) -> None:
-    if launched(read, processes):
-        return
-    with joined(processes) as team:
-        recipe = agreed(read(), team)
-        show, directory = show_of(as_json or not team.first), directory_of(recipe, run)
-        from sslprune.run.learn import train as train_model
-
-        resume, force = resume or restarted(), force and not restarted()
-        train_model(recipe, directory, show, resume=resume, force=force, team=team)
-    if not team.first:
-        return
-    if as_json:
-        print_json({"run": str(directory), "masked": str(directory.masked), "history": str(directory.history)})
-    else:
-        print(directory.masked)
-        show.say(f"next: sslprune repack {shlex.quote(str(directory))}")
+    learn(lambda: load(recipe, sets).untrained(), run, resume, force, processes, as_json)
 
 
 @guarded
@@ -222,7 +201,7 @@ def run_all(
     one_of(resume, force)
     if dry_run:
         if not rank_here():
-            _rehearse(load(recipe, sets), force, as_json)
+            rehearsed(load(recipe, sets), force, as_json)
         return
     if launched(lambda: load(recipe, sets), processes):
         return
@@ -235,16 +214,6 @@ def run_all(
         report = run_pipeline(loaded, directory, show, resume=resume, force=force, baseline=baseline, team=team)
     if report is not None:
         tell_verdict(report, directory, show, as_json)
-
-
-def _rehearse(recipe: Recipe, force: bool, as_json: bool) -> None:
-    """A few steps, in one process."""
-    show = show_of(as_json)
-    from sslprune.run.rehearse import rehearse
-    from sslprune.show.rehearsal import rehearsal
-
-    plan = rehearse(recipe, show, force=force)
-    print_json(plan.model_dump()) if as_json else show.result(rehearsal(plan))
 
 
 @guarded

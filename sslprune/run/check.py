@@ -17,11 +17,10 @@ from sslprune.models.build import build_model
 from sslprune.recipe import Recipe
 from sslprune.run.build import as_model
 from sslprune.train.chance import at_chance
-from sslprune.train.step import MODEL
 from sslprune.values.carry import carries
 from sslprune.values.inputs import tensors_in
 from sslprune.values.outputs import listed, output_names
-from sslprune.values.tasks import Task
+from sslprune.values.tasks import MODEL, Task
 from sslprune.values.voice import Voice
 
 ANY_DROP = 100.0  # points

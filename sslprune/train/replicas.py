@@ -23,10 +23,9 @@ from sslprune.train.sparsity import Sparsity
 from sslprune.train.synchronised import synchronised
 from sslprune.values.bounds import MOST_SEED
 from sslprune.values.inputs import Inputs
-from sslprune.values.tasks import Task
+from sslprune.values.tasks import MODEL, Task
 from sslprune.values.team import Team
 
-MODEL = "model"  # train.loss: what the model returns, given its targets
 APART = 1e-4  # the share by which weights may differ between processes before something is wrong
 
 

@@ -12,12 +12,12 @@ from torch.optim import Optimizer
 
 from sslprune.recipe import Recipe
 from sslprune.train.parts import Part
-from sslprune.train.replicas import MODEL, Replicas
+from sslprune.train.replicas import Replicas
 from sslprune.train.teacher import mixed_loss
 from sslprune.values.inputs import Inputs, call, each
 from sslprune.values.outputs import loss_in
 from sslprune.values.own_code import own_code
-from sslprune.values.tasks import Task
+from sslprune.values.tasks import MODEL, Task
 
 
 class Step:

@@ -27,6 +27,7 @@ from sslprune.values.metrics import CLASSES, IGNORED, LABELS, NUMBERS, Measure, 
 from sslprune.values.outputs import Output, logits_of
 from sslprune.values.team import Team
 
+MODEL = "model"  # train.loss: what the model returns, given its targets
 VOID = 255  # what stands for no class in pictures of classes (PASCAL VOC, Cityscapes)
 LOWER_IS_BETTER = frozenset(
     name for table in (CLASSES, LABELS, NUMBERS) for name, metric in table.items() if metric.lower_is_better
