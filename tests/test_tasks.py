@@ -514,3 +514,9 @@ def test_a_metric_over_batches_is_no_mean_of_batches() -> None:
     for part in (torch.tensor([1.0, 5.0]), torch.tensor([2.0])):
         meter.update(part, None)
     assert meter.compute() == 5.0
+
+
+def test_a_rehearsal_without_labels(place: Path) -> None:
+    words = sets(data__task="distill", data__output='"z"', data__arguments='{kind="none"}')
+    result = invoke("run", "own.toml", "--dry-run", *words)
+    assert result.exit_code == 0 and "sparse" in result.output, result.output

@@ -9,6 +9,7 @@ import time
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -29,6 +30,7 @@ from sslprune.train.checkpoint import TrainingFiles, write_checkpoint
 from sslprune.train.evaluate import evaluate
 from sslprune.train.loop import Trainer
 from sslprune.train.optimizer import build_optimizer
+from sslprune.train.step import MODEL
 from sslprune.values.carry import carrying
 from sslprune.values.inputs import Inputs, call, each
 from sslprune.values.threads import threads
@@ -51,6 +53,7 @@ def rehearse(recipe: Recipe, show: Show, *, force: bool = False) -> RunPlan:
         data.check(model)
         check_model(recipe, data, model)
         check_chance(recipe, data, model, show, force=force)
+        data = data.taught_by(model)
         files = TrainingFiles(Path(folder))
         trainer = Trainer(recipe, files, data, model, SILENT)
         phases = [_timed(trainer, phase, show) for phase, steps in trainer.schedule.steps.items() if steps]
@@ -109,18 +112,18 @@ def _smaller(trainer: Trainer, data: Data) -> float | None:
     evidence = evenly(goal.cost, magnitudes(goal.constraints.axes, state_of(program, trainer.model)), goal.measure)
     selection = removable(program, choose(goal, evidence))
     small = remove(trainer.model, program, selection, verify=False)
-    if program.training is None:
+    if program.training is None or trainer.recipe.train.loss == MODEL:
         return None  # it trains at its full size alone
     inputs, targets = next(iter(data.train.epoch(0)))
     inputs = each(inputs, lambda value: value.to(trainer.device))
     taken: dict[str, float] = {}
     for _ in range(2):  # the first time for nothing
         for name, one in (("whole", trainer.model), ("small", small.to(trainer.device))):
-            taken[name] = _seconds_of(one, inputs, targets.to(trainer.device), trainer, data)
+            taken[name] = _seconds_of(one, inputs, targets, trainer, data)
     return taken["small"] / taken["whole"]
 
 
-def _seconds_of(model: nn.Module, inputs: Inputs, targets: torch.Tensor, trainer: Trainer, data: Data) -> float:
+def _seconds_of(model: nn.Module, inputs: Inputs, targets: Any, trainer: Trainer, data: Data) -> float:
     optimizer = build_optimizer(model, trainer.recipe.train)
     model.train()
     began = time.perf_counter()
