@@ -47,8 +47,11 @@ if TYPE_CHECKING:
 def init(
     model: Annotated[
         str,
-        typer.Argument(metavar="MODEL", help='What builds the model: "module:callable" or "file.py:callable".'),
+        typer.Argument(
+            metavar="MODEL", help="torchvision:NAME, timm:NAME, hf:DIRECTORY, module:callable, file.py:Class."
+        ),
     ],
+    inputs: InputsOption = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", metavar="FILE", help="The recipe.", show_default="<callable>.toml"),
@@ -59,15 +62,15 @@ def init(
 ) -> None:
     """Write a commented starter recipe for a model.
 
-    Example: sslprune init sslprune.zoo:resnet_cifar
+    Example: sslprune init torchvision:resnet18
     """
     from sslprune.run.starter import write_starter
 
-    path = write_starter(model, out, force=force)
+    path = write_starter(model, out, force=force, inputs=inputs or [])
     if as_json:
         print_json({"recipe": str(path)})
     else:
-        print(f"wrote {path}; fill in [data], then: sslprune inspect {path}")
+        print(f"wrote {path}; fill in [model] and [data], then: sslprune inspect {path}")
 
 
 @guarded

@@ -25,6 +25,7 @@ class Kind:
     name: str
     is_feature: bool = True  # a module makes them: an axis that is the module's only one has its name and no more
     is_inside: bool = False  # a layer has them for itself: they are many, and no other layer's width
+    is_usual: bool = False  # a first recipe prunes them
     is_whole: bool = False  # an axis can go to its last group, since something else stands beside it
 
     @property

@@ -23,15 +23,15 @@ KINDS: dict[str, Kind] = {
     for kind in (
         Kind("inputs", is_feature=False),
         KernelKind("kernel", is_feature=False, is_inside=True),
-        Kind("neurons"),
-        Kind("filters"),
+        Kind("neurons", is_usual=True),
+        Kind("filters", is_usual=True),
         Kind("width"),
-        Kind("hidden"),
+        Kind("hidden", is_usual=True),
         Kind("value_dim"),
         Kind("head_dim"),
-        Kind("heads"),
+        Kind("heads", is_usual=True),
         Kind("experts"),
-        BranchKind("layers", is_whole=True),
+        BranchKind("layers", is_usual=True, is_whole=True),
         ColumnKind("columns", is_feature=False, is_inside=True),
     )
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from torch import nn
@@ -15,7 +16,7 @@ from sslprune.errors import DataError, RecipeError
 from sslprune.kinds.find import find_axes
 from sslprune.models.build import build_model, count_parameters, count_trained, model_table
 from sslprune.models.example import Example, example_from, example_of
-from sslprune.recipe import PruneSection, Recipe, overridden, parse_recipe
+from sslprune.recipe import ModelSection, PruneSection, Recipe, overridden, parse_recipe
 from sslprune.report import AxisFacts, Inspection
 from sslprune.run.look import check_fractions, least_of, looks, proposed
 from sslprune.run.sensitivity import sensitivity
@@ -41,7 +42,7 @@ def inspect(
     """
     check_fractions(budgets)
     given = example_from(inputs) if inputs else None
-    model, notes = build_model(recipe.model)
+    model, notes = _model(recipe.model)
     data, example = (None, given) if given or bare else _data(recipe, model, show, notes)
     if data is None and samples is not None:
         raise RecipeError("--sensitivity: it reads samples of the training data; give a recipe with [data]")
@@ -94,6 +95,14 @@ def inspect(
         budgets=found,
         sensitivity=sensitivity(recipe, model, program, data, samples, show) if samples is not None and data else None,
     )
+
+
+def _model(section: ModelSection) -> tuple[nn.Module, list[str]]:
+    """The model; what may be removed of it does not depend on a checkpoint that is not there yet."""
+    if section.checkpoint is None or Path(section.checkpoint).exists():
+        return build_model(section)
+    model, notes = build_model(section.model_copy(update={"checkpoint": None, "key": None}))
+    return model, [*notes, f"{section.checkpoint}: no such checkpoint; the weights are those that the factory gives"]
 
 
 def _data(recipe: Recipe, model: nn.Module, show: Show, notes: list[str]) -> tuple[Data | None, Example | None]:

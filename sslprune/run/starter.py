@@ -1,58 +1,86 @@
-"""A starter recipe for a model: complete in its keys, commented for a person who has never seen one."""
+"""A starter recipe for a model: complete in its keys, commented for a person who has never seen one.
+
+What a look at the model tells is filled in: its kinds and how far each can go, what kind of data it reads, and the
+optimizer that the field uses for models of its sort. Where it cannot be looked at, the recipe says what to find out.
+"""
 
 from __future__ import annotations
 
 import inspect
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sslprune.errors import RecipeError
+from torch import Tensor, nn
+
+from sslprune.capture.trace import trace
+from sslprune.errors import RecipeError, SslpruneError
 from sslprune.files import write_text
-from sslprune.models.build import find_callable
-from sslprune.recipe import load_recipe
+from sslprune.kinds.find import find_axes
+from sslprune.kinds.table import KINDS
+from sslprune.models.build import build_model, find_factory, model_table
+from sslprune.models.example import Example, example_from, example_of
+from sslprune.models.huggingface import PREFIX
+from sslprune.models.libraries import library_of
+from sslprune.recipe import BudgetSection, LassoSection, ModelSection, load_recipe
+from sslprune.report import Least
+from sslprune.run.look import NEARLY_ALL, least_of, proposed
 
-TEMPLATE = """\
-# A recipe of sslprune: which model, which data, how small. Next: fill in [data], then
-#   sslprune inspect {file}    what can be removed, and what each piece of it costs
-#   sslprune run {file}        train, repack, export, report
+HEAD = """\
+# A recipe of sslprune: which model, which data, how small. Next: fill in [model] and [data], then
+#   sslprune inspect {file} --budget 0.5   what can be removed, and what half of it would cost
+#   sslprune run {file} --dry-run          how long it will take
+#   sslprune run {file}                    train, repack, export, report
 
-[model]
-factory = {factory}  # any "module:callable" or "file.py:callable" that returns an nn.Module
-{arguments}
-# checkpoint = "weights.safetensors"  # or a file of torch.save: weights only, no pickled code
-
+"""
+PICTURES = """\
 [data]
-# Parquet files in the Hugging Face image layout (image: {{bytes, path}}, label: int64) ...
-train = "train.parquet"
-test = "test.parquet"
-# mean = [0.485, 0.456, 0.406]  # of pixels in 0..1
-# std = [0.229, 0.224, 0.225]
-# augment = ["pad-crop:4", "flip"]
-# ... or, instead of train and test, anything of your own that returns (train_loader, test_loader):
-# factory = "my_data.py:loaders"
+train = "pictures/train"  # a folder of a folder for each class; or a .csv of paths and labels, or a .parquet file
+test = "pictures/test"  # left out, with split = 0.1: a part of the training pictures
+size = {size}
+mean = {mean}  # of pixels in 0..1; those of the weights that you begin with
+std = {std}
+augment = {augment}
 batch_size = 128
-
-[[prune]]  # as many sections as wanted; all their penalties are one sum
-kind = "filters"  # output channels of convolutions
-# include = ["layer*"]  # globs over the names that `sslprune inspect` shows; exclude = [...] likewise
-# [[prune]]
-# kind = "neurons"  # outputs of linear layers
-# [[prune]]
-# kind = "layers"  # whole residual branches
+"""
+SENTENCES = """\
+[data]
+train = "train.tsv"  # or .csv, .jsonl, .parquet; columns by their usual names, or: text = "...", label = "..."
+test = "test.tsv"
+max_length = {length}
+batch_size = 32
+"""
+TEXT = """\
+[data]
+task = "language-modelling"
+train = "train.txt"  # plain text, one sentence a line
+test = "test.txt"
+steps = {length}  # tokens a batch
+batch_size = 16
+"""
+OWN = """\
+[data]
+factory = "my_data.py:loaders"  # returns (train, test): datasets or loaders of (input, label)
+# or pictures: train = "pictures/train" (a folder of a folder for each class), test = "pictures/test", size = 224
+# or texts: train = "train.tsv", test = "test.tsv"
+batch_size = 128
+"""
+REST = """\
 
 [budget]
 macs = 0.5  # the fraction of the dense model's MACs that may remain; or: parameters or latency (on this CPU)
 
 [schedule]  # "5ep" is epochs, "200it" is steps
 # dense = "10ep"  # ordinary training first, for a model without a checkpoint
-sparse = "10ep"  # groups go to zero, until the budget is met
-heal = "20ep"  # the zeros stay, the rest recovers
+sparse = "{sparse}"  # groups go to zero, until the budget is met
+heal = "{heal}"  # the zeros stay, the rest recovers
 
 [train]
-optimizer = "sgd"  # or "adamw"
-lr = 0.05
-weight_decay = 1e-4
+optimizer = "{optimizer}"{other}
+lr = {lr:g}
+weight_decay = {decay:g}
 
 # [export]
 # quantize = ["int8-static"]  # variants on top of the repacked model; also int8-dynamic, fp16, bf16
@@ -61,21 +89,117 @@ weight_decay = 1e-4
 max_metric_drop = 1.0  # points
 # min_speedup = 1.3  # on the CPU, at batch_size
 """
+IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+SMALL = 64  # pixels, below which pictures are padded and cut rather than cut out
 
 
-def write_starter(model: str, path: Path | None = None, *, force: bool = False) -> Path:
-    """Write the starter recipe of the factory ``model`` to ``path`` (by default ``<callable>.toml``); returns the path.
+@dataclass(frozen=True)
+class Look:
+    """What was seen of a model: what it is called with, how far its kinds can go, whether it normalises by layer."""
 
-    Raises RecipeError for a factory that cannot be imported, and for a file that is there already unless ``force``.
+    example: Example
+    least: Sequence[Least]
+    by_layer: bool
+    pixels: tuple[list[float], list[float]]  # mean and standard deviation, where it reads pictures
+
+
+def write_starter(model: str, path: Path | None = None, *, force: bool = False, inputs: Sequence[str] = ()) -> Path:
+    """Write the starter recipe of ``model`` to ``path`` (by default ``<its name>.toml``); returns the path.
+
+    ``model``: "torchvision:resnet18", "timm:name", "hf:directory" or a factory; ``inputs``: what it is called with,
+    where it does not say so itself ("1,3,224,224"). Raises RecipeError for one that cannot be imported or refuses the
+    inputs, and for a file that is there already unless ``force``.
     """
-    factory = find_callable(model, "MODEL")
-    path = path or Path(f"{model.rpartition(':')[2]}.toml")
+    table = model_table(model)
+    factory = None if table["factory"].startswith(PREFIX) else find_factory(table["factory"], "MODEL")
+    path = path or Path(f"{Path(model.rpartition(':')[2]).name or 'model'}.toml")
     if path.exists() and not force:
         raise RecipeError(f"{path}: exists already; name another file with --out, or write over it with --force")
-    text = TEMPLATE.format(file=path, factory=json.dumps(model), arguments=_arguments(factory))
-    write_text(path, text)
+    look = _look(ModelSection(**table), inputs)
+    text = HEAD.format(file=path) + _model(table, factory) + "\n" + _data(table["factory"], look) + "\n" + _prune(look)
+    write_text(path, text + _rest(look))
     load_recipe(path)
     return path
+
+
+def _look(section: ModelSection, inputs: Sequence[str]) -> Look | None:
+    """What can be seen of the model; None where it cannot be built or traced without a person's help."""
+    try:
+        model, _ = build_model(section)
+        example = example_from(inputs) if inputs else example_of(model, section.factory)
+        example.check(model)
+        program = trace(model, example.args, example.kwargs, sequence=example.sequence)
+        axes = find_axes(program)
+        least = least_of(program, axes, proposed(axes), BudgetSection(macs=(NEARLY_ALL,)), LassoSection())
+    except SslpruneError:
+        if inputs:
+            raise
+        return None
+    by_layer = any("LayerNorm" in type(m).__name__ or "RMSNorm" in type(m).__name__ for m in model.modules())
+    by_layer = by_layer or any(isinstance(m, nn.Embedding) for m in model.modules())
+    own: Any = getattr(model, "default_cfg", None)  # of timm
+    pixels = (list(own["mean"]), list(own["std"])) if isinstance(own, dict) and "mean" in own else IMAGENET
+    return Look(example, [one for one in least if one.what in KINDS], by_layer, pixels)
+
+
+def _model(table: dict[str, Any], factory: Any) -> str:
+    lines = ["[model]", f"factory = {json.dumps(table['factory'])}"]
+    if "arguments" in table:  # a directory holds its own weights
+        return "\n".join([*lines, f"arguments = {{ path = {json.dumps(table['arguments']['path'])} }}", ""])
+    library = library_of(table["factory"])
+    own = {"torchvision": '{ weights = "DEFAULT" }', "timm": "{ pretrained = true }"}.get(library or "")
+    instead = f"; or the library's own: arguments = {own}" if own else ""
+    lines += [
+        _arguments(factory) if library is None else "# arguments = { num_classes = 10 }  # of the library",
+        f'checkpoint = "weights.safetensors"  # or a file of torch.save: weights only, no pickled code{instead}',
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _data(factory: str, look: Look | None) -> str:
+    """The data section of what the model reads."""
+    if look is None:
+        return OWN
+    given = [*look.example.args, *look.example.kwargs.values()]
+    first: Tensor = given[0]
+    if "input_ids" in look.example.kwargs:
+        return (TEXT if factory.endswith("lm") else SENTENCES).format(length=first.shape[1])
+    if len(given) == 1 and first.dim() == 4 and first.shape[1] in (1, 3) and first.is_floating_point():
+        size = first.shape[2] if first.shape[2] == first.shape[3] else list(first.shape[2:])
+        mean, std = look.pixels if first.shape[1] == 3 else ([0.5], [0.5])
+        small = max(first.shape[2:]) < SMALL
+        augment = ["pad-crop:4", "flip"] if small else ["random-resized-crop:0.35", "flip"]
+        return PICTURES.format(size=size, mean=mean, std=std, augment=json.dumps(augment))
+    return OWN
+
+
+def _prune(look: Look | None) -> str:
+    """A section for each kind, the usual ones switched on."""
+    if look is None or not look.least:
+        return '[[prune]]  # as many sections as wanted; `sslprune inspect` lists the kinds\nkind = "filters"\n'
+    sections = []
+    usual = [one.what for one in look.least if KINDS[one.what].is_usual]
+    for one in sorted(look.least, key=lambda one: (one.what not in usual, one.what)):
+        on = "" if one.what in usual or not usual else "# "
+        far = f"by themselves down to {100 * one.fraction:.0f} % of the MACs"
+        sections.append(f'{on}[[prune]]\n{on}kind = "{one.what}"  # {far}\n')
+    hint = '# include = ["layer*"] and exclude choose among the names that `sslprune inspect` shows\n'
+    return "".join(sections) + hint
+
+
+def _rest(look: Look | None) -> str:
+    """Budget, schedule and optimizer: SGD for networks with batch norms, AdamW for those that normalise by layer."""
+    adam = look is not None and look.by_layer
+    text = adam and look is not None and "input_ids" in look.example.kwargs
+    return REST.format(
+        sparse="2ep" if text else "10ep",
+        heal="3ep" if text else "20ep",
+        optimizer="adamw" if adam else "sgd",
+        other="" if adam else '  # or "adamw"',
+        lr=5e-5 if text else 1e-4 if adam else 0.01,
+        decay=0.01 if text else 0.05 if adam else 1e-4,
+    )
 
 
 def _arguments(factory: Any) -> str:
