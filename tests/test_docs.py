@@ -47,6 +47,11 @@ QUICK = {  # the digits' recipe, but short, and with no gate that so short a run
     "max_metric_drop = 1.0": "max_metric_drop = 100.0",
     "min_speedup     = 1.3": "min_speedup     = 0.01",
 }
+FILLED = {  # a recipe that `init` wrote, by its reader
+    'checkpoint = "weights': '# checkpoint = "weights',
+    '# dense = "10ep"': 'dense = "10ep"',
+    'factory = "my_data.py:loaders"': 'train = "train.parquet"\ntest = "test.parquet"',
+}
 MY_MODELS = """
 from torch import nn
 
@@ -128,7 +133,11 @@ def test_commands_run(folder: Path, found: list[Block]) -> None:
         invoke(line)
         if line.startswith("sslprune init"):  # what a reader does next: the model is a new one, to be trained first
             mine = folder / "my.toml"
-            mine.write_text(mine.read_text().replace('# dense = "10ep"', 'dense = "10ep"'))
+            text = mine.read_text()
+            for old, new in FILLED.items():
+                assert old in text
+                text = text.replace(old, new, 1)
+            mine.write_text(text)
 
 
 @pytest.mark.parametrize("found", runnable("python"))

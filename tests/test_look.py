@@ -16,6 +16,7 @@ from sslprune.cost.layers import Layer
 from sslprune.errors import RecipeError
 from sslprune.models.build import model_table
 from sslprune.models.example import example_from
+from sslprune.recipe import LabelledTextSection, PicturesSection, load_recipe
 
 CNN = "sslprune.zoo:digits_cnn"
 
@@ -63,7 +64,7 @@ def test_a_recipe_without_its_data_says_what_is_missing(tmp_path: Path, monkeypa
     monkeypatch.chdir(tmp_path)
     assert CliRunner().invoke(app, ["init", CNN, "--out", "mine.toml"]).exit_code == 0
     result = look("mine.toml")
-    assert result.exit_code == 1 and "train.parquet" in result.output and "--input 1,3,224,224" in result.output
+    assert result.exit_code == 1 and "my_data.py" in result.output and "--input 1,3,224,224" in result.output
     shown = look("mine.toml", "--input", "1,1,8,8").output
     assert "the least of the MACs that can remain: filters" in " ".join(shown.split())
 
@@ -123,3 +124,39 @@ def test_a_directory_says_what_it_is(tmp_path: Path) -> None:
     assert table == {"factory": "hf:token-classification", "arguments": {"path": str(tmp_path / "bert")}}
     found = looked(f"hf:{tmp_path / 'bert'}", "--budget", "0.5")
     assert {axis["kind"] for axis in found["axes"] if axis["pruned"]} >= {"heads", "neurons", "width", "layers"}
+
+
+def started(*words: object) -> str:
+    result = CliRunner().invoke(app, ["init", *map(str, words), "--out", "mine.toml", "--force"])
+    assert result.exit_code == 0, result.output
+    return Path("mine.toml").read_text()
+
+
+def test_a_starter_knows_what_the_model_reads_and_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = started(CNN, "--input", "1,1,8,8")
+    recipe = load_recipe("mine.toml")
+    assert isinstance(recipe.data, PicturesSection) and recipe.data.size == 8
+    assert [section.kind for section in recipe.prune] == ["filters", "layers"]
+    assert recipe.train.optimizer == "sgd" and recipe.model.checkpoint == "weights.safetensors"
+    assert "width = 32" in text  # what the factory takes
+    assert "my_data.py" in started(CNN)  # nothing says what it is called with
+    result = CliRunner().invoke(app, ["init", CNN, "--input", "1,5,8,8", "--force"])
+    assert result.exit_code == 1 and "refuses float32:2,5,8,8" in result.output
+
+
+def test_a_starter_for_a_directory_has_its_path_and_its_kind_of_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    monkeypatch.chdir(tmp_path)
+    config = transformers.BertConfig(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=48, vocab_size=50
+    )
+    transformers.BertForSequenceClassification(config).save_pretrained("bert")
+    text = started("hf:bert")
+    recipe = load_recipe("mine.toml")
+    assert isinstance(recipe.data, LabelledTextSection) and recipe.train.optimizer == "adamw"
+    assert [section.kind for section in recipe.prune] == ["heads", "layers", "neurons"]
+    assert recipe.model.arguments["path"].endswith("bert") and recipe.model.checkpoint is None
+    assert '# kind = "width"' in text

@@ -14,6 +14,7 @@ from sslprune.cost.counts import Cost
 from sslprune.data import Data, build_data
 from sslprune.errors import DataError, RecipeError
 from sslprune.kinds.find import find_axes
+from sslprune.kinds.table import KINDS
 from sslprune.models.build import build_model, count_parameters, count_trained, model_table
 from sslprune.models.example import Example, example_from, example_of
 from sslprune.recipe import ModelSection, PruneSection, Recipe, overridden, parse_recipe
@@ -111,7 +112,7 @@ def _data(recipe: Recipe, model: nn.Module, show: Show, notes: list[str]) -> tup
         data = build_data(recipe, show)
         data.check(model)
         return data, None
-    except DataError as error:
+    except (DataError, RecipeError) as error:
         try:
             example = example_of(model, recipe.model.factory)
         except RecipeError:
@@ -126,7 +127,7 @@ def bare_recipe(model: str, overrides: Sequence[str] = ()) -> Recipe:
     values = {
         "model": model_table(model),
         "data": {"factory": "no.py:data"},
-        "prune": [{"kind": "filters"}],
+        "prune": [{"kind": next(iter(KINDS))}],  # see `proposed`
         "budget": {"macs": 0.5},
         "schedule": {"sparse": "1ep", "heal": "1ep"},
     }
