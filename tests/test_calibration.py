@@ -19,7 +19,7 @@ import sslprune
 from sslprune.calibration.calibrate import Calibrated, Calibration, state_of
 from sslprune.calibration.lockstep import Values, evaluate
 from sslprune.calibration.repair import Repair, gone_entries
-from sslprune.calibration.rows import agrees, rows_of
+from sslprune.calibration.rows import Rows, agrees, rows_of
 from sslprune.calibration.samples import collect
 from sslprune.capture.program import Program
 from sslprune.choose.blocks import Goal
@@ -164,18 +164,20 @@ ROWS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "lstm": (nn.LSTM(5, 4, batch_first=True), (2, 6, 5)),
     "lstm, steps first": (nn.LSTM(5, 4, bias=False), (6, 2, 5)),
     "rnn": (nn.RNN(5, 4, batch_first=True), (2, 6, 5)),
+    "gru": (nn.GRU(5, 4), (6, 2, 5)),
+    "lstm, two layers of two directions": (nn.LSTM(5, 4, 2, bidirectional=True), (6, 2, 5)),
+    "transposed1d": (nn.ConvTranspose1d(4, 6, 3, stride=2, padding=1, output_padding=1), (2, 4, 5)),
+    "transposed2d": (nn.ConvTranspose2d(4, 6, (3, 2), (2, 3), (1, 4), dilation=(2, 1), groups=2), (2, 4, 5, 6)),
+    "transposed3d": (nn.ConvTranspose3d(2, 4, 2, stride=2), (2, 2, 3, 3, 3)),
 }
 
 
-@pytest.mark.parametrize("name", ROWS)
-def test_rows_times_weights_are_what_a_node_makes(name: str) -> None:
-    module, shape = ROWS[name]
-    program = sslprune.trace(module.eval(), (torch.randn(shape),))
+def rows_in(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[list[Rows], Values, dict[str, Tensor]]:
+    """The rows of the one layer of ``module``, what is made before it, and the tensors."""
+    program = sslprune.trace(module.eval(), args)
     facts = analysis_of(program).inference.facts
     node = next(n for n in program.evaluation.nodes if n.op == "call_function" and facts[n].contractions)
     state = state_of(program, module)
-    rows = rows_of(node, facts[node].contractions, state)
-    assert rows is not None
     inputs = [n for n in program.evaluation.nodes if n.op == "placeholder"]
     values: Values = dict(zip(inputs, program.args, strict=True))
     for other in program.evaluation.nodes:
@@ -183,13 +185,54 @@ def test_rows_times_weights_are_what_a_node_makes(name: str) -> None:
             break
         if other.op == "call_function":
             values[other] = evaluate(other, values, state)
-    assert agrees(rows, values, state)
-    tensors = [state[weight] for weight in rows.weights]
-    parts = rows.split(rows.matrix(tensors), [tensor.shape for tensor in tensors])
-    assert all(torch.equal(a, b) for a, b in zip(parts, tensors, strict=True))
-    wrong = {**state, rows.weights[0]: state[rows.weights[0]] + 1}
-    mixed = rows.matrix([wrong[weight] for weight in rows.weights])
-    assert not torch.equal(mixed, rows.matrix(tensors))
+    return rows_of(node, facts[node].contractions, state), values, state
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_rows_times_weights_are_what_a_node_makes(name: str) -> None:
+    module, shape = ROWS[name]
+    found, values, state = rows_in(module, (torch.randn(shape),))
+    assert {weight for rows in found for weight in rows.weights} == {n for n in state if "weight" in n}
+    for rows in found:
+        assert agrees(rows, values, state)
+        tensors = [state[weight] for weight in rows.weights]
+        zeros = rows.split(torch.zeros_like(rows.matrix(tensors)), tensors)
+        assert any((zero == 0).any() for zero in zeros)
+        parts = rows.split(rows.matrix(tensors), zeros)
+        assert all(torch.equal(a, b) for a, b in zip(parts, tensors, strict=True))
+        wrong = {**state, rows.weights[0]: state[rows.weights[0]] + 1}
+        mixed = rows.matrix([wrong[weight] for weight in rows.weights])
+        assert not torch.equal(mixed, rows.matrix(tensors))
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("kind", [nn.RNN, nn.GRU])
+def test_a_recurrent_layers_sums_give_its_output(kind: Any, batch_first: bool) -> None:
+    torch.manual_seed(0)
+    layer = kind(5, 4, num_layers=2, bidirectional=True, batch_first=batch_first)
+    x = torch.randn(3, 6, 5)
+    found, values, state = rows_in(layer, (x,))
+    out = layer(x)[0].detach()
+    each = len(found) // 4
+    for direction in (0, 1):  # of the last layer
+        of = [rows for rows in found if rows.at == 2 + direction]  # type: ignore[attr-defined]
+        assert len(of) == each
+        sums = []
+        for rows in of:
+            bias, both = (state[f"bias_{w}_l1{'_reverse' * direction}"] for w in ("ih", "hh"))
+            added = bias + both if rows.takes == (0, 1) else (bias, both)[rows.takes[0]]  # type: ignore[attr-defined]
+            sums.append(rows.made(values, state) + added[rows.part])
+        expected = out[..., 4 * direction : 4 * direction + 4]
+        expected = expected.flip(1 if batch_first else 0) if direction else expected
+        if kind is nn.RNN:
+            made = torch.tanh(sums[0])
+        else:  # Cho et al. 2014: r and z, then what r mixes
+            r, z = torch.sigmoid(sums[0]).chunk(2, -1)
+            steps = 1 if batch_first else 0
+            first = torch.zeros_like(expected.narrow(steps, 0, 1))
+            before = torch.cat([first, expected.narrow(steps, 0, expected.shape[steps] - 1)], steps)
+            made = (1 - z) * torch.tanh(sums[1] + r * sums[2]) + z * before
+        torch.testing.assert_close(made, expected)
 
 
 def calibration(model: nn.Module, args: tuple[Tensor, ...], **fields: object) -> tuple[Program, Calibration, Goal]:

@@ -193,6 +193,39 @@ def test_little_memory_is_kept_to() -> None:
     assert {len(leaves[0]) for parts in wider.pieces(16) for leaves in parts} == {2}
 
 
+class Padded(nn.Module):
+    """What padding makes is left out of the output alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.up, self.down = nn.Embedding(30, 16), nn.Linear(16, 32), nn.Linear(32, 3)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        made = self.down(F.relu(self.up(self.embed(input_ids)))) * attention_mask[..., None]
+        return made.sum(1) / attention_mask.sum(1, keepdim=True)
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+def test_padding_does_not_count(by_name: bool) -> None:
+    torch.manual_seed(3)
+    mask = (torch.arange(7) < torch.randint(2, 6, (32, 1))).long()
+    ids = [tokens()["input_ids"] for _ in range(4)]
+
+    def found(padding: int, mask: Tensor) -> list[Tensor]:
+        torch.manual_seed(0)
+        given = [{"input_ids": i.where(mask_of > 0, padding), "attention_mask": mask} for i in ids]
+        example = {name: value[:2] for name, value in given[0].items()}
+        samples = given if by_name else [tuple(batch.values()) for batch in given]
+        args, kwargs = ((), example) if by_name else (tuple(example.values()), {})
+        return list(calibrated(Padded(), samples, args, kwargs=kwargs, max_samples=128).parameters())
+
+    mask_of = mask
+    assert all(torch.equal(a, b) for a, b in zip(found(1, mask), found(2, mask), strict=True))
+    whole = torch.ones_like(mask)
+    assert not all(torch.equal(a, b) for a, b in zip(found(1, whole), found(2, whole), strict=True))
+
+
 class Split(nn.Module):
     """Values of several tensors, of other strides, types and shapes, alive across a layer."""
 
@@ -329,10 +362,43 @@ def test_what_is_not_fitted_is_named() -> None:
     norm = nn.utils.parametrizations.weight_norm
     model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), norm(nn.Linear(16, 16)), nn.ReLU(), nn.Linear(16, 5)).eval()
     assert {name.split(".")[0] for name in skipped(model, torch.ones(2, 6))} == {"2"}
-    upscaler = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.ConvTranspose2d(8, 4, 3)).eval()
-    assert skipped(upscaler, torch.ones(2, 3, 8, 8)) == {"2.weight": "no one product"}
-    gates = skipped(nn.GRU(5, 4, batch_first=True).eval(), torch.ones(2, 6, 5))
-    assert gates == dict.fromkeys(("weight_ih_l0", "weight_hh_l0"), "no one product")
+    projected = skipped(nn.LSTM(5, 4, proj_size=3, batch_first=True).eval(), torch.ones(2, 6, 5))
+    assert projected == dict.fromkeys(("weight_ih_l0", "weight_hh_l0", "weight_hr_l0"), "no one product")
+
+
+class Reads(nn.Module):
+    """A recurrent model with a head."""
+
+    def __init__(self, layer: nn.Module, width: int) -> None:
+        super().__init__()
+        self.layer, self.head = layer, nn.Linear(width, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.layer(x)[0])
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("both", [False, True])
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_recurrent_layers_are_fitted(kind: Any, both: bool, layers: int) -> None:
+    torch.manual_seed(0)
+    model = Reads(kind(6, 16, layers, bidirectional=both, batch_first=True), 16 * (1 + both))
+    for module in model.modules():
+        if isinstance(module, nn.RNNBase):
+            for weight in module.parameters():
+                weight.data *= 2
+    assert not skipped(model.eval(), torch.ones(2, 7, 6))
+    samples = batches(7, 6)
+    cut, repaired = apart(model, (torch.ones(2, 7, 6),), samples)
+    assert 0 < repaired < 0.5 * cut
+
+
+def test_a_transposed_convolution_is_fitted() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.ConvTranspose2d(16, 4, 3, stride=2)).eval()
+    assert not skipped(model, torch.ones(2, 3, 8, 8))
+    cut, repaired = apart(model, (torch.ones(2, 3, 8, 8),), batches(3, 8, 8))
+    assert 0 < repaired < 0.9 * cut
 
 
 class Einsums(nn.Module):

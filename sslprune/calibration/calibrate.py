@@ -227,12 +227,13 @@ def calibrate(
     sequence: int | None = None,
     round_to: Any = "auto",
     seed: int = 0,
+    max_samples: int = 1024,
     **settings: Any,
 ) -> Packed:
     """``model`` at the fraction ``macs`` or ``parameters`` of its cost, chosen and repaired by ``samples`` alone.
 
     ``args`` and ``kwargs`` are example inputs, first dimension = batch. ``samples`` yields batches: a tensor, a tuple
-    of positional inputs, or a dict of them by name, without labels; the first 1,024 samples are read. ``prune`` is as
+    of positional inputs, or a dict of them by name, without labels; the first ``max_samples`` are read. ``prune`` is as
     in `Sparsity`; other keywords are fields of a recipe's [calibrate]. ``task``: what the outputs are, a
     `sslprune.values.tasks.Task`; left out, any outputs, by their mean squared error. ``model`` is not changed.
 
@@ -240,7 +241,7 @@ def calibrate(
     order, to what the dense model gives (Hassibi and Stork 1993, eq. 5; ZipLM: Kurtić et al. 2023; on the sums of
     residual branches, errors so far included). Raises RecipeError, TraceError, BudgetError and CalibrationError.
     """
-    found = calibration_of(prune, macs, parameters, round_to, seed, **settings)
+    found = calibration_of(prune, macs, parameters, round_to, seed, samples=max_samples, **settings)
     section = found.calibrate
     if task is not None and not isinstance(task, Task):
         raise RecipeError(f"task: {type(task).__name__}; expected a sslprune.values.tasks.Task, or None")

@@ -27,6 +27,7 @@ from sslprune.values.selection import Selection
 
 MOST_ROWS = 32768  # of each layer, that are looked at ...
 ROWS_PER_COLUMN = 16  # ... or so many for each of its columns, where that is more
+MASK = "attention_mask"  # the input that says which tokens are padding, as tokenizers call it: (batch, length), 0 or 1
 FEW_ROWS = 2.0  # rows for each column, below which it is said
 
 
@@ -74,28 +75,34 @@ class Repair:
         self.skipped: dict[str, str] = {}  # weights that read what is gone and were not fitted, each with the reason
         graph = program.evaluation
         behind, facts = computed_from(graph), analysis_of(program).inference.facts
-        self._fits: dict[fx.Node, _Fit] = {}
+        self._fits: dict[fx.Node, list[_Fit]] = {}
         for node in graph.nodes:
             contractions = facts[node].contractions
-            rows = rows_of(node, contractions, dense)
-            if rows is None:
+            every = rows_of(node, contractions, dense)
+            if not every:
                 self.skipped.update(_not_rows(contractions, behind))
-            elif self._may_change(rows):
-                self._fits[node] = _Fit(rows, chain_of(node, behind), self._shift(node))
-        chains = [fit.chain for fit in self._fits.values() if fit.chain is not None]
-        self.order, able = in_order(graph, chains)
-        self._fits = {n: fit if fit.chain in able else replace(fit, chain=None) for n, fit in self._fits.items()}
+            fits = [_Fit(rows, chain_of(node, behind), self._shift(rows)) for rows in every if self._may_change(rows)]
+            if fits:
+                self._fits[node] = fits
+        chains = [fits[0].chain for fits in self._fits.values()]
+        self.order, able = in_order(graph, [chain for chain in chains if chain is not None])
+        for fits in self._fits.values():
+            fits[:] = [fit if fit.chain in able else replace(fit, chain=None) for fit in fits]
 
     def run(self, batches: Sequence[Sequence[Any]]) -> list[tuple[list[Any], list[Any]]]:
         """Fit all layers; the outputs' leaves of each batch that was held out, (dense, repaired).
 
         What comes after the last layer is computed of those batches alone: the logits of a text are large.
         """
+        inputs = [node.name for node in self.program.evaluation.nodes if node.op == "placeholder"]
+        at = inputs.index(MASK) if MASK in inputs else None
+        self._masks = [_as_mask(leaves[at]) if at is not None else None for leaves in batches]
         self._step = Lockstep(self.order, self.dense, self.pruned, self._fits, self.memory)
         last = next((node for node in reversed(self.order) if node in self._fits), None)
 
         def visit(node: fx.Node) -> None:
-            self._visit(node, self._fits[node])
+            for fit in self._fits[node]:
+                self._visit(node, fit)
             if node is last:
                 self._step.keep_last(self.held)
 
@@ -114,12 +121,11 @@ class Repair:
             return False
         return True
 
-    def _shift(self, node: fx.Node) -> tuple[str, float] | None:
-        """What can be added to all that a node makes: its bias, or else the mean that the next batch norm takes off."""
+    def _shift(self, rows: Rows) -> tuple[str, float] | None:
+        """What can be added to all that rows make: a bias, or else the mean that the next batch norm takes off."""
+        node = rows.node
         given: Any = arguments(node)
-        bias, params = getattr(given, "bias", None), getattr(given, "params", None)
-        if params is not None:
-            bias = params[2] if given.has_biases else None
+        bias = rows.bias
         if bias is None and operator_name(node) in ("addmm", "baddbmm"):
             bias = given.self
         if isinstance(bias, fx.Node):
@@ -178,7 +184,7 @@ class Repair:
                 total = fit.chain.total(wanted, dense, self.dense)
                 missing = total - fit.chain.total(now, pruned, self.pruned)
                 error = fit.chain.back(now, missing, pruned, self.pruned)
-            picked = self._picked(rows, now, num_batches, generator)
+            picked = self._picked(rows, now, self._masks[i], generator)
             errors = rows.by_row(error, picked)
             of = held if i >= num_batches - self.held else made
             of.add(rows.rows(pruned, self.pruned, picked), errors)
@@ -186,20 +192,35 @@ class Repair:
                 power += float(rows.by_row(wanted, picked).double().square().sum())
         return made, held, max(power, 1e-30)
 
-    def _picked(self, rows: Rows, made: Tensor, num_batches: int, generator: torch.Generator) -> Tensor | None:
-        count = rows.count(made)
+    def _picked(self, rows: Rows, made: Tensor, mask: Tensor | None, generator: torch.Generator) -> Tensor | None:
+        """Which rows of a batch are looked at; None: all."""
         columns = rows.matrix([self.dense[n] for n in rows.weights]).shape[2]
-        most = -(-max(MOST_ROWS, ROWS_PER_COLUMN * columns) // num_batches)
-        return torch.randint(count, (most,), generator=generator).to(made.device) if count > most else None
+        most = -(-max(MOST_ROWS, ROWS_PER_COLUMN * columns) // len(self._masks))
+        real = rows.real(made, mask) if mask is not None else None
+        count = rows.count(made) if real is None else len(real)
+        if count > most:
+            drawn = torch.randint(count, (most,), generator=generator).to(made.device)
+            return drawn if real is None else real[drawn]
+        return real
 
     def _apply(self, rows: Rows, shift: tuple[str, float] | None, change: Tensor, gone: Tensor) -> None:
         old = [self.pruned[name] for name in rows.weights]
         matrix = rows.matrix(old) + change[:, :-1].transpose(1, 2).to(old[0].dtype)
-        parts = rows.split(matrix.masked_fill(gone, 0), [tensor.shape for tensor in old])
+        parts = rows.split(matrix.masked_fill(gone, 0), old)
         self.pruned.update(zip(rows.weights, parts, strict=True))
         if shift is not None:
             name, sign = shift
-            self.pruned[name] = self.pruned[name] + sign * change[:, -1].reshape(-1).to(old[0].dtype)
+            shifted = self.pruned[name].clone()
+            shifted[rows.part] += sign * change[:, -1].reshape(-1).to(old[0].dtype)
+            self.pruned[name] = shifted
+
+
+def _as_mask(given: Any) -> Tensor | None:
+    """An input as True where a token is real; None where none is padding, or where it says something else."""
+    if not isinstance(given, Tensor) or given.dim() != 2 or given.is_floating_point() or not given.numel():
+        return None
+    real = given != 0
+    return real if bool((given == real).all()) and real.any() and not real.all() else None
 
 
 def _not_rows(contractions: Sequence[Contraction], behind: Mapping[fx.Node, set[fx.Node]]) -> dict[str, str]:

@@ -15,7 +15,6 @@ from sslprune.analysis.contraction import Contraction, Window
 from sslprune.analysis.inference import arguments
 from sslprune.calibration.lockstep import State, Values, evaluate, value_of
 
-Shapes = Sequence[torch.Size]
 FEW = 256  # rows that are enough to see whether they are what a node multiplies
 
 
@@ -23,18 +22,26 @@ class Rows(ABC):
     """``made = rows @ matrixᵀ + what the rows do not decide``, in ``groups`` of their own.
 
     ``weights`` are the names of the tensors whose columns, side by side, are the matrix (groups, made, columns).
+    ``part``: which entries of a bias, one for each that the whole node makes, are of what these rows make.
     """
 
     node: fx.Node
     weights: tuple[str, ...]
+    part: slice = slice(None)
+
+    @property
+    def bias(self) -> fx.Node | None:
+        """The parameter, or what else there is, that is added to all that the rows make."""
+        found = getattr(arguments(self.node), "bias", None)
+        return found if isinstance(found, fx.Node) else None
 
     @abstractmethod
     def matrix(self, tensors: Sequence[Tensor]) -> Tensor:
         """The matrix that ``tensors``, in the shapes of the weights, make: (groups, made, columns)."""
 
     @abstractmethod
-    def split(self, matrix: Tensor, shapes: Shapes) -> list[Tensor]:
-        """The inverse of ``matrix``."""
+    def split(self, matrix: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """``tensors`` with the numbers of ``matrix`` in the places that `matrix` takes them from."""
 
     @abstractmethod
     def rows(self, values: Values, state: State, picked: Tensor | None) -> Tensor:
@@ -56,9 +63,20 @@ class Rows(ABC):
         """How many rows there are."""
         return self.by_row(made, None).shape[1]
 
+    def real(self, made: Tensor, mask: Tensor) -> Tensor | None:
+        """The numbers of the rows that ``mask`` (batch, length) calls real; None where rows are no tokens."""
+        lead = made.shape[:-1]
+        if lead == mask.shape or lead == (mask.numel(),):
+            return mask.flatten().nonzero()[:, 0]
+        return mask.T.flatten().nonzero()[:, 0] if lead == mask.T.shape else None
+
 
 class Product(Rows):
-    """A matrix product with a parameter (batch..., columns) @ weight, or a convolution."""
+    """A matrix product with a parameter (batch..., columns) @ weight, or a convolution.
+
+    A transposed convolution is one of the input with zeros between its places, by the flipped kernel (Dumoulin and
+    Visin 2016, section 4.6).
+    """
 
     def __init__(self, contraction: Contraction, shape: torch.Size) -> None:
         self.contraction, self.node, self.weights = contraction, contraction.node, (str(contraction.weight.target),)
@@ -66,13 +84,25 @@ class Product(Rows):
         self.groups = self.window.conv_groups if self.window is not None else 1
         self.kernel = shape[2:] if self.window is not None else torch.Size()
         self._order = (*contraction.makes, *contraction.reads)
+        self._flipped = tuple(range(3, 3 + len(self.kernel)))
+
+    @property
+    def _transposed(self) -> bool:
+        return self.window is not None and self.window.transposed
 
     def matrix(self, tensors: Sequence[Tensor]) -> Tensor:
+        if self._transposed:  # (in, out / groups, *kernel)
+            split = tensors[0].unflatten(0, (self.groups, -1)).transpose(1, 2)
+            return split.flip(self._flipped).flatten(2)
         flat = tensors[0].permute(self._order)
         return flat.reshape(self.groups, flat.shape[0] // self.groups, -1)
 
-    def split(self, matrix: Tensor, shapes: Shapes) -> list[Tensor]:
-        permuted = matrix.reshape([shapes[0][d] for d in self._order])
+    def split(self, matrix: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
+        shape = tensors[0].shape
+        if self._transposed:
+            split = matrix.unflatten(2, (-1, *self.kernel)).flip(self._flipped)
+            return [split.transpose(1, 2).reshape(shape)]
+        permuted = matrix.reshape([shape[d] for d in self._order])
         return [permuted.permute([self._order.index(d) for d in range(len(self._order))]).contiguous()]
 
     def rows(self, values: Values, state: State, picked: Tensor | None) -> Tensor:
@@ -81,13 +111,29 @@ class Product(Rows):
         if self.window is None:
             return _taken(x, picked, x.dim() - 1)[None]
         spatial = len(self.kernel)
-        x = F.pad(x if x.dim() == spatial + 2 else x[None], _padding(self.window, self.kernel))
-        for i, (size, step, apart) in enumerate(
-            zip(self.kernel, self.window.stride, self.window.dilation, strict=True)
-        ):
+        x = x if x.dim() == spatial + 2 else x[None]
+        stride = self.window.stride
+        if self._transposed:
+            sizes = [(n - 1) * step + 1 for n, step in zip(x.shape[2:], stride, strict=True)]
+            apart = x.new_zeros(*x.shape[:2], *sizes)
+            apart[(..., *(slice(None, None, step) for step in stride))] = x
+            x, stride = F.pad(apart, self._padding_transposed()), (1,) * spatial
+        else:
+            x = F.pad(x, _padding(self.window, self.kernel))
+        for i, (size, step, apart) in enumerate(zip(self.kernel, stride, self.window.dilation, strict=True)):
             x = x.unfold(2 + i, apart * (size - 1) + 1, step)[..., ::apart]  # a view: nothing is copied yet
         taken = _taken(x.movedim(1, 1 + spatial), picked, 1 + spatial)  # (n, channels, *kernel)
         return taken.reshape(len(taken), self.groups, -1).transpose(0, 1)
+
+    def _padding_transposed(self) -> list[int]:
+        """As F.pad wants it: the last dimension first; below 0 places are cut off."""
+        assert self.window is not None and not isinstance(self.window.padding, str)
+        more = arguments(self.node).output_padding
+        found: list[int] = []
+        for i, size in enumerate(self.kernel):
+            low = self.window.dilation[i] * (size - 1) - self.window.padding[i]
+            found = [low, low + (more[i] if len(more) > 1 else more[0]), *found]
+        return found
 
     def lie_alike(self, made: Tensor, values: Values, state: State) -> bool:
         if self.window is not None:
@@ -96,6 +142,9 @@ class Product(Rows):
         x = value_of(self.contraction.input, values, state)
         columns = self.matrix([state[name] for name in self.weights]).shape[2]
         return bool(x.shape[-1] == columns and x.shape[:-1] == made.shape[:-1])
+
+    def real(self, made: Tensor, mask: Tensor) -> Tensor | None:
+        return super().real(made, mask) if self.window is None else None
 
     def made(self, values: Values, state: State) -> Tensor:
         return evaluate(self.node, values, state)
@@ -108,32 +157,69 @@ class Product(Rows):
 
 
 class Recurrent(Rows):
-    """A recurrent layer of one direction: rows are (input, state before), what it makes are its gates' sums."""
+    """One direction of one layer in a recurrent operator, or some of its gates.
 
-    def __init__(self, node: fx.Node, weights: tuple[str, ...]) -> None:
-        self.node, self.weights = node, weights
+    Rows are (input, state before), what it makes are its gates' sums. A GRU's last gate has two, which its reset gate
+    mixes: one of the input, and one of the state (Cho et al. 2014, eq. 8).
+    """
+
+    def __init__(self, node: fx.Node, at: int, gates: slice, takes: Sequence[int]) -> None:
+        """``at``: which direction of which layer, in the order of the operator; ``takes``: its input's weight, 0, its
+        state's, 1, or both."""
+        self.node, self.at, self.part, self.takes = node, at, gates, tuple(takes)
+        a: Any = arguments(node)
+        self.directions = 2 if a.bidirectional else 1
+        self.per = len(a.params) // (a.num_layers * self.directions)
+        self._bias: fx.Node | None = a.params[at * self.per + 2 + takes[0]] if a.has_biases else None
+        self.weights = tuple(str(a.params[at * self.per + which].target) for which in takes)
+
+    @property
+    def bias(self) -> fx.Node | None:
+        return self._bias
 
     def matrix(self, tensors: Sequence[Tensor]) -> Tensor:
-        return torch.cat(list(tensors), 1)[None]
+        return torch.cat([tensor[self.part] for tensor in tensors], 1)[None]
 
-    def split(self, matrix: Tensor, shapes: Shapes) -> list[Tensor]:
-        return [part.contiguous() for part in matrix[0].split([shape[1] for shape in shapes], 1)]
+    def split(self, matrix: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
+        found = [tensor.clone() for tensor in tensors]
+        for tensor, part in zip(found, matrix[0].split([tensor.shape[1] for tensor in tensors], 1), strict=True):
+            tensor[self.part] = part
+        return found
 
     def _all(self, values: Values, state: State) -> Tensor:
-        """(batch, steps, input + hidden) or with the first two swapped, as the layer has them."""
-        a = arguments(self.node)
+        """(batch, steps, columns) or with the first two swapped, as the layer has them."""
+        a: Any = arguments(self.node)
+        layer, direction = divmod(self.at, self.directions)
         x: Tensor = value_of(a.input, values, state)
-        first = a.hx[0] if isinstance(a.hx, (list, tuple)) else a.hx
-        begin = value_of(first, values, state)  # (1, batch, hidden)
-        out: Tensor = evaluate(self.node, values, state)[0]
+        several = isinstance(a.hx, (list, tuple))
+        first = [value_of(hx, values, state) for hx in (a.hx if several else [a.hx])]  # (layers x directions, batch, ·)
+        params = [value_of(param, values, state) for param in a.params]
+
+        def run(x: Tensor, low: int, high: int, layers: int, both: bool) -> Tensor:
+            begin = [hx[low:high] for hx in first]
+            given = (begin if several else begin[0], params[low * self.per : high * self.per])
+            found: Tensor = self.node.target(  # type: ignore[operator]
+                x, *given, a.has_biases, layers, 0.0, False, both, a.batch_first
+            )[0]
+            return found
+
+        if layer:
+            x = run(x, 0, layer * self.directions, layer, self.directions == 2)
         steps = 1 if a.batch_first else 0
-        begin = begin.transpose(0, 1) if a.batch_first else begin
-        before = torch.cat([begin, out.narrow(steps, 0, out.shape[steps] - 1)], steps)
-        return torch.cat([x, before], -1)
+        x = x.flip(steps) if direction else x
+        before = first[0][self.at : self.at + 1]  # (1, batch, hidden)
+        if 1 in self.takes:
+            out = run(x, self.at, self.at + 1, 1, False)
+            before = before.transpose(0, 1) if a.batch_first else before
+            before = torch.cat([before, out.narrow(steps, 0, out.shape[steps] - 1)], steps)
+        return torch.cat([(x, before)[which] for which in self.takes], -1)
 
     def rows(self, values: Values, state: State, picked: Tensor | None) -> Tensor:
         every = self._all(values, state)
         return _taken(every, picked, every.dim() - 1)[None]
+
+    def real(self, made: Tensor, mask: Tensor) -> Tensor | None:
+        return super().real(made, mask.flip(1) if self.at % self.directions else mask)
 
     def made(self, values: Values, state: State) -> Tensor:
         return self._all(values, state) @ self.matrix([state[name] for name in self.weights])[0].T
@@ -142,26 +228,36 @@ class Recurrent(Rows):
         return _taken(made, picked, made.dim() - 1)[None]
 
 
-def rows_of(node: fx.Node, contractions: Sequence[Contraction], state: State) -> Rows | None:
-    """How ``node`` can be written as rows times weights that are parameters; None where it cannot."""
+def rows_of(node: fx.Node, contractions: Sequence[Contraction], state: State) -> list[Rows]:
+    """How ``node`` can be written as rows times weights that are parameters; those before first. Empty: it cannot."""
     if any(c.weight.op != "get_attr" for c in contractions) or not contractions:
-        return None
+        return []
     first, *more = contractions
     shape = state[str(first.weight.target)].shape
     # a weight that makes several dimensions, or has one of its own for each of several products, is no matrix
     matrix = len(first.makes) == 1 and sorted((*first.makes, *first.reads)) == list(range(len(shape)))
-    if matrix and not more and first.input is not None and not (first.window is not None and first.window.transposed):
-        return Product(first, shape)
-    return _recurrent(node, contractions)
+    if matrix and not more and first.input is not None:
+        return [Product(first, shape)]
+    return _recurrent(node, contractions, state)
 
 
-def _recurrent(node: fx.Node, contractions: Sequence[Contraction]) -> Recurrent | None:
+def _recurrent(node: fx.Node, contractions: Sequence[Contraction], state: State) -> list[Rows]:
     a: Any = arguments(node)
-    fused = hasattr(a, "num_layers") and hasattr(a, "hx") and hasattr(a, "params")
-    # the sums of a GRU's third gate are two, which the reset gate mixes: no one product
-    if not fused or a.num_layers != 1 or a.bidirectional or len(contractions) != 2 or contractions[0].times == 3:
-        return None
-    return Recurrent(node, tuple(str(c.weight.target) for c in contractions))
+    count = a.num_layers * (2 if a.bidirectional else 1) if hasattr(a, "num_layers") and hasattr(a, "params") else 0
+    # two products for each direction of each layer; a projection's would be a third
+    if not count or not hasattr(a, "hx") or len(contractions) != 2 * count:
+        return []
+    found: list[Rows] = []
+    for at in range(count):
+        gates = contractions[2 * at].times
+        hidden = state[str(contractions[2 * at].weight.target)].shape[0] // gates
+        if gates == 3:
+            last = slice(2 * hidden, 3 * hidden)
+            found.append(Recurrent(node, at, slice(2 * hidden), (0, 1)))
+            found.extend(Recurrent(node, at, last, (which,)) for which in (0, 1))
+        else:
+            found.append(Recurrent(node, at, slice(None), (0, 1)))
+    return found
 
 
 def agrees(rows: Rows, values: Values, state: State) -> bool:
