@@ -2,8 +2,8 @@
 
     python recipes/detection.py
 
-A detector takes a list of pictures and returns lists of boxes, which no graph of one shape does. Its backbone is one, and
-has nearly all the work. The detector returns its own losses when it is given its targets, as in any training of it.
+A detector takes a list of pictures and returns lists of boxes, which no graph of one shape does. Its backbone is one,
+and has nearly all the work. The detector returns its own losses when it is given its targets, as in any training of it.
 
 The data are digits that ship with sslprune, drawn on canvases of 64 x 64, with their boxes. Needs torchvision.
 """
