@@ -22,7 +22,7 @@ from torchvision.ops import box_iou
 import sslprune
 from sslprune.data import digits
 
-SIDE, DENSE, SPARSE, HEAL, BATCH = 64, 450, 80, 120, 16
+SIDE, DENSE, SPARSE, HEAL, BATCH = 64, 320, 80, 100, 16
 Target = dict[str, Tensor]
 
 

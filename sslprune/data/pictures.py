@@ -141,13 +141,12 @@ class PictureEncoder(Encoder):
         return (torch.from_numpy(np.ascontiguousarray(((pixels - mean) / std)[None], np.float32)),)
 
     def save(self, folder: Path) -> None:
-        """Write ``labels.json`` with the names of the classes, where they have some, into ``folder``."""
+        """Write ``labels.json`` with the names of the classes, empty where they have none, into ``folder``."""
         self._write(folder)
 
     def _write(self, folder: Path) -> None:
-        if self.classes:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_text(folder / LABELS, json.dumps(list(self.classes), ensure_ascii=False) + "\n")
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / LABELS, json.dumps(list(self.classes), ensure_ascii=False) + "\n")
 
 
 def read(recipe: Recipe, task: Task, device: torch.device, show: Voice) -> Data:
