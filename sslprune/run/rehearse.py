@@ -30,9 +30,9 @@ from sslprune.train.checkpoint import TrainingFiles, write_checkpoint
 from sslprune.train.evaluate import evaluate
 from sslprune.train.loop import Trainer
 from sslprune.train.optimizer import build_optimizer
-from sslprune.train.step import MODEL
 from sslprune.values.carry import carrying
 from sslprune.values.inputs import Inputs, call, each
+from sslprune.values.tasks import MODEL
 from sslprune.values.threads import threads
 from sslprune.values.voice import SILENT
 
