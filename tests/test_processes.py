@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -30,6 +31,7 @@ from sslprune.train.checkpoint import TrainingFiles
 from sslprune.train.evaluate import evaluate
 from sslprune.train.parts import Part, check_divides, parts_of
 from sslprune.train.synchronised import synchronised
+from sslprune.train.ternary import Ternary, packed, unpacked
 from sslprune.train.training import train
 from sslprune.values.inputs import tensors_in
 from sslprune.values.metrics import CLASSES, IGNORED
@@ -160,6 +162,66 @@ def normalises_as_one(team: Team, x: torch.Tensor) -> None:
         out = torch.ops.aten.batch_norm.default(x[team.rank :: team.world], *arguments)
     expected = F.batch_norm(x, None, None, scale, scale, training=True)[team.rank :: team.world]
     torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
+
+
+def draws(team: Team, repeats: int) -> dict[str, Any]:
+    """Means of ternary gradients over all processes and many draws, beside those of the clipped ones."""
+    torch.manual_seed(team.rank)
+    big, odd, last = nn.Parameter(torch.zeros(40, 25)), nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros(7, 2))
+    parameters = [big, odd, last]
+    given = [torch.randn(parameter.shape) for parameter in parameters]
+    given[0][0, 0] = 100.0  # far beyond what is clipped
+    state, total, first = Ternary(team.world, [id(last)], seed=team.rank), torch.zeros(1003), torch.zeros(0)
+    for _ in range(repeats):
+        found = [gradient.clone() for gradient in given]
+        state.average(found, parameters)  # type: ignore[arg-type]
+        drawn = torch.cat([gradient.flatten() for gradient in found[:2]])
+        total += drawn / repeats
+        first = first if len(first) else drawn
+        torch.testing.assert_close(found[2], team.mean(given[2]))
+    clipped = [g.clamp(-2.5 * g.std(correction=0), 2.5 * g.std(correction=0)) for g in given[:2]]
+    scale = [max(team.gather(float(g.abs().max()))) for g in clipped]
+    return {
+        "mean": total,
+        "expected": team.mean(torch.cat([g.flatten() for g in clipped])),
+        "first": first,
+        "scale": torch.tensor(scale).repeat_interleave(torch.tensor([1000, 3])),
+        "sent": state.sent // repeats,
+        "received": state.received // repeats,
+    }
+
+
+def look_at_draws(found: list[dict[str, Any]], repeats: int) -> None:
+    """Right on average, the same on all, of three levels for each process, and packed."""
+    world, one = len(found), found[0]
+    for other in found:
+        assert torch.equal(other["first"], one["first"])
+    levels = one["first"] * world / one["scale"]
+    torch.testing.assert_close(levels, levels.round(), rtol=0, atol=1e-4)
+    assert float(levels.abs().max()) <= world + 1e-4
+    spread = one["scale"] / (2 * (world * repeats) ** 0.5)  # of the mean, at most: each draw is 0 or ± scale
+    assert bool(((one["mean"] - one["expected"]).abs() < 5 * spread).all())
+    assert not bool((one["expected"].abs() < 5 * spread).all())  # it says something
+    whole, codes, scales = 4 * 14, 2 * -(-1003 // 8), 4 * 2
+    if world <= 3:
+        assert one["sent"] == codes + scales + whole
+        assert 4 * 1000 / (codes + scales) > 14
+    bits = math.ceil(math.log2(2 * world + 1))
+    part = -(-1003 // (8 * world))
+    assert world <= 3 or one["sent"] == (2 * world + bits) * part + scales + whole
+
+
+def test_numbers_are_packed_by_bits() -> None:
+    for bits, world in ((2, 1), (4, 7), (5, 8), (9, 200)):
+        values = torch.randint(2 * world + 1, (1003,), dtype=torch.int32)
+        data = packed(values, bits)
+        assert data.dtype == torch.uint8 and len(data) == bits * -(-1003 // 8)
+        assert torch.equal(unpacked(data, bits, 1003).to(torch.int32), values)
+
+
+def test_ternary_gradients_are_right_on_average() -> None:
+    for world in (2, 4):
+        look_at_draws(together(world, draws, 100), 100)
 
 
 def everything(team: Team, batches: list[Any], x: torch.Tensor) -> dict[str, float]:

@@ -67,6 +67,8 @@ def joined(processes: int | None = None) -> Iterator[Team]:
         raise
     except BaseException as error:
         if not _tells(store, team.rank, error):
+            with suppress(KeyboardInterrupt):
+                time.sleep(GRACE)  # whoever tells ends first, and who started us sees the status of that
             raise typer.Exit(QUIET) from error
         if _is_lost(error):
             from sslprune.errors import RunError

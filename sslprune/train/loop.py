@@ -69,8 +69,8 @@ class Trainer:
     ) -> None:
         self.recipe, self.files, self.data, self.show, self.previous = recipe, files, data, show, previous
         self.team = team or Alone()
-        self.replicas = Replicas(recipe, self.team, data.task)
         self.device = device_of(recipe.run)
+        self.replicas = Replicas(recipe, self.team, data.task, self.device)
         self.model = model.to(self.device)
         self.program: Program | None = None
         self.other: nn.Module | None = None  # that the recipe names to teach, in place of the dense model
@@ -114,6 +114,7 @@ class Trainer:
                     "norms": self._mean_norms(),
                     "parameters": count_parameters(self.trained),
                     self.judge: evaluate(self.trained, self.data.valid or self.data.test, self.data.task, self.team),
+                    **self.replicas.sent(self.trained),
                     "seconds": round(time.perf_counter() - started, 3),
                 }
             )
@@ -330,4 +331,5 @@ def _line(epoch: Epoch, record: dict[str, Any], judge: str, smaller: bool) -> st
     plan = f" (plan {record['plan']:.3f})" if record["plan"] is not None else ""
     cost = f", cost {record['cost']:.3f}{plan}" if epoch.phase == "sparse" else ""
     size = f", {record['parameters']:,} parameters" if smaller else ""
+    size += f", {record['bytes']:,} bytes of gradients a step" if "bytes" in record else ""
     return f"{epoch.label}: loss {record['loss']:.4f}, {judge} {scores}{cost}{size}, {record['seconds']:.1f} s"

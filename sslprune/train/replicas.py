@@ -12,15 +12,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook, fp16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from sslprune.errors import TrainingError
+from sslprune.errors import RecipeError, TrainingError
 from sslprune.recipe import Recipe
 from sslprune.train.lasso import STATE
 from sslprune.train.parts import Part, parts_of
 from sslprune.train.sparsity import Sparsity
 from sslprune.train.synchronised import synchronised
+from sslprune.train.ternary import Ternary
+from sslprune.train.ternary import hook as ternary_hook
 from sslprune.values.bounds import MOST_SEED
 from sslprune.values.inputs import Inputs
 from sslprune.values.tasks import MODEL, Task
@@ -32,22 +35,49 @@ APART = 1e-4  # the share by which weights may differ between processes before s
 class Replicas:
     """How the processes of ``team`` train one model by ``recipe``; alone, everything is as without it."""
 
-    def __init__(self, recipe: Recipe, team: Team, task: Task) -> None:
+    def __init__(self, recipe: Recipe, team: Team, task: Task, device: torch.device) -> None:
         self.recipe, self.team = recipe, team
+        if recipe.train.compress == "bf16" and team.world > 1 and device.type != "cuda":
+            raise RecipeError('train.compress: "bf16" needs CUDA, whose NCCL adds it up; on the CPU take "fp16"')
         self.counted = None if recipe.train.loss == MODEL else task.counted
         self.wrapper: DistributedDataParallel | None = None  # of the model that trains, where there are several
+        self._steps = 0  # that the wrapper has seen
+        self.ternary: Ternary | None = None  # likewise, where gradients are
+        self.last: frozenset[str] = frozenset()  # the names of the last layer's parameters, once they are asked for
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """What is called in place of ``model`` to train it: the first process's weights are everybody's from here."""
         if self.team.world == 1:
             return model
-        self.wrapper = None  # its hooks on the parameters go before others come
+        self.wrapper, self._steps = None, 0  # its hooks on the parameters go before others come
         self.wrapper = DistributedDataParallel(model, broadcast_buffers=False, find_unused_parameters=True)
+        self._compress(model, self.wrapper)
         return self.wrapper
+
+    def _compress(self, model: nn.Module, wrapper: DistributedDataParallel) -> None:
+        """Let ``wrapper`` send gradients as the recipe says; what that draws or remembers begins anew with it."""
+        kind, self.ternary = self.recipe.train.compress, None
+        if kind == "ternary":
+            self.last = self.last or _last_layer(model)
+            whole = [id(parameter) for name, parameter in model.named_parameters() if name in self.last]
+            self.ternary = Ternary(self.team.world, whole, int(torch.randint(2**31, ())))
+            wrapper.register_comm_hook(self.ternary, lambda state, bucket: ternary_hook(state, bucket))
+        elif kind != "off":
+            wrapper.register_comm_hook(None, {"bf16": bf16_compress_hook, "fp16": fp16_compress_hook}[kind])
 
     def parts(self, batch: tuple[Inputs, Any]) -> list[Part]:
         """This process's parts of ``batch``, in the order of its backward passes."""
+        self._steps += 1
         return parts_of(batch, self.team, self.recipe.train.accumulate, self.counted)
+
+    def sent(self, model: nn.Module) -> dict[str, int]:
+        """For the history: the bytes of gradients that this process encodes for a step; nothing where it is alone."""
+        if self.team.world == 1:
+            return {}
+        if self.ternary is not None:
+            return {"bytes": self.ternary.sent // max(1, self._steps)}
+        size = 4 if self.recipe.train.compress == "off" else 2
+        return {"bytes": size * sum(p.numel() for p in model.parameters() if p.requires_grad)}
 
     def held(self, last: bool) -> AbstractContextManager[Any]:
         """Around a forward and a backward pass: gradients are kept here until the ``last`` of a step."""
@@ -116,3 +146,10 @@ class Replicas:
         if sparsity is not None:
             lasso = sparsity.controller.lasso
             self.team.share_(getattr(lasso, name) for name in STATE)
+
+
+def _last_layer(model: nn.Module) -> frozenset[str]:
+    """The last matrix among the parameters, as a model's code lists them, and what comes after it: its bias."""
+    names = [name for name, _ in model.named_parameters()]
+    matrices = [i for i, parameter in enumerate(model.parameters()) if parameter.dim() > 1]
+    return frozenset(names[matrices[-1] if matrices else 0 :])
