@@ -30,6 +30,7 @@ from sslprune.recipe import Recipe, parse_recipe
 from sslprune.train.checkpoint import TrainingFiles
 from sslprune.train.evaluate import evaluate
 from sslprune.train.parts import Part, check_divides, parts_of
+from sslprune.train.sparsity import Sparsity
 from sslprune.train.synchronised import synchronised
 from sslprune.train.ternary import Ternary, packed, unpacked
 from sslprune.train.training import train
@@ -283,6 +284,56 @@ def test_a_batch_in_time_is_the_batch(tmp_path: Path) -> None:
 
 def plain() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 24), nn.ReLU(), nn.Linear(24, 16), nn.ReLU(), nn.Linear(16, 10))
+
+
+def own_loop(team: Team, wrapped: bool) -> tuple[dict[str, torch.Tensor], str, float]:
+    """A person's own loop over replicas, whose losses differ, with a removal in the middle."""
+    torch.manual_seed(0)
+    x, labels = torch.randn(64, 1, 8, 8), torch.randint(10, (64,))
+    model = plain()
+    found: Any = DistributedDataParallel(model) if wrapped else model
+    sparsity = Sparsity(found, (x[:2],), prune="neurons", macs=0.5, round_to=1, steps=30)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.5)
+    for step in range(40):
+        optimizer.zero_grad()
+        mine = slice(team.rank, None, team.world)
+        loss = F.cross_entropy(found(x[mine]), labels[mine])
+        loss.backward()
+        sparsity.observe(loss)
+        optimizer.step()
+        sparsity.step(0.01)
+        if step == 32:
+            small = sparsity.shrink(optimizer)
+            assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in model.parameters())
+            found = DistributedDataParallel(small) if wrapped else small
+    weights = {name: value.clone() for name, value in sparsity.restore().state_dict().items()}
+    return weights, sparsity.selection.to_json(), sparsity.fraction
+
+
+def test_a_loop_of_ones_own_over_replicas() -> None:
+    alone, selection, fraction = own_loop(Alone(), False)
+    found = together(2, own_loop, True)
+    for weights, chosen, reached in found:
+        assert chosen == selection and reached == fraction <= 0.5
+        for name, value in alone.items():
+            torch.testing.assert_close(weights[name], value, rtol=1e-4, atol=1e-5)
+            assert torch.equal(weights[name], found[0][0][name])
+
+
+def test_weights_that_do_not_lie_here_whole_are_refused() -> None:
+    with pytest.raises(TrainingError, match="take DistributedDataParallel"):
+        Sparsity(nn.DataParallel(plain()), (torch.zeros(2, 64),), prune="neurons", macs=0.5, steps=3)
+    together(2, shards)
+
+
+def shards(team: Team) -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    model = plain()
+    fully_shard(model, mesh=init_device_mesh("cpu", (team.world,)))
+    with pytest.raises(TrainingError, match=r"1.weight is sharded .*DistributedDataParallel, or shard the repacked"):
+        Sparsity(model, (torch.zeros(2, 64),), prune="neurons", macs=0.5, steps=3)
 
 
 # --- the command line

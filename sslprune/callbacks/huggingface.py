@@ -32,7 +32,8 @@ class SparseCallback(TrainerCallback, ExportableState):
     After ``train()``, ``repack()`` gives the smaller model.
 
     Gradient accumulation, clipping and bf16 work as ever. The state lies in the checkpoints, so a resumed training ends
-    as an uninterrupted one. One process and one device; raises TrainingError for more.
+    as an uninterrupted one. Several processes train replicas, one device each; raises TrainingError for several devices
+    in one process, and for FSDP and DeepSpeed, which take weights apart.
     """
 
     def __init__(
@@ -65,9 +66,15 @@ class SparseCallback(TrainerCallback, ExportableState):
         self.steering.saw(loss)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **others: Any) -> None:
-        if args.world_size > 1 or args.n_gpu > 1:
-            raise TrainingError("SparseCallback trains in one process on one device; start it with one of each")
+        if args.n_gpu > 1:
+            raise TrainingError(
+                f"SparseCallback: this process has {args.n_gpu} devices; start one process for each, with torchrun"
+            )
+        if getattr(args, "fsdp", None) or getattr(args, "deepspeed", None):
+            raise TrainingError("SparseCallback: FSDP and DeepSpeed take weights apart; train replicas, without them")
         self.total, self.share = state.max_steps, 1 / args.gradient_accumulation_steps
+        # the items that a loss is divided by are then those of all processes
+        self.over = args.world_size if getattr(args, "average_tokens_across_devices", False) else 1
         if state.global_step:
             stored = (state.stateful_callbacks or {}).get(type(self).__name__, {})
             text = self.saved or (stored.get("attributes", {}).get("saved", "") if isinstance(stored, dict) else "")
@@ -116,7 +123,7 @@ class SparseCallback(TrainerCallback, ExportableState):
         loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
         if model.training and isinstance(loss, Tensor):
             # of a loss that is a sum over all accumulated batches' items, divided by their number, this is a part
-            self.steering.saw(loss, 1.0 if kwargs.get("num_items_in_batch") is not None else self.share)
+            self.steering.saw(loss, self.over if kwargs.get("num_items_in_batch") is not None else self.share)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch import Callback
+from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 
 from sslprune.callbacks.steering import Steering
@@ -24,7 +25,8 @@ class LightningSparsity(Callback):
     smaller model.
 
     Gradient accumulation, clipping and mixed precision work as ever. The state lies in the checkpoints, so a resumed
-    training ends as an uninterrupted one. One optimizer, one process; raises TrainingError for more.
+    training ends as an uninterrupted one. One optimizer, and replicas on several processes (strategy "ddp"); raises
+    TrainingError for more optimizers, and for strategies that take weights apart.
     """
 
     def __init__(
@@ -52,8 +54,9 @@ class LightningSparsity(Callback):
         return self.steering.repack()
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        if trainer.world_size > 1:
-            raise TrainingError("LightningSparsity trains in one process; set devices=1")
+        if trainer.world_size > 1 and not isinstance(trainer.strategy, DDPStrategy):
+            name = type(trainer.strategy).__name__
+            raise TrainingError(f'LightningSparsity: {name} does not train replicas; set strategy="ddp", or devices=1')
         if len(trainer.optimizers) != 1:
             raise TrainingError(
                 f"LightningSparsity steers one optimizer; configure_optimizers has {len(trainer.optimizers)}"

@@ -171,7 +171,7 @@ class Trainer:
         cost = self._latency() if timed else Cost(program, pruned)
         steps = self.schedule.steps["sparse"]
         controller = build_controller(self.model, chosen, cost, self.recipe, steps, begin, self.team)
-        return Sparsity.over(self.model, program, controller)
+        return Sparsity.over(self.model, program, controller, self.team)
 
     def _latency(self) -> Cost:
         """The cost in microseconds of this machine's CPU, wherever the model trains."""
@@ -242,7 +242,6 @@ class Trainer:
         before = self.trained
         self.replicas.settle(before, self.optimizer, self.sparsity)
         after = self.sparsity.shrink(self.optimizer)
-        self.team.agree("selection at a removal", digest(self.sparsity.removed.to_json()))
         return after is not before
 
     def _restored(self) -> nn.Module:

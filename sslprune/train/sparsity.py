@@ -7,6 +7,8 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 
 from sslprune.capture.program import Program
 from sslprune.capture.trace import trace
@@ -24,9 +26,9 @@ from sslprune.train.budget import BudgetController
 from sslprune.train.lasso import GroupLasso
 from sslprune.train.shrink import Follower, Shrinker
 from sslprune.train.strength import StrengthController
-from sslprune.values.axes import Axis
+from sslprune.values.axes import Axis, tensors_of
 from sslprune.values.selection import Selection
-from sslprune.values.team import Team, team_here
+from sslprune.values.team import Alone, Team, digest, team_here
 
 
 class Controller(Protocol):
@@ -83,6 +85,10 @@ class Sparsity:
     while the rest heals. Other keywords are fields of [lasso], such as ``method``. ``sequence``: the longest sequence,
     where dimension 1 of the inputs is open. ``repack()`` then gives the smaller model, ``shrink(optimizer)`` one
     to train on before that. Raises RecipeError, TraceError and BudgetError before any training.
+
+    Where torch's default process group has several processes, each has one of these over its replica: the first chooses
+    what goes, from the evidence of all. ``model`` may be wrapped in `DistributedDataParallel`; what ``shrink`` returns
+    is not, and has to be wrapped anew. Raises TrainingError for parameters that are sharded.
     """
 
     def __init__(
@@ -97,22 +103,23 @@ class Sparsity:
         **settings: Any,
     ) -> None:
         found = settings_of(prune, **settings)
+        model = _replica(model)
         program = trace(model, args, dict(kwargs or {}), sequence=sequence)
         chosen = select_with_sections(find_axes(program), found.prune)
         cost = Cost(program, [axis for axis, _ in chosen])
         team = team_here()
-        team.agree("list of axes", str([(axis.name, axis.size) for axis, _ in chosen]))
-        self._steer(model, program, build_controller(model, chosen, cost, found, steps, team=team))
+        team.agree("list of axes", digest(str([(axis.name, axis.size) for axis, _ in chosen])))
+        self._steer(model, program, build_controller(model, chosen, cost, found, steps, team=team), team)
 
     @classmethod
-    def over(cls, model: nn.Module, program: Program, controller: Controller) -> Sparsity:
+    def over(cls, model: nn.Module, program: Program, controller: Controller, team: Team | None = None) -> Sparsity:
         """The same for a model that is traced already, by what `build_controller` made."""
         made = cls.__new__(cls)
-        made._steer(model, program, controller)
+        made._steer(model, program, controller, team or Alone())
         return made
 
-    def _steer(self, model: nn.Module, program: Program, controller: Controller) -> None:
-        self.model, self.program, self.controller = model, program, controller
+    def _steer(self, model: nn.Module, program: Program, controller: Controller, team: Team) -> None:
+        self.model, self.program, self.controller, self.team = model, program, controller, team
         self.axes = list(controller.lasso.axes)
         self._shrinker: Shrinker | None = None  # from the first call on
 
@@ -152,6 +159,7 @@ class Sparsity:
         trains, and TrainingError, before anything is changed, for an optimizer whose state cannot be sliced.
         """
         self.shrinkable().shrink(*followers)
+        self.team.agree("selection at a removal", digest(self.removed.to_json()))
         return self.trained
 
     def restore(self) -> nn.Module:
@@ -206,3 +214,18 @@ class Sparsity:
         if self._shrinker is None:
             self._shrinker = Shrinker(self.model, self.program, self.axes, self.controller.lasso)
         return self._shrinker
+
+
+def _replica(model: nn.Module) -> nn.Module:
+    """The model inside torch's wrapper of replicas; raises TrainingError for one that does not lie here whole."""
+    if isinstance(model, DistributedDataParallel):
+        model = model.module
+    if isinstance(model, nn.DataParallel):
+        raise TrainingError("Sparsity: DataParallel makes its replicas anew at each step; take DistributedDataParallel")
+    sharded = next((name for name, value in tensors_of(model).items() if isinstance(value, DTensor)), None)
+    if sharded is not None:
+        raise TrainingError(
+            f"Sparsity: {sharded} is sharded (a DTensor, as FSDP and tensor parallelism make them); groups are chosen "
+            "over whole weights: train replicas with DistributedDataParallel, or shard the repacked model"
+        )
+    return model
