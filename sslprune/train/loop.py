@@ -114,7 +114,7 @@ class Trainer:
                     "norms": self._mean_norms(),
                     "parameters": count_parameters(self.trained),
                     self.judge: evaluate(self.trained, self.data.valid or self.data.test, self.data.task, self.team),
-                    **self.replicas.sent(self.trained),
+                    **(self.replicas.sent(self.trained) if epoch.num_steps else {}),
                     "seconds": round(time.perf_counter() - started, 3),
                 }
             )
