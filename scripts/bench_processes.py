@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
 import torch.nn.functional as F
+from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
 from sslprune.data import Images
@@ -62,7 +62,8 @@ def measured(rank: int, options: argparse.Namespace, folder: str) -> None:
     images = Images(torch.randint(256, (size, 3, 32, 32), dtype=torch.uint8), torch.randint(10, (size,)), 10, "noise")
     data = picture_data(read, read.data, lambda: images, lambda: images, Task(), torch.device("cpu"))
     trainer = Trainer(read, TrainingFiles(Path(folder)), data, resnet_cifar(options.depth), SILENT, team=team)
-    plain = resnet_cifar(options.depth).train().to(memory_format=torch.channels_last)
+    plain: Any = resnet_cifar(options.depth).train()
+    plain = plain.to(memory_format=torch.channels_last)
     wrapped = DistributedDataParallel(plain) if team.world > 1 else plain
     optimizer = torch.optim.SGD(plain.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-4, fused=True)
     students, batches = trainer._students(), list(data.train.epoch(0))[:8]
@@ -112,4 +113,4 @@ if __name__ == "__main__":
     parser.add_argument("--port", type=int, default=29517)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(measured, (given, folder), nprocs=given.processes)
+        spawn(measured, (given, folder), nprocs=given.processes)
