@@ -361,16 +361,66 @@ def test_the_command_lands_on_the_budget_and_goes_on(tmp_path: Path) -> None:
     assert "divergence from the dense outputs" in result.stderr
     history = json.loads(directory.history.read_text())
     assert [epoch["phase"] for epoch in history] == ["calibrate"] and 0.59 < history[0]["cost"] <= 0.6
+    result = CliRunner().invoke(app, ["inspect", str(tmp_path / "small.toml"), "--sensitivity", "64", "--json"])
+    directory.sensitivity.write_text(result.stdout, encoding="utf-8")
     for command in ("repack", "export"):
         result = CliRunner().invoke(app, [command, str(directory)])
         assert result.exit_code == 0, result.stderr
     report = Report.load(directory.report)
+    assert report.sensitivity is not None and len(report.sensitivity.axes) == 4
+    assert "What the outputs feel" in directory.page.read_text(encoding="utf-8")
     assert report.repacked.macs < 0.6 * report.dense.macs and report.equivalence.max_relative < 1e-5
     before = directory.masked.read_bytes()
     directory, result = run(tmp_path, "--resume")
     assert result.exit_code == 0 and directory.masked.read_bytes() == before
     directory, result = run(tmp_path)
     assert result.exit_code == 1 and "go on with --resume" in result.stderr
+
+
+BARE = """
+import torch
+from torch.utils.data import DataLoader
+
+
+def data():
+    inputs = torch.randn(192, 6, generator=torch.Generator().manual_seed(0))
+    return DataLoader(list(inputs[:128]), batch_size=32), DataLoader(list(inputs[128:]), batch_size=32)
+
+
+def model():
+    torch.manual_seed(0)
+    layers = torch.nn.Linear(6, 24), torch.nn.ReLU(), torch.nn.Linear(24, 24), torch.nn.ReLU(), torch.nn.Linear(24, 5)
+    return torch.nn.Sequential(*layers)
+"""
+BARE_RECIPE = """
+[model]
+factory = "mine.py:model"
+
+[data]
+factory = "mine.py:data"
+task    = "distill"
+
+[[prune]]
+kind = "neurons"
+
+[budget]
+macs     = 0.6
+round_to = 1
+
+[calibrate]
+samples    = 128
+candidates = 1
+"""
+
+
+def test_inputs_without_labels_will_do(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(BARE, encoding="utf-8")
+    (tmp_path / "bare.toml").write_text(BARE_RECIPE, encoding="utf-8")
+    directory = RunDirectory(tmp_path / "run")
+    result = CliRunner().invoke(app, ["calibrate", str(tmp_path / "bare.toml"), "--run", str(directory)])
+    assert result.exit_code == 0, result.stderr
+    (record,) = json.loads(directory.history.read_text())
+    assert 0 < record["test"]["difference"] < 100 and 0 < record["loss"] < 1
 
 
 def test_a_control_of_it_is_told_for_how_long(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from sslprune.report import (
     Staircase,
 )
 from sslprune.report.charts import Series, chart, matrix_png
+from sslprune.report.inspection import Sensitivity
 from sslprune.report.page import render, write_page
 from tests.test_report import figures, report, speedup, variant
 
@@ -156,6 +157,23 @@ def test_a_bare_report_makes_a_page_too(tmp_path: Path) -> None:
     found = parsed(render(report(gates=[], axes=[])))
     assert "img" not in found.tags and "Training" not in " ".join(found.text)
     write_page(report(), tmp_path / "r.html", history=tmp_path / "no.json", weights=tmp_path / "no.safetensors")
+
+
+def test_what_the_outputs_feel_is_drawn() -> None:
+    axes = [
+        {"name": "conv<1>", "kind": "filters", "size": 16, "gone": [4, 8, 12], "divergence": [0.0, 0.02, 1.5]},
+        {"name": "block", "kind": "layers", "size": 1, "gone": [1], "divergence": [3.25]},
+    ]
+    budgets = [{"fraction": f, "cut": 3 - f, "repaired": 0.1 / f, "metrics": {"accuracy": 90 * f}} for f in (0.8, 0.5)]
+    felt = Sensitivity.model_validate(
+        {"samples": 64, "measure": "macs", "dense": {"accuracy": 92.0}, "axes": axes, "budgets": budgets}
+    )
+    plain, mapped = (parsed(render(report(sensitivity=given))) for given in (None, felt))
+    assert mapped.tags.count("svg") - plain.tags.count("svg") == 2
+    said = " ".join(mapped.text)
+    for expected in ("conv<1>", "0 (4 of 16)", "1.5 (12 of 16)", "3.2 (1 of 1)", "MACs that remain", "on 64 samples"):
+        assert expected in said, expected
+    assert "What the outputs feel" not in " ".join(plain.text)
 
 
 def test_charts_and_pictures() -> None:

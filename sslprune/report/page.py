@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from sslprune.files import write_text
 from sslprune.report.charts import Series, chart, matrix_png
 from sslprune.report.curve import curve
+from sslprune.report.feel import feel
 from sslprune.report.figures import Figures, Variant
 from sslprune.report.values import Report
 from sslprune.report.words import (
@@ -80,6 +81,7 @@ def render(report: Report, history: Sequence[dict[str, Any]] = (), matrices: Seq
         trade=_trade(report, history),
         training=_training(history),
         widths=_widths(report),
+        felt=feel(report.sensitivity),
         matrices=matrices,
         staircase=_staircase(report),
         budget_text=budget_text,

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 from sslprune.report.figures import Control, Figures, Size, Variant
+from sslprune.report.inspection import Sensitivity
 from sslprune.report.judgement import Baseline, Gate
 from sslprune.values.measure import SCHEMA, Absent, Profile, Record, Speedup
 
@@ -122,6 +123,7 @@ class Report(Record):
     profiles: list[Profile] = []
     staircase: Staircase | None = None
     baseline: Baseline | None = None
+    sensitivity: Sensitivity | None = None  # of the dense model, where RUN/sensitivity.json has it
     recipe_sha256: str | None = None
     lower_is_better: list[str] = []  # the metrics in which less is better
     notes: list[str] = []

@@ -7,6 +7,7 @@ RUN/repacked/  model.pt2  weights.safetensors  plan.json  result.json
                tokenizer/, where the data are text: the tokenizer's own files, and labels.json, the classes' names
 RUN/export/    model.onnx  dense.onnx, and one file for each quantized variant and control
 RUN/report.json  report.html  junit.xml  summary.md
+RUN/sensitivity.json, if a person puts it there: what `inspect --sensitivity N --json` prints, for the report
 RUN/controls/NAME/  as RUN/train/, weights.safetensors at the end; result.json
 RUN/points/0.5/  an earlier point of a sweep: a run directory of its own; the last point is RUN itself
 files.json, in train, repacked and export: what was written there, see ``run.record``
@@ -81,6 +82,7 @@ class RunDirectory:
         self.result = self.repacked_dir / "result.json"
         self.tokenizer = self.repacked_dir / "tokenizer"
         self.predictions = self.path / "predictions"
+        self.sensitivity = self.path / "sensitivity.json"
 
         self.points_dir = self.path / "points"
 

@@ -29,6 +29,7 @@ from sslprune.report import (
     Absent,
     Budget,
     Figures,
+    Inspection,
     OnnxCheck,
     Profile,
     RepackResult,
@@ -106,8 +107,9 @@ def _export(directory: RunDirectory, show: Show, program: Program | None) -> Rep
 
 
 def beside(report: Report, directory: RunDirectory) -> Report:
-    """``report`` with what lies beside it in ``directory``: its controls, and the curve of a sweep."""
-    report = report.model_copy(update={"controls": read_controls(directory.control_results)})
+    """``report`` with what lies beside it in ``directory``: its controls, its map, and the curve of a sweep."""
+    felt = Inspection.load(directory.sensitivity).sensitivity if directory.sensitivity.is_file() else None
+    report = report.model_copy(update={"controls": read_controls(directory.control_results), "sensitivity": felt})
     points = [point for point in directory.points if point.finished("export")]
     curve = [Report.load(point.report).as_point(str(point.path.relative_to(directory.path))) for point in points]
     return report.model_copy(update={"curve": [*curve, report.as_point(".")] if curve else []})
