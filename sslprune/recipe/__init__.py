@@ -19,7 +19,7 @@ from sslprune.recipe.method import (
     TrainSection,
 )
 from sslprune.recipe.model import ModelSection, RunSection
-from sslprune.recipe.output import ControlSection, ExportSection, GateSection, GatesSection
+from sslprune.recipe.output import ControlSection, ExportSection, GateSection, GatesSection, LogSection
 from sslprune.recipe.reading import load_recipe, overridden, parse_recipe, parse_sparsifying
 from sslprune.recipe.recipe import Recipe, Sparsifying
 
@@ -34,6 +34,7 @@ __all__ = [
     "GatesSection",
     "LabelledTextSection",
     "LassoSection",
+    "LogSection",
     "ModelSection",
     "OwnDataSection",
     "PicturesSection",

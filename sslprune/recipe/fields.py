@@ -207,6 +207,17 @@ class Section(BaseModel):
                 found[name] = _located_path(getattr(self, "factory", None), value, folder)
         return self.model_copy(update={name: value for name, value in found.items() if value != getattr(self, name)})
 
+    def absent(self) -> list[str]:
+        """The files that its fields name, factories' among them, and that are not there."""
+        found = []
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            if isinstance(value, str) and (FILE in field.metadata or FACTORY in field.metadata):
+                source = value.rpartition(":")[0] if FACTORY in field.metadata else value
+                named = FILE in field.metadata or source.endswith(".py")
+                found += [source] if named and not Path(source).exists() else []
+        return found
+
 
 def sections_in(annotation: Any) -> Iterator[type[Section]]:
     """The sections that a field of that annotation may hold, one or many of each."""

@@ -55,6 +55,19 @@ class BenchSection(Section):
     """Who runs the models."""
 
 
+class LogSection(Section):
+    """Who else is told how training goes; RUN/train/log.jsonl always is. A logger that fails is a warning."""
+
+    tensorboard: bool = False
+    """Event files in RUN/train/tensorboard."""
+    mlflow: bool = False
+    """At MLFLOW_TRACKING_URI, or in the folder mlruns; the report is an artifact of the run."""
+    wandb: bool = False
+    """Weights & Biases; the report is a file of the run."""
+    project: str = Field(default="sslprune", min_length=1)
+    """MLflow's experiment, and the project of Weights & Biases."""
+
+
 class GatesSection(Section):
     """Gates on the repacked model; a gate that is missed makes the exit status 3."""
 

@@ -22,11 +22,11 @@ from sslprune.recipe.method import (
     check_strength,
 )
 from sslprune.recipe.model import ModelSection, RunSection
-from sslprune.recipe.output import BenchSection, ControlSection, ExportSection, GateSection, GatesSection
+from sslprune.recipe.output import BenchSection, ControlSection, ExportSection, GateSection, GatesSection, LogSection
 from sslprune.recipe.writing import write_toml
 from sslprune.values.task_table import UNLABELLED
 
-NOT_READ_BY_TRAINING = ("name", "bench", "gates", "gate", "control", "export")
+NOT_READ_BY_TRAINING = ("name", "bench", "gates", "gate", "control", "export", "log")
 
 
 def _as_table(budget: object) -> object:
@@ -86,6 +86,7 @@ class Recipe(Section):
     distill: DistillSection | None = None
     export: ExportSection = ExportSection()
     bench: BenchSection = BenchSection()
+    log: LogSection = LogSection()
     gates: GatesSection = GatesSection()
     gate: list[GateSection] = []
     control: list[ControlSection] = []

@@ -257,6 +257,7 @@ class RunDirectory:
         file = self._record(stage)
         root = self._new(stage) if file.is_relative_to(self._new(stage)) else self.path
         written = [path for path in file.parent.rglob("*") if path.is_file() and path not in (file, self.checkpoint)]
+        written = [path for path in written if not self.training.is_told(path)]
         write_record(file, root, written)
 
     def damaged(self, stage: Stage) -> list[Path]:
@@ -289,6 +290,7 @@ class RunDirectory:
                 point.release()
             for file in (self.initial, self.recipe_file):
                 file.unlink(missing_ok=True)
+            self.training.untell()
             for folder in (self.training.folder, self.points_dir, self.path):
                 if folder.is_dir() and not any(folder.iterdir()):
                     folder.rmdir()
@@ -306,6 +308,7 @@ class RunDirectory:
             self.checkpoint.unlink(missing_ok=True)
             self.initial.unlink(missing_ok=True)
             self.selection.unlink(missing_ok=True)
+            self.training.untell()
         if stage != "export":
             self._clear_controls()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -113,13 +114,13 @@ def _data(recipe: Recipe, model: nn.Module, show: Show, notes: list[str]) -> tup
         data.check(model)
         return data, None
     except (DataError, RecipeError) as error:
-        try:
-            example = example_of(model, recipe.model.factory)
-        except RecipeError:
+        if recipe.data.absent():  # what is there, and not as it should be, is told as it is
+            with suppress(RecipeError):
+                example = example_of(model, recipe.model.factory)
+                notes.append(f"the data are not read ({error}): inputs are as the model says itself")
+                return None, example
             error.add_note("or say what the model is called with: --input 1,3,224,224")
-            raise error from None
-        notes.append(f"the data are not read ({error}): inputs are as the model says itself")
-        return None, example
+        raise
 
 
 def bare_recipe(model: str, overrides: Sequence[str] = ()) -> Recipe:

@@ -15,6 +15,7 @@ from sslprune.run.export import export
 from sslprune.run.learn import train
 from sslprune.run.repack import repack
 from sslprune.show.terminal import Show
+from sslprune.train.log import attach
 from sslprune.values.team import Team
 
 
@@ -53,7 +54,9 @@ def run(
             with _training_kept(directory, "repack", "export"):
                 repack(directory, show, program)
         with _training_kept(directory, "export"):
-            return export(directory, show, program, baseline=baseline)
+            report = export(directory, show, program, baseline=baseline)
+    attach(recipe, directory.training, show, directory.page)
+    return report
 
 
 @contextmanager

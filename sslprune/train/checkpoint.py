@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,31 @@ class TrainingFiles:
     def history(self) -> Path:
         """A record an epoch."""
         return self.folder / "history.json"
+
+    @property
+    def log(self) -> Path:
+        """A line each so many steps, and one an epoch."""
+        return self.folder / "log.jsonl"
+
+    @property
+    def loggers(self) -> Path:
+        """By what name other people's loggers know this run."""
+        return self.folder / "loggers.json"
+
+    @property
+    def tensorboard(self) -> Path:
+        """A folder of event files."""
+        return self.folder / "tensorboard"
+
+    def is_told(self, file: Path) -> bool:
+        """Whether a file only tells how training went: nothing reads it."""
+        return file in (self.log, self.loggers) or self.tensorboard in file.parents
+
+    def untell(self) -> None:
+        """Remove what only tells how training went."""
+        for file in (self.log, self.loggers):
+            file.unlink(missing_ok=True)
+        shutil.rmtree(self.tensorboard, ignore_errors=True)
 
     @property
     def all(self) -> tuple[Path, ...]:

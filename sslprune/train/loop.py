@@ -31,6 +31,7 @@ from sslprune.train.calibrate import calibrate_
 from sslprune.train.checkpoint import TrainingFiles, weights_of, write_checkpoint, write_weights
 from sslprune.train.evaluate import evaluate
 from sslprune.train.layout import lay_out_
+from sslprune.train.log import Log
 from sslprune.train.optimizer import build_optimizer
 from sslprune.train.parts import OwnParts
 from sslprune.train.recalibrate import recalibrate
@@ -86,6 +87,7 @@ class Trainer:
         self.step = Step(recipe, data.task, self.device, laid_out, self.replicas)
         self.judge = "valid" if data.valid is not None else "test"  # the data that each epoch is judged by
         self.history: list[dict[str, Any]] = []
+        self.log: Log | None = None  # from the beginning of `fit` on, of the process that writes
         self.replicas.draw_apart()
 
     @property
@@ -99,7 +101,10 @@ class Trainer:
         writes = self.team.first
         if writes and not self.history and self.recipe.model.checkpoint is None and self.previous is None:
             first = weights_of(self.model)
-        for epoch in self.schedule.epochs[len(self.history) :]:
+        left = self.schedule.epochs[len(self.history) :]
+        if writes and left:
+            self.log = Log(self.recipe, self.files, self.show, left[0].number, self.schedule.steps_before(left[0]))
+        for epoch in left:
             self.enter(epoch.phase)
             started = time.perf_counter()
             loss, lr = self._calibrate() if epoch.phase == "calibrate" else self.epoch(epoch)
@@ -121,11 +126,14 @@ class Trainer:
             if first is not None:
                 write_weights(self.files.initial, first)
                 first = None
+            self._tell(epoch, epoch.num_steps, {k: v for k, v in self.history[-1].items() if k != "norms"})
             state = self.state_dict()
             if writes:
                 write_checkpoint(self.files.checkpoint, state)
                 write_json(self.files.history, self.history)
             self.show.say(_line(epoch, self.history[-1], self.judge, self.trained is not self.model))
+        if self.log is not None:
+            self.log.close()
         self.enter("done")
         if self.sparsity is not None:
             selection = self.sparsity.selection.to_json()
@@ -277,11 +285,20 @@ class Trainer:
                         fields["cost"] = sparsity.fraction
                         if sparsity.planned is not None:
                             fields["plan"] = sparsity.planned
+                    self._tell(epoch, step + 1, {"lr": lr, **fields})
                 bar.advance(1, **fields)
         finite = all(bool(parameter.isfinite().all()) for parameter in self.trained.parameters())
         self._check(finite, f"{epoch.label}: a weight is not finite")
         self.replicas.settle(self.trained, self.optimizer, self.sparsity)
         return float(self.team.mean(total)) / epoch.num_steps, lr
+
+    def _tell(self, epoch: Epoch, step: int, record: dict[str, Any]) -> None:
+        """A line of the log, and whoever else listens, at a step of ``epoch``."""
+        if self.log is not None:
+            step += self.schedule.steps_before(epoch)
+            if epoch.phase == "sparse" and self.sparsity is not None:
+                record["strength"] = float(self.sparsity.controller.lasso.strength.max())
+            self.log.add(step, {"epoch": epoch.number + 1, "phase": epoch.phase, **record})
 
     def _students(self) -> list[Callable[..., Any]]:
         """What is called for each part of a batch, to train."""

@@ -47,6 +47,10 @@ class Schedule:
         _check_fits(recipe, steps, epoch_steps)
         return cls(tuple(epochs), steps, epoch_steps)
 
+    def steps_before(self, epoch: Epoch) -> int:
+        """How many optimizer steps the epochs before ``epoch`` have, over all phases."""
+        return sum(earlier.num_steps for earlier in self.epochs[: epoch.number])
+
     def learning_rates(self, recipe: Recipe, epoch: Epoch) -> Iterator[float]:
         """The learning rate of each step of ``epoch``."""
         section, steps, heal = recipe.train, self.steps, recipe.train.heal
