@@ -17,6 +17,8 @@ from typing import Any, Protocol
 from sslprune.errors import first_line
 from sslprune.recipe import LogSection, Recipe
 from sslprune.train.checkpoint import TrainingFiles
+from sslprune.train.schedule import Epoch
+from sslprune.values.metrics import figure
 from sslprune.values.voice import Voice
 
 Values = Mapping[str, float]
@@ -26,7 +28,17 @@ class Logger(Protocol):
     """Where numbers go. What it raises is a warning, and ends it: no run is lost for a logger."""
 
     def add(self, values: Values, step: int) -> None: ...
-    def attach(self, file: Path) -> None: ...
+    def line_of(epoch: Epoch, record: Mapping[str, Any], judge: str, smaller: bool) -> str:
+    """What a person is told at the end of an epoch; ``judge``: the data that it was judged by."""
+    scores = ", ".join(f"{name} {figure(value)}" for name, value in record[judge].items())
+    plan = f" (plan {record['plan']:.3f})" if record["plan"] is not None else ""
+    cost = f", cost {record['cost']:.3f}{plan}" if epoch.phase == "sparse" else ""
+    size = f", {record['parameters']:,} parameters" if smaller else ""
+    size += f", {record['bytes']:,} bytes of gradients a step" if "bytes" in record else ""
+    return f"{epoch.label}: loss {record['loss']:.4f}, {judge} {scores}{cost}{size}, {record['seconds']:.1f} s"
+
+
+def attach(self, file: Path) -> None: ...
     def close(self) -> None: ...
 
 

@@ -31,7 +31,7 @@ from sslprune.train.calibrate import calibrate_
 from sslprune.train.checkpoint import TrainingFiles, weights_of, write_checkpoint, write_weights
 from sslprune.train.evaluate import evaluate
 from sslprune.train.layout import lay_out_
-from sslprune.train.log import Log
+from sslprune.train.log import Log, line_of
 from sslprune.train.optimizer import build_optimizer
 from sslprune.train.parts import OwnParts
 from sslprune.train.recalibrate import recalibrate
@@ -43,7 +43,6 @@ from sslprune.train.teacher import build_teacher
 from sslprune.values.axes import tensors_of
 from sslprune.values.carry import carrying
 from sslprune.values.inputs import each
-from sslprune.values.metrics import figure
 from sslprune.values.selection import Selection
 from sslprune.values.team import Alone, Team, digest
 from sslprune.values.voice import Voice
@@ -131,7 +130,7 @@ class Trainer:
             if writes:
                 write_checkpoint(self.files.checkpoint, state)
                 write_json(self.files.history, self.history)
-            self.show.say(_line(epoch, self.history[-1], self.judge, self.trained is not self.model))
+            self.show.say(line_of(epoch, self.history[-1], self.judge, self.trained is not self.model))
         if self.log is not None:
             self.log.close()
         self.enter("done")
@@ -340,12 +339,3 @@ class Trainer:
                 "and sums differ in their last digits",
                 "yellow",
             )
-
-
-def _line(epoch: Epoch, record: dict[str, Any], judge: str, smaller: bool) -> str:
-    scores = ", ".join(f"{name} {figure(value)}" for name, value in record[judge].items())
-    plan = f" (plan {record['plan']:.3f})" if record["plan"] is not None else ""
-    cost = f", cost {record['cost']:.3f}{plan}" if epoch.phase == "sparse" else ""
-    size = f", {record['parameters']:,} parameters" if smaller else ""
-    size += f", {record['bytes']:,} bytes of gradients a step" if "bytes" in record else ""
-    return f"{epoch.label}: loss {record['loss']:.4f}, {judge} {scores}{cost}{size}, {record['seconds']:.1f} s"
