@@ -129,6 +129,7 @@ def test_history_and_files(whole):
         "masked.safetensors",
         "selection.json",
         "history.json",
+        "log.jsonl",
     }
     assert not same(whole.dense, whole.masked)
     state = torch.load(whole.checkpoint, weights_only=True)

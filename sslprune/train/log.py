@@ -28,17 +28,7 @@ class Logger(Protocol):
     """Where numbers go. What it raises is a warning, and ends it: no run is lost for a logger."""
 
     def add(self, values: Values, step: int) -> None: ...
-    def line_of(epoch: Epoch, record: Mapping[str, Any], judge: str, smaller: bool) -> str:
-    """What a person is told at the end of an epoch; ``judge``: the data that it was judged by."""
-    scores = ", ".join(f"{name} {figure(value)}" for name, value in record[judge].items())
-    plan = f" (plan {record['plan']:.3f})" if record["plan"] is not None else ""
-    cost = f", cost {record['cost']:.3f}{plan}" if epoch.phase == "sparse" else ""
-    size = f", {record['parameters']:,} parameters" if smaller else ""
-    size += f", {record['bytes']:,} bytes of gradients a step" if "bytes" in record else ""
-    return f"{epoch.label}: loss {record['loss']:.4f}, {judge} {scores}{cost}{size}, {record['seconds']:.1f} s"
-
-
-def attach(self, file: Path) -> None: ...
+    def attach(self, file: Path) -> None: ...
     def close(self) -> None: ...
 
 
@@ -158,6 +148,16 @@ class Log:
             except Exception as error:  # of another library, of its network, of its disk
                 self.show.say(f"log.{name}: {first_line(error)}; the run goes on without it", "yellow")
                 del self.loggers[name]
+
+
+def line_of(epoch: Epoch, record: Mapping[str, Any], judge: str, smaller: bool) -> str:
+    """What a person is told at the end of an epoch; ``judge``: the data that it was judged by."""
+    scores = ", ".join(f"{name} {figure(value)}" for name, value in record[judge].items())
+    plan = f" (plan {record['plan']:.3f})" if record["plan"] is not None else ""
+    cost = f", cost {record['cost']:.3f}{plan}" if epoch.phase == "sparse" else ""
+    size = f", {record['parameters']:,} parameters" if smaller else ""
+    size += f", {record['bytes']:,} bytes of gradients a step" if "bytes" in record else ""
+    return f"{epoch.label}: loss {record['loss']:.4f}, {judge} {scores}{cost}{size}, {record['seconds']:.1f} s"
 
 
 def attach(recipe: Recipe, files: TrainingFiles, show: Voice, report: Path) -> None:

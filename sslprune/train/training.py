@@ -78,5 +78,10 @@ def train(
         if state is not None:
             trainer.load_state_dict(state)
             show.say(f"resuming after epoch {len(trainer.history)} of {len(trainer.schedule.epochs)}")
-        trainer.fit()
+        try:
+            trainer.fit()
+        except BaseException:
+            if team.first and not trainer.history:  # nothing is kept: a log of it would be all there is
+                files.untell()
+            raise
         return trainer.program
