@@ -22,7 +22,7 @@ from torchvision.ops import box_iou
 import sslprune
 from sslprune.data import digits
 
-SIDE, DENSE, SPARSE, HEAL, BATCH = 64, 320, 80, 100, 16
+SIDE, DENSE, SPARSE, HEAL, BATCH = 64, 400, 80, 160, 8
 Target = dict[str, Tensor]
 
 
@@ -107,7 +107,7 @@ def main() -> None:
 
     model.train()
     for n in range(DENSE):
-        step(4e-3 * min(1.0, (n + 1) / 20, 2 * (1 - n / DENSE)))
+        step(2e-3 * min(1.0, (n + 1) / 20))
     print(f"dense     {found(model, *test):5.1f} % of the digits found")
 
     # the backbone alone is a graph; what it returns keeps its 64 channels, which the heads read
