@@ -460,6 +460,10 @@ def test_losses_of_ones_own(loss: str, place: Path) -> None:
             {"train__loss": "own.py:bad"},
             r"train.loss: .*own.py:bad returned \(64, 1\); expected a tensor of one number",
         ),
+        (
+            {"train__loss": "model", "model__factory": "sslprune.zoo:digits_cnn"},
+            'train.loss = "model": the model, given its targ',
+        ),
         ({"train__loss": "own.py:none"}, r"train.loss: .*own.py has no callable none"),
         ({"data__task": "own.py:squared"}, "data.task: .*own.py:squared failed: TypeError: "),
         ({"data__task": "own.py:Net"}, "data.task: its callable returned Net; expected a sslprune.Task"),

@@ -111,7 +111,9 @@ class SamplesSection(DataSection):
 
 PLAIN_STEPS = r"flip|pad-crop:[1-9][0-9]{0,3}"
 SHARE = r"(0?\.[0-9]+|[01](\.0*)?)"
-OTHER_STEPS = rf"random-resized-crop(:{SHARE})?|rand-augment(:([0-9]|[12][0-9]|30))?|mixup(:[0-9]*\.?[0-9]+)?"
+OTHER_STEPS = (
+    rf"random-resized-crop(:{SHARE})?|rand-augment(:([0-9]|[12][0-9]|30))?|mixup(:(?=[0-9.]*[1-9])[0-9]*\.?[0-9]+)?"
+)
 MORE_STEPS = ', "random-resized-crop:<share>", "rand-augment:<0 to 30>" and "mixup:<α>"'
 
 

@@ -91,7 +91,11 @@ class Step:
         self, student: Callable[..., Any], tutor: Callable[..., Any] | None, inputs: Inputs, targets: Any
     ) -> Tensor:
         own = self.recipe.train.loss == MODEL
-        outputs = call(student, with_targets(inputs, targets) if own else inputs)
+        if own:
+            with own_code('train.loss = "model": the model, given its targets, failed'):
+                outputs = call(student, with_targets(inputs, targets))
+        else:
+            outputs = call(student, inputs)
         if not self.checked and not own and self.task.is_usual:
             # once over the data is enough, and on a GPU each look waits for the device
             self.task.check(outputs, targets)
