@@ -461,7 +461,7 @@ def test_losses_of_ones_own(loss: str, place: Path) -> None:
             r"train.loss: .*own.py:bad returned \(64, 1\); expected a tensor of one number",
         ),
         (
-            {"train__loss": "model", "model__factory": "sslprune.zoo:digits_cnn"},
+            {"train__loss": "model", "model__factory": "sslprune.zoo:digits_cnn", "prune__0__kind": "filters"},
             'train.loss = "model": the model, given its targ',
         ),
         ({"train__loss": "own.py:none"}, r"train.loss: .*own.py has no callable none"),
