@@ -283,6 +283,12 @@ def raising(error: Exception) -> Any:
     return scope["broken"]
 
 
+def test_a_full_memory_is_no_surprise(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    full = RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: 9 bytes")
+    monkeypatch.setattr("sslprune.run.inspect.build_data", raising(full))
+    assert "out of memory; try a smaller data.batch_size" in mistake("inspect", recipe)
+
+
 def test_an_unexpected_error_is_one_line_unless_debug(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sslprune.run.inspect.build_data", raising(RuntimeError("first\nsecond")))
     assert mistake("inspect", recipe) == "error: unexpected RuntimeError: first second; --debug shows where"

@@ -17,6 +17,8 @@ import typer
 
 LAUNCHED = "SSLPRUNE_LAUNCHED"  # set in processes that `--processes` started
 
+MEMORY = ("can't allocate memory", "CUDA out of memory")  # as torch has them, in a RuntimeError
+
 
 class Stopped(KeyboardInterrupt):
     """The system asked the process to end: it ends as by Ctrl-C, with a status of its own."""
@@ -65,13 +67,11 @@ def guarded(command: Callable[..., None], *, together: bool = False) -> Callable
             if debug:
                 raise
             fail(_line(f"{error.filename or 'the system'}: {error.strerror or error}", error))
-        except MemoryError as error:
-            if debug:
-                raise
-            fail(_line("out of memory; try a smaller data.batch_size and data.eval_batch_size", error))
         except BaseException as error:  # a person's code may raise anything
             if debug:
                 raise
+            if isinstance(error, MemoryError) or any(words in str(error) for words in MEMORY):
+                fail(_line("out of memory; try a smaller data.batch_size and data.eval_batch_size", error))
             from sslprune.values.own_code import told, where
 
             if where(error):

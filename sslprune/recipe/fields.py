@@ -18,6 +18,7 @@ from sslprune.values.bounds import (
     MOST,
     MOST_EPOCHS,
     MOST_LENGTH,
+    MOST_PIXELS,
     MOST_REPETITIONS,
     MOST_SAMPLES,
     MOST_SEED,
@@ -142,8 +143,8 @@ Grain = Annotated[
 def _size(value: object) -> object:
     sides = value if isinstance(value, list) else [value]
     right = len(sides) == (2 if isinstance(value, list) else 1)
-    if not right or any(type(side) is not int or not 1 <= side <= MOST_LENGTH for side in sides):
-        raise ValueError("expected a number of pixels, as 224, or [height, width]")
+    if not right or any(type(side) is not int or not 1 <= side <= MOST_PIXELS for side in sides):
+        raise ValueError(f"expected a number of pixels up to {MOST_PIXELS:,}, as 224, or [height, width]")
     return value
 
 
