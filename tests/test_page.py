@@ -159,6 +159,13 @@ def test_a_bare_report_makes_a_page_too(tmp_path: Path) -> None:
     write_page(report(), tmp_path / "r.html", history=tmp_path / "no.json", weights=tmp_path / "no.safetensors")
 
 
+@pytest.mark.parametrize("history", ['[{"epoch": 1, "phase": "heal"}]', "[3]", '{"epoch": 1}'])
+def test_a_history_that_another_hand_changed_is_not_drawn(history: str, tmp_path: Path) -> None:
+    (tmp_path / "history.json").write_text(history)
+    write_page(report(), tmp_path / "r.html", history=tmp_path / "history.json")
+    assert "</html>" in (tmp_path / "r.html").read_text()
+
+
 def test_what_the_outputs_feel_is_drawn() -> None:
     axes = [
         {"name": "conv<1>", "kind": "filters", "size": 16, "gone": [4, 8, 12], "divergence": [0.0, 0.02, 1.5]},

@@ -331,7 +331,10 @@ def test_data_are_of_one_kind(data, factory, kind):
         ({**TEXTS, "pad_to": "x"}, 'data.pad_to: input should be a valid integer; got "x"'),
         ({"train": "a.parquet"}, "data: give either train and test (files or folders), or a factory"),
         ({**FILES, "split": 0.2}, "data: give either test, or split, the share of train that is tested on, as 0.2"),
-        ({**FILES, "size": [1]}, "data.size: expected a number of pixels up to 8,192, as 224, or [height, width]; got [1]"),
+        (
+            {**FILES, "size": [1]},
+            "data.size: expected a number of pixels up to 8,192, as 224, or [height, width]; got [1]",
+        ),
         (
             {**FILES, "augment": ["mixup:0.0"]},
             'data: augment knows "flip" and "pad-crop:<pixels>", "random-resized-crop',

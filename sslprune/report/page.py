@@ -37,6 +37,7 @@ from sslprune.values.metrics import PERCENT
 TEMPLATE = Path(__file__).parent / "page.html"
 MOST_MATRICES = 12
 MOST_OPERATORS = 7
+DRAWN = {"epoch", "phase", "loss", "cost", "plan"}  # of each epoch
 COLORS = 8  # classes s0 to s7 of the style sheet
 
 
@@ -288,7 +289,8 @@ def _history(path: Path | None) -> list[dict[str, Any]]:
     if path is None or not path.is_file():
         return []
     found = json.loads(path.read_text(encoding="utf-8"))
-    return found if isinstance(found, list) else []
+    whole = isinstance(found, list) and all(isinstance(r, dict) and r.keys() >= DRAWN for r in found)
+    return found if whole else []  # what another hand has changed is not drawn
 
 
 def _matrices(path: Path | None) -> list[dict[str, Any]]:
