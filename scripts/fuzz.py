@@ -195,6 +195,7 @@ def table(counts: dict[str, Counter[str]]) -> str:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Malformed inputs through the command line, counted.")
     parser.add_argument("--inputs", type=int, default=1000)
+    parser.add_argument("--begin", type=int, default=0, help="the number of the first input: parts on several cores")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", type=int, help="the number of one input")
     parser.add_argument("--families", default=",".join(FAMILIES))
@@ -211,7 +212,7 @@ def main(arguments: list[str] | None = None) -> int:
         if not good.exists():
             good.mkdir(parents=True)
             make(good, lambda words, folder: run(words, folder, 120).status == 0)
-        for number in [given.only] if given.only is not None else range(given.inputs):
+        for number in [given.only] if given.only is not None else range(given.begin, given.begin + given.inputs):
             family = families[number % len(families)]
             folder = Path(place) / str(number)
             shutil.copytree(good, folder, symlinks=True, ignore=shutil.ignore_patterns(".cache"))
