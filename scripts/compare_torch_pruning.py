@@ -58,7 +58,7 @@ from sslprune.bench import bench_files
 from sslprune.choose.sections import select
 from sslprune.data import Data, build_data
 from sslprune.models.build import build_model, count_parameters, device_of, load_checkpoint, load_weights
-from sslprune.recipe import PruneSection, Recipe, TrainSection, load_recipe
+from sslprune.recipe import GatesSection, PruneSection, Recipe, TrainSection, load_recipe
 from sslprune.report import Absent
 from sslprune.run.directory import RunDirectory
 from sslprune.run.learn import train
@@ -227,6 +227,7 @@ def ours(recipe: Recipe, folder: Path) -> tuple[Outcome, nn.Module]:
     watch = Watch(directory, sum(epoch.phase == "sparse" for epoch in spans.epochs), kept)
     outcome = Outcome(loaded=accuracy(build_model(recipe.model)[0], recipe, data))
     resume = kept.is_file() or len(past(directory)) < watch.num_sparse
+    recipe = recipe.model_copy(update={"gates": GatesSection()})  # the table judges
     train(recipe, directory, watch, resume=resume, force=not resume)
     history = past(directory)
     outcome.epochs = [record["valid" if data.valid else "test"]["accuracy"] for record in history]

@@ -416,6 +416,8 @@ def test_a_link_out_of_a_run_is_refused(run: RunDirectory, made: Path, tmp_path:
 
 @pytest.mark.parametrize(("name", "status"), [("SIGTERM", 143), ("SIGHUP", 129)])
 def test_a_signal_ends_as_an_interrupt_does(name: str, status: int, tmp_path: Path) -> None:
+    if signal.getsignal(getattr(signal, name)) is signal.SIG_IGN:
+        pytest.skip(f"{name} is ignored here, as under nohup")
     (tmp_path / "tiny.toml").write_text(RECIPE.replace('"40it"', '"400ep"'))
     run = RunDirectory(tmp_path / "run")
     command = [sys.executable, "-m", "sslprune", "train", "tiny.toml", "--run", "run"]
