@@ -108,12 +108,12 @@ def _smaller(trainer: Trainer, data: Data) -> float | None:
     sparsity, program = trainer.sparsity, trainer.program
     if sparsity is None or program is None or not isinstance(sparsity.controller, BudgetController):
         return None
+    if program.training is None or trainer.recipe.train.loss == MODEL:
+        return None  # it trains at its full size alone
     goal = sparsity.controller.goal
     evidence = evenly(goal.cost, magnitudes(goal.constraints.axes, state_of(program, trainer.model)), goal.measure)
     selection = removable(program, choose(goal, evidence))
     small = remove(trainer.model, program, selection, verify=False)
-    if program.training is None or trainer.recipe.train.loss == MODEL:
-        return None  # it trains at its full size alone
     inputs, targets = next(iter(data.train.epoch(0)))
     inputs = each(inputs, lambda value: value.to(trainer.device))
     taken: dict[str, float] = {}

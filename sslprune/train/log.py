@@ -56,14 +56,12 @@ class MLflow:
     """A run of the experiment ``log.project``, at MLFLOW_TRACKING_URI, or in the folder mlruns."""
 
     def __init__(self, section: LogSection, recipe: Recipe, files: TrainingFiles, known: str, step: int) -> None:
-        import mlflow
         from mlflow.tracking import MlflowClient
 
         uri = os.environ.get("MLFLOW_TRACKING_URI") or Path("mlruns").resolve().as_uri()
         if uri.startswith("file:"):
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
         self.client: Any = MlflowClient(uri)
-        assert mlflow is not None
         experiment = self.client.get_experiment_by_name(section.project)
         number = experiment.experiment_id if experiment else self.client.create_experiment(section.project)
         if not known:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 
-class synchronised(TorchFunctionMode):  # noqa: N801: used as a context
+class synchronised(TorchFunctionMode):  # N801: used as a context
     """Inside, a batch norm in training takes mean and variance over the rows of all ``world`` processes, of which each
     has as many; the running statistics follow them."""
 
