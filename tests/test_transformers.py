@@ -22,6 +22,8 @@ from sslprune.models.build import build_model
 from sslprune.recipe import Recipe, load_recipe, parse_recipe
 from sslprune.run.directory import RunDirectory
 from sslprune.train.evaluate import evaluate
+from sslprune.train.prepare import prepare, whole_size
+from sslprune.values.voice import SILENT
 
 pytest.importorskip("transformers")
 try:
@@ -263,6 +265,30 @@ def test_tagging(folder, tmp_path):
         assert inputs["input_ids"].shape == (1, 4)  # [CLS] the film [SEP]
         logits = np.log([[[0.8, 0.1, 0.1], [0.1, 0.3, 0.6], [0.2, 0.7, 0.1], [0.1, 0.1, 0.8]]])
         assert encoder.told("the film", logits) == {"O N": pytest.approx(0.6)}  # one tag a word
+
+
+def test_some_of_the_labels(folder, tmp_path):
+    """The rows of the labels that are kept, numbered anew, and a classifier of as many outputs."""
+    rows = "good\tup\ndull\tdown\nfilm\tno\nfine\tup\nbad\tdown\n"
+    (tmp_path / "three.tsv").write_text("sentence\tlabel\n" + rows)
+    some = recipe(
+        folder,
+        {"train": str(tmp_path / "three.tsv"), "test": str(tmp_path / "three.tsv"), "keep_classes": ["up", "down"]},
+        {"num_labels": 3},
+    )
+    data = build_data(some)
+    inputs, labels = next(iter(data.test))
+    assert isinstance(inputs, dict)
+    assert (labels.tolist(), data.encoder.classes) == ([1, 0, 1, 0], ("down", "up"))
+    whole, _ = build_model(some.model)
+    data.check(whole)
+    prepared = prepare(whole.eval(), data)
+    assert prepared.plan is not None and set(prepared.plan.tensors) == {"classifier.weight", "classifier.bias"}
+    small = prepared.model(**inputs).logits
+    torch.testing.assert_close(small, whole(**inputs).logits[:, [0, 2]])
+    known = whole_size(prepared, data, torch.device("cpu"), SILENT).metrics["accuracy"]
+    right = whole(**inputs).logits.argmax(1) == torch.tensor([0, 2])[labels]
+    assert known == pytest.approx(100 * float(right.float().mean()))
 
 
 def test_layouts_of_files(tmp_path):

@@ -78,10 +78,12 @@ class Inference:
                     self.unify(one, other, new)
                 self.freeze(self.dims(new)[:1], node, "the batch")
             plain = [leaf for leaf in node.all_input_nodes if leaf not in state or self._also_given(node, leaf)]
+            opened = self.program.open_dims(node.graph)
             for leaf in plain:
                 self._bind(leaf)
                 for dims in self.facts[leaf].outputs:
-                    self.atoms.freeze(dims, "it reaches the model's output")
+                    given = [dim for d, dim in enumerate(dims) if d != opened.get(leaf)]
+                    self.atoms.freeze(given, "it reaches the model's output")
         elif node.op == "call_function":
             if node.target is operator.getitem:
                 source, index = node.args

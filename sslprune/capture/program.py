@@ -8,7 +8,7 @@ import io
 import logging
 import operator
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -28,7 +28,8 @@ class Program:
     (``training`` is None where the model does not export in training mode). ``tensors`` holds the shapes' tensors by
     graph name, ``constants`` those that are not the model's own. ``batch`` is the example's batch size. ``carried``
     is the state that the model carries from call to call, as pairs (input, output) of places among the inputs' and
-    outputs' leaves: it starts at zero, and each output is that input of the next call. ``exported`` is what
+    outputs' leaves: it starts at zero, and each output is that input of the next call. ``opened``: of each graph the
+    places among the outputs' leaves of which one dimension may go, with that dimension. ``exported`` is what
     torch.export made of the model in evaluation mode.
 
     A program serves every instance of the model's class, as far as `serves` says so: who reads numbers takes them from
@@ -51,6 +52,7 @@ class Program:
     carried: tuple[tuple[int, int], ...] = ()
     random: tuple[str, ...] = ()  # the operators that draw random numbers in evaluation
     untrained: frozenset[str] = frozenset()  # the parameters that no gradient reaches, by graph name
+    opened: tuple[Mapping[int, int], ...] = ()
     exported: torch.export.ExportedProgram | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -68,6 +70,18 @@ class Program:
         outputs = next(node for node in reversed(graph.nodes) if node.op == "output").args[0]
         evaluated = self.out_specs[0].num_leaves  # training may return more before the state, which comes last
         return {inputs[i]: outputs[o - evaluated] for i, o in self.carried}
+
+    def outputs(self, graph: fx.Graph) -> list[Any]:
+        """The leaves of what one of the graphs returns: nodes, and values that are no tensors."""
+        output: Any = next(node for node in reversed(graph.nodes) if node.op == "output")
+        return list(output.args[0])
+
+    def open_dims(self, graph: fx.Graph) -> dict[fx.Node, int]:
+        """The results of one of the graphs of which one dimension may go, with that dimension."""
+        if not self.opened:
+            return {}
+        leaves = self.outputs(graph)
+        return {leaves[at]: dim for at, dim in self.opened[self.graphs.index(graph)].items()}
 
     def is_trained(self, name: str) -> bool:
         """Whether a tensor of the graphs is a parameter that training changes."""

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from sslprune.data.kept import KeptClasses
 from sslprune.data.samples import Encoder
 from sslprune.errors import DataError
 from sslprune.models.build import find_callable
@@ -49,6 +50,7 @@ class Data:
     valid: Source | None = None  # what epochs are judged by, in place of the test data
     num_ids: int | None = None  # of the tokens: 0 to one less
     encoder: Encoder = field(default_factory=Encoder)  # of one more sample
+    kept: KeptClasses | None = None  # the classes that are left, where the recipe keeps some alone
 
     def check(self, model: nn.Module) -> None:
         """Raise DataError unless ``model`` (on the CPU) knows every token of the data."""

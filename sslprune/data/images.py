@@ -93,6 +93,14 @@ def count_images(path: str | Path) -> int:
     return len(_open(path)[0])
 
 
+def classes_in(path: str | Path) -> tuple[tuple[str, ...], int]:
+    """The names of a Parquet file's classes, where it has some, and how many there are; no picture is decoded."""
+    table, _, label = _open(path)
+    names = class_names(table.schema, label)
+    with reading(path, "Parquet file of images"):
+        return names, len(names) or int(np.array(table.column(label).to_numpy()).max(initial=-1)) + 1
+
+
 def _open(path: str | Path) -> tuple[Any, str, str]:
     """The Parquet table with the names of its image and label columns, the latter of whole numbers."""
     import_pyarrow(path)

@@ -20,6 +20,7 @@ from torch import nn
 
 from sslprune.data.batches import Data, hold_out
 from sslprune.data.hub import read_dataset
+from sslprune.data.kept import KeptClasses
 from sslprune.data.samples import Encoder, likeliest, lines_in
 from sslprune.data.sentences import Encoded, SentenceBatches
 from sslprune.data.tables import Row, chosen, rows_of
@@ -120,11 +121,18 @@ def read(recipe: Recipe, task: Task, device: torch.device, show: Voice) -> Data:
             "data.tokenizer: missing; name a local Hugging Face model directory for its tokenizer; "
             "or, of pictures, their column: data.image"
         )
+    classes = tuple(section.labels)
+    some: KeptClasses | None = None
+    if section.keep_classes:
+        classes = classes or classes_of(section.train, tables["train"], tagging)
+        some = KeptClasses.of(section.keep_classes, classes, len(classes), section.train)
+        tables = {part: _of_some(names[part], rows, some) for part, rows in tables.items()}
+        classes = some.names
     if section.hold_out:
         kept, held = hold_out(len(tables["train"]), section.hold_out, section.train)
         whole, names["valid"] = tables["train"], section.train
         tables["train"], tables["valid"] = [whole[i] for i in kept], [whole[i] for i in held]
-    classes = tuple(section.labels) or classes_of(section.train, tables["train"], tagging)
+    classes = classes or classes_of(section.train, tables["train"], tagging)
     of_classes = "data.labels" if section.labels else f"the labels of {Path(section.train).name}"
     encoder = _encoder(section, load_tokenizer(source), classes)
     tokenizer, longest = encoder.tokenizer, encoder.longest
@@ -136,7 +144,16 @@ def read(recipe: Recipe, task: Task, device: torch.device, show: Voice) -> Data:
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
         size, seed = (section.batch_size, recipe.run.seed) if part == "train" else (section.eval_batch_size, None)
         batches[part] = SentenceBatches(data, pad, section.pad_to, longest, size, device, seed)
-    return SentenceData(batches["train"], batches["test"], task, longest, batches.get("valid"), encoder=encoder)
+    train, test, valid = (batches.get(part) for part in ("train", "test", "valid"))
+    assert train is not None and test is not None
+    return SentenceData(train, test, task, longest, valid, encoder=encoder, kept=some)
+
+
+def _of_some(name: str, rows: list[Row], kept: KeptClasses) -> list[Row]:
+    """The rows whose label is one of the classes ``kept``; raises DataError where one of them has none."""
+    found = [row for row in rows if str(row[2]) in kept.names]
+    kept.check((kept.names.index(str(label)) for _, _, label in found), name)
+    return found
 
 
 def reopen(recipe: Recipe, folder: Path, shape: tuple[int | str | None, ...]) -> Encoder:

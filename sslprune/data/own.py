@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from sslprune.data.batches import Batch, Data, task_for
 from sslprune.data.images import Images
+from sslprune.data.kept import KeptClasses
 from sslprune.data.pictures import picture_data
 from sslprune.data.samples import Encoder
 from sslprune.errors import DataError
@@ -268,6 +269,11 @@ def read(recipe: Recipe, task: Task, device: torch.device, show: Voice) -> Data:
     section = recipe.data
     assert isinstance(section, OwnDataSection)
     made = call_factory(find_callable(section.factory, "data.factory"), "data", section.factory, section.arguments)
+    if section.keep_classes and not (isinstance(made, tuple | list) and all(isinstance(p, Images) for p in made)):
+        raise DataError(
+            f"data.keep_classes: {section.factory} returns {type(made).__name__} whose classes are its own affair; "
+            "return (train, test) of sslprune.data.Images, or leave it out"
+        )
     if isinstance(made, Data):
         _refuse(section, (*OF_PIXELS, *OF_LOADERS, "task", "metrics", "void"), "a Data, which has its own")
         return _guarded(made, section, device)
@@ -276,7 +282,10 @@ def read(recipe: Recipe, task: Task, device: torch.device, show: Voice) -> Data:
     first, second = made
     if isinstance(first, Images) and isinstance(second, Images):
         _refuse(section, OF_LOADERS, "Images, which have one size")
-        return picture_data(recipe, section, lambda: first, lambda: second, task, device)
+        kept = None
+        if section.keep_classes:
+            kept = KeptClasses.of(section.keep_classes, first.names, first.num_classes, first.source)
+        return picture_data(recipe, section, lambda: first, lambda: second, task, device, kept=kept)
     if section.hold_out:
         raise DataError(
             f"data.hold_out: {section.factory} returns loaders; hold samples out in it, in a Data with valid"

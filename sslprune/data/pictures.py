@@ -16,7 +16,8 @@ from torch import Tensor
 
 from sslprune.data.batches import Batch, Data, hold_out, task_for
 from sslprune.data.changes import Change, evaluating, mixing, training
-from sslprune.data.images import Images, count_images, open_picture, read_images
+from sslprune.data.images import Images, classes_in, count_images, open_picture, read_images
+from sslprune.data.kept import KeptClasses
 from sslprune.data.labelled import LABELS
 from sslprune.data.rows import HubRows, Rows, open_file, open_rows
 from sslprune.data.samples import Encoder
@@ -25,7 +26,7 @@ from sslprune.data.targets import Classes, targets_of
 from sslprune.errors import DataError, RunError
 from sslprune.files import write_text
 from sslprune.recipe import PicturesSection, PixelsSection, Recipe
-from sslprune.recipe.data import PLAIN_STEPS
+from sslprune.recipe.sources import PLAIN_STEPS
 from sslprune.values.inputs import Inputs
 from sslprune.values.metrics import CLASSES
 from sslprune.values.tasks import Task
@@ -158,7 +159,10 @@ def read(recipe: Recipe, task: Task, device: torch.device, show: Voice) -> Data:
     train = _reader(section.train, show)
     test = _reader(section.test, show) if section.test else None
     valid = _reader(section.valid, show) if section.valid else None
-    return picture_data(recipe, section, train, test, task, device, valid)
+    kept = None
+    if section.keep_classes:
+        kept = KeptClasses.of(section.keep_classes, *classes_in(section.train), section.train)
+    return picture_data(recipe, section, train, test, task, device, valid, kept)
 
 
 def one_by_one(section: PicturesSection, task: Task) -> bool:
@@ -174,6 +178,14 @@ def _streamed(recipe: Recipe, section: PicturesSection, task: Task, device: torc
     with show.progress(f"finding the pictures of {Path(section.train).name}"):
         whole, test, valid = (_rows(section, task, path) for path in (section.train, section.test, section.valid))
     assert whole is not None
+    some, classes = None, tuple(section.labels)
+    if section.keep_classes:
+        every = targets_of(task, whole, section.labels, section.columns, range(len(whole)))
+        assert isinstance(every, Classes)
+        classes = every.classes
+        some = KeptClasses.of(section.keep_classes, classes, len(classes), whole.source)
+        whole, test, valid = (rows and every.some_rows(rows, some) for rows in (whole, test, valid))
+        assert whole is not None
     kept: Sequence[int] = range(len(whole))
     held: Sequence[int] = ()
     if section.split is not None:
@@ -182,7 +194,10 @@ def _streamed(recipe: Recipe, section: PicturesSection, task: Task, device: torc
     if section.hold_out:
         numbers = hold_out(len(kept), section.hold_out, whole.source)
         kept, judged = ([kept[i] for i in part] for part in numbers)
-    targets = targets_of(task, whole, section.labels, section.columns, kept)
+    targets = targets_of(task, whole, classes, section.columns, kept)
+    if some is not None:
+        assert isinstance(targets, Classes)
+        targets = targets.of_some(some)
     judging, learning = evaluating(section), training(section)
     mix = mixing(section, len(targets.classes))
     if mix is not None and not isinstance(targets, Classes):
@@ -196,7 +211,7 @@ def _streamed(recipe: Recipe, section: PicturesSection, task: Task, device: torc
     checked = judged_by(whole, judged) if section.hold_out else judged_by(valid, range(len(valid))) if valid else None
     learned = PictureStream(Part(whole, kept, targets), learning, section, device, recipe.run.seed, mix)
     encoder = PictureEncoder(section, lambda: tuple(tested.example[0].shape[1:]), targets.classes, judging)
-    return Data(learned, tested, task, valid=checked, encoder=encoder)
+    return Data(learned, tested, task, valid=checked, encoder=encoder, kept=some)
 
 
 def _rows(section: PicturesSection, task: Task, name: str | None) -> Rows | None:
@@ -257,8 +272,14 @@ def picture_data(
     task: Task,
     device: torch.device,
     valid: Callable[[], Images] | None = None,
+    kept: KeptClasses | None = None,
 ) -> Data:
-    """Pictures as data; what ``data.split`` and ``data.hold_out`` ask for is taken from the training pictures."""
+    """Pictures as data, those of the classes ``kept`` where not all are.
+
+    What ``data.split`` and ``data.hold_out`` ask for is taken from the training pictures.
+    """
+    if kept is not None:
+        train, test, valid = _of_some(train, kept), test and _of_some(test, kept), valid and _of_some(valid, kept)
     if test is None:
         assert isinstance(section, PicturesSection) and section.split is not None
         train, test = _parts(train, partial(_apart, share=section.split))
@@ -271,7 +292,12 @@ def picture_data(
         task,
         valid=Batches(valid, section, device, None) if valid is not None else None,
         encoder=_ReadAtOnce(section, lambda: tuple(judged.images.pixels.shape[1:]), source=judged),
+        kept=kept,
     )
+
+
+def _of_some(read: Callable[[], Images], kept: KeptClasses) -> Callable[[], Images]:
+    return lambda: kept.images(read())
 
 
 def _apart(images: Images, share: float) -> tuple[Tensor, Tensor]:

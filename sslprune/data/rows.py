@@ -206,6 +206,34 @@ class HubRows:
         return f"{self.source}: row {row}"
 
 
+@dataclass(frozen=True)
+class SomeRows:
+    """Some of the rows of a source, by their ``numbers``."""
+
+    rows: Rows
+    numbers: Sequence[int]
+
+    @property
+    def source(self) -> str:
+        return self.rows.source
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.rows.classes
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def picture(self, row: int) -> Any:
+        return self.rows.picture(self.numbers[row])
+
+    def label(self, row: int) -> Any:
+        return self.rows.label(self.numbers[row])
+
+    def name(self, row: int) -> str:
+        return self.rows.name(self.numbers[row])
+
+
 def open_rows(path: str, image: str | None, labels: Sequence[str], labelled: bool) -> Rows:
     """The pictures at ``path``: a folder, a table of paths, or a Parquet file. Raises DataError for anything else."""
     at, wanted = Path(path), tuple(labels)

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sslprune.data.kept import KeptClasses
 from sslprune.data.labelled import classes_of
-from sslprune.data.rows import Rows, TableRows, open_file, opened
+from sslprune.data.rows import Rows, SomeRows, TableRows, open_file, opened
 from sslprune.errors import DataError, few
 from sslprune.values.numbers import Labels, Numbers
 from sslprune.values.tasks import Task
@@ -56,6 +57,19 @@ class Classes(Targets):
                 f'{rows.name(row)}: label "{rows.label(row)}" is not one of {few(list(self.classes))}: {self.named}'
             )
         return torch.tensor(found)
+
+    def of_some(self, kept: KeptClasses) -> Classes:
+        """The targets where only the classes ``kept`` are left."""
+        new = {number: i for i, number in enumerate(kept.numbers)}
+        return Classes(kept.names, {said: new[n] for said, n in self.known.items() if n in new}, self.named)
+
+    def some_rows(self, rows: Rows, kept: KeptClasses) -> SomeRows:
+        """The rows of the classes ``kept``; raises DataError where one of them has none."""
+        numbers = [int(self(rows, row)) for row in range(len(rows))]
+        new = {number: i for i, number in enumerate(kept.numbers)}
+        chosen = [row for row, number in enumerate(numbers) if number in new]
+        kept.check((new[numbers[row]] for row in chosen), rows.source)
+        return SomeRows(rows, chosen)
 
 
 @dataclass

@@ -20,6 +20,7 @@ from sslprune.models.huggingface import PREFIX, kind_of_directory, load_model
 from sslprune.models.libraries import library_of, published
 from sslprune.models.pt2 import read_program
 from sslprune.recipe import ModelSection, RunSection
+from sslprune.removal.plan import prepared_as
 from sslprune.values.own_code import own_code, where
 
 
@@ -147,6 +148,7 @@ def device_of(section: RunSection) -> torch.device:
 def load_trained(section: ModelSection, weights: str | Path) -> nn.Module:
     """The model of ``section`` on the CPU, in eval mode, with the weights of a file in a run directory."""
     model, _ = build_model(section.model_copy(update={"checkpoint": None}))
+    model = prepared_as(model, weights)
     load_weights(model, load_checkpoint(weights), weights)
     return model.eval()
 

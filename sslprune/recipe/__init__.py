@@ -1,11 +1,9 @@
 """Values: a recipe, read from TOML and checked against a schema."""
 
 from sslprune.recipe.data import (
-    DataSection,
     LabelledTextSection,
     OwnDataSection,
     PicturesSection,
-    PixelsSection,
     RunningTextSection,
 )
 from sslprune.recipe.fields import Span
@@ -22,6 +20,7 @@ from sslprune.recipe.model import ModelSection, RunSection
 from sslprune.recipe.output import ControlSection, ExportSection, GateSection, GatesSection, LogSection
 from sslprune.recipe.reading import load_recipe, overridden, parse_recipe, parse_sparsifying
 from sslprune.recipe.recipe import Recipe, Sparsifying
+from sslprune.recipe.sources import DataSection, PixelsSection
 
 __all__ = [
     "BudgetSection",

@@ -30,6 +30,7 @@ from sslprune.values.axes import Axis, tensors_of
 from sslprune.values.selection import Selection
 
 SCHEMA: Literal[1] = 1
+PREPARED = "prepared.json"  # in a training's folder: the plan of what was done to the model before it
 OWN: dict[type[nn.Module], tuple[str, ...]] = {  # the arguments that a module reads from its attributes of that name
     nn.modules.conv._ConvNd: ("groups", "stride", "padding", "dilation"),
     nn.GroupNorm: ("num_groups",),
@@ -102,6 +103,7 @@ class Plan(Frozen):
     tensors: dict[str, TensorPlan]
     zeroed: tuple[str, ...]
     operators: tuple[OperatorPlan, ...]
+    first: Plan | None = None  # what was done to the whole model before anything was learned
 
 
 def make_plan(model: nn.Module, program: Program, axes: Sequence[Axis], *, allow_inexact: bool = False) -> Plan:
@@ -165,6 +167,12 @@ def _value(value: Any) -> Value:
     return Computed(operator=operator_name(value), module=module_of(value), of=of)
 
 
+def prepared_as(model: nn.Module, file: str | Path) -> nn.Module:
+    """``model`` as that of a training was prepared, of whose folder ``file`` is one: as the plan there says, if any."""
+    plan = Path(file).with_name(PREPARED)
+    return apply_plan(model, read_plan(plan)) if plan.is_file() else model
+
+
 def write_plan(path: str | Path, plan: Plan) -> None:
     """Write ``plan`` to ``path``, whole or not at all."""
     write_text(path, plan.model_dump_json() + "\n")
@@ -193,6 +201,8 @@ def apply_plan(model: nn.Module, plan: Plan | str | Path, weights: str | Path | 
         path = path / "repacked" / "plan.json" if path.is_dir() else path
         weights = weights or path.with_name("weights.safetensors")
         plan = read_plan(path)
+    if plan.first is not None:
+        apply_plan(model, plan.first)
     fixed = [c for c in plan.operators if not _is_own(model, c) and not _has_one_width(model, c.module)]
     if fixed:
         raise RepackError(

@@ -75,6 +75,8 @@ def markdown(report: Report) -> str:
         f" {report.equivalence.samples:,} test samples.",
         "",
     ]
+    if report.whole is not None:
+        lines += [f"The whole model: {report.whole_text}.", ""]
     if report.curve:
         headings, rows = curve_rows(report)
         lines += ["### The curve", "", *_table(headings, [cells for _, cells in rows])]

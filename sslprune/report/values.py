@@ -89,6 +89,7 @@ class RepackResult(Record):
     repacked: Size
     equivalence: Equivalence
     axes: list[AxisChange]
+    whole: Size | None = None
 
 
 class CurvePoint(Size):
@@ -112,6 +113,7 @@ class Report(Record):
     budget: Budget
     dense: Figures
     repacked: Figures
+    whole: Size | None = None  # before it was cut to some of its classes: it chooses among all, on the same test data
     speedup: list[Speedup | Absent]
     equivalence: Equivalence
     axes: list[AxisChange]
@@ -142,6 +144,14 @@ class Report(Record):
     @property
     def passed(self) -> bool:
         return all(gate.passed for _, gate in self.every_gate)
+
+    @property
+    def whole_text(self) -> str:
+        """What the whole model scores, where the dense one was cut to some of its classes."""
+        if self.whole is None:
+            return ""
+        said = ", ".join(f"{name} {value:.2f}" for name, value in self.whole.metrics.items())
+        return f"{self.whole.parameters:,} parameters; chooses among all classes: {said} on the same test data"
 
     def as_point(self, run: str) -> CurvePoint:
         """This report as a point of a sweep's curve."""

@@ -28,6 +28,7 @@ from sslprune.recipe import ControlSection, ModelSection, Recipe
 from sslprune.report import RepackResult, Size
 from sslprune.run.directory import RunDirectory
 from sslprune.show.terminal import Show
+from sslprune.train.prepare import fitted
 from sslprune.values.carry import with_state
 from sslprune.values.inputs import arguments, counts_rows, each, num_rows
 
@@ -113,7 +114,7 @@ def _control(control: ControlSection, directory: RunDirectory, data: Data, named
         if control.onnx is not None:
             open_session(control.onnx, 1)
             return Built(control.name, Path(control.onnx), "control")
-        model, _ = build_model(as_model(control))
+        model = fitted(build_model(as_model(control))[0], data)
         path = directory.export_dir / f"control-{control.name}.onnx"
         program = trace(model, *data.example_for(model), sequence=data.sequence)
         _export(model, data, path, {**named, "exported": exported_for(program, model)})

@@ -14,7 +14,7 @@ from sslprune.data import Data
 from sslprune.errors import DataError, RecipeError, SslpruneError
 from sslprune.export.session import knows_opset, open_session
 from sslprune.models.build import build_model
-from sslprune.recipe import Recipe
+from sslprune.recipe import ControlSection, Recipe
 from sslprune.run.build import as_model
 from sslprune.train.chance import at_chance
 from sslprune.values.carry import carries
@@ -61,6 +61,8 @@ def check_model(recipe: Recipe, data: Data, model: nn.Module) -> None:
     ``model`` is asked once in each mode, on the CPU, and left as it was.
     """
     args, kwargs = data.example_for(model)
+    for control in recipe.control:
+        _check_classes(control, data)
     outputs = [_asked(model, training, args, kwargs) for training in (False, True)]
     if outputs[0] is None:
         return  # it fails by itself: tracing says how
@@ -76,6 +78,18 @@ def check_model(recipe: Recipe, data: Data, model: nn.Module) -> None:
                 f"export.{field}: {', '.join(given)}; the model has {len(names)} ({', '.join(names)}), and each needs "
                 "a name of its own"
             )
+
+
+def _check_classes(control: ControlSection, data: Data) -> None:
+    """Raise RecipeError for an ONNX file of other classes than those that are kept; a factory's model is cut."""
+    if data.kept is None or control.onnx is None:
+        return
+    shapes = [node.shape for node in open_session(control.onnx, 1).get_outputs()]
+    if not any(len(shape) > 1 and shape[1] == len(data.kept.numbers) for shape in shapes):
+        raise RecipeError(
+            f"control {control.name}: gives {', '.join(map(str, shapes))}; data.keep_classes leaves "
+            f"{len(data.kept.numbers)} classes: give a file of those, or a factory, whose model is cut to them"
+        )
 
 
 def _check_said(task: Task, evaluated: Any, trained: Any) -> None:

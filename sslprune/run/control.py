@@ -22,6 +22,7 @@ from sslprune.errors import RunError
 from sslprune.kinds.find import find_axes
 from sslprune.models.build import build_model, count_parameters, device_of, load_checkpoint, load_trained, load_weights
 from sslprune.recipe import Recipe, Span, load_recipe
+from sslprune.removal.plan import prepared_as
 from sslprune.removal.remove import removable, remove
 from sslprune.report import Control, Report
 from sslprune.run.directory import ControlName, RunDirectory
@@ -113,11 +114,11 @@ def _start(directory: RunDirectory, recipe: Recipe, name: ControlName) -> nn.Mod
     if name == "dense":
         return load_trained(recipe.model, directory.dense)
     if name == "ticket" and recipe.model.checkpoint is not None:
-        return build_model(recipe.model)[0]
+        return prepared_as(build_model(recipe.model)[0], directory.masked)
     if name == "ticket" and not directory.initial.is_file():
         raise RunError(f"{directory.initial}: the run did not keep the weights that it began with; train it again")
     torch.manual_seed(recipe.run.seed + 1)  # not the run's own beginning, which is the ticket's
-    model, _ = build_model(recipe.model.model_copy(update={"checkpoint": None}))
+    model = prepared_as(build_model(recipe.model.model_copy(update={"checkpoint": None}))[0], directory.masked)
     if name == "ticket":
         load_weights(model, load_checkpoint(directory.initial), directory.initial)
     return model

@@ -288,7 +288,7 @@ class RunDirectory:
         if not self.started:
             for point in self.points:
                 point.release()
-            for file in (self.initial, self.recipe_file):
+            for file in (self.initial, self.training.prepared, self.training.whole, self.recipe_file):
                 file.unlink(missing_ok=True)
             self.training.untell()
             for folder in (self.training.folder, self.points_dir, self.path):
@@ -308,6 +308,8 @@ class RunDirectory:
             self.checkpoint.unlink(missing_ok=True)
             self.initial.unlink(missing_ok=True)
             self.selection.unlink(missing_ok=True)
+            self.training.prepared.unlink(missing_ok=True)
+            self.training.whole.unlink(missing_ok=True)
             self.training.untell()
         if stage != "export":
             self._clear_controls()
@@ -327,6 +329,8 @@ TRAIN_FILES = {
     "masked.safetensors",
     "selection.json",
     "history.json",
+    "prepared.json",
+    "whole.json",
     FILE,
 }
 

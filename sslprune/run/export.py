@@ -269,6 +269,7 @@ def assemble(
         budget=_measured(result.budget, (recipe.bench.batch_sizes or [1])[0], speedup),
         dense=dense,
         repacked=repacked,
+        whole=result.whole,
         speedup=speedup,
         equivalence=result.equivalence,
         axes=result.axes,

@@ -23,6 +23,7 @@ from sslprune.report import AxisFacts, Inspection
 from sslprune.run.look import check_fractions, least_of, looks, proposed
 from sslprune.run.sensitivity import sensitivity
 from sslprune.show.terminal import Show
+from sslprune.train.prepare import prepare
 from sslprune.values.axes import Axis
 from sslprune.values.selection import Selection
 
@@ -53,6 +54,7 @@ def inspect(
         example.check(model)
         args, kwargs, sequence = example.args, example.kwargs, example.sequence
     else:
+        model = prepare(model, data).model
         args, kwargs = data.example_for(model)
         sequence = data.sequence
     with show.progress("finding the axes"):

@@ -122,6 +122,8 @@ def _mend(recipe: Recipe, run: RunDirectory, show: Voice, *, first: bool) -> Non
     for file in dict.fromkeys(damaged):
         show.say(f"{file}: {'damaged' if file.is_file() else 'missing'}; it is made again", "yellow")
         file.unlink(missing_ok=True)
+    if damaged and run.training.prepared in damaged:
+        run.masked.unlink(missing_ok=True)  # to train to the same end, which writes it again
     if not run.checkpoint.is_file():
         return
     history = json.loads(load_checkpoint(run.checkpoint)["history"])

@@ -30,6 +30,7 @@ from sslprune.train.checkpoint import TrainingFiles, write_checkpoint
 from sslprune.train.evaluate import evaluate
 from sslprune.train.loop import Trainer
 from sslprune.train.optimizer import build_optimizer
+from sslprune.train.prepare import prepare
 from sslprune.values.carry import carrying
 from sslprune.values.inputs import Inputs, call, each
 from sslprune.values.tasks import MODEL
@@ -51,6 +52,7 @@ def rehearse(recipe: Recipe, show: Show, *, force: bool = False) -> RunPlan:
         data = build_data(recipe, show)
         model, _ = build_model(recipe.model)
         data.check(model)
+        model = prepare(model, data).model
         check_model(recipe, data, model)
         check_chance(recipe, data, model, show, force=force)
         data = data.taught_by(model)

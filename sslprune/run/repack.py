@@ -22,7 +22,7 @@ from sslprune.files import write_atomic
 from sslprune.kinds.find import find_axes
 from sslprune.models.build import count_parameters, device_of, load_trained
 from sslprune.recipe import Recipe
-from sslprune.removal.plan import plan_of, write_plan
+from sslprune.removal.plan import plan_of, read_plan, write_plan
 from sslprune.removal.remove import removable, remove
 from sslprune.report import AxisChange, Budget, Equivalence, RepackResult, Size
 from sslprune.run.directory import RunDirectory
@@ -87,12 +87,14 @@ def _repack(directory: RunDirectory, target: RunDirectory, show: Show, program: 
         repacked=sizes[1],
         equivalence=equivalence,
         axes=changes(removed, small),
+        whole=Size.load(directory.training.whole) if directory.training.whole.is_file() else None,
     )
     with show.progress("writing the repacked model"):
         save_program(small.deployed(), cut, target.program, kwargs, sequence=data.sequence)
         weights = {name: tensor.detach().clone().contiguous() for name, tensor in small.state_dict().items()}
         write_atomic(target.weights, lambda path: path.write_bytes(save(weights)))
-        write_plan(target.plan, plan_of(program, removed))
+        first = read_plan(directory.training.prepared) if directory.training.prepared.is_file() else None
+        write_plan(target.plan, plan_of(program, removed).model_copy(update={"first": first}))
         data.save(target.tokenizer)
     result.save(target.result)
     before, after, proof = sizes[0], sizes[1], result.equivalence

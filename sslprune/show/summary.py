@@ -58,6 +58,8 @@ def summary(report: Report, written: Written) -> RenderableType:
         if same
         else Text(f"masked scores {scores(proof.metrics)}", style="yellow"),
     )
+    if report.whole is not None:
+        facts.add_row("whole", report.whole_text)
     facts.add_row("budget", Text(budget_text(report.budget), style="" if report.budget.met else "yellow"))
     predicted = prediction_text(report.budget)
     if predicted is not None:

@@ -13,6 +13,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from sslprune.files import write_atomic
+from sslprune.removal.plan import PREPARED
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,16 @@ class TrainingFiles:
     def masked(self) -> Path:
         """The model at the end, at its full size."""
         return self.folder / self.end
+
+    @property
+    def prepared(self) -> Path:
+        """The plan of what was done to the model before anything was learned, where something was."""
+        return self.folder / PREPARED
+
+    @property
+    def whole(self) -> Path:
+        """The figures of the model as it was before that."""
+        return self.folder / "whole.json"
 
     @property
     def selection(self) -> Path:
@@ -79,7 +90,8 @@ class TrainingFiles:
     @property
     def all(self) -> tuple[Path, ...]:
         """In the order in which they may be removed: what says that training is finished goes first."""
-        return self.masked, self.selection, self.history, self.dense, self.initial, self.checkpoint
+        told = self.masked, self.selection, self.history, self.dense, self.initial, self.checkpoint
+        return *told, self.prepared, self.whole
 
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:

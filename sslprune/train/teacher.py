@@ -14,6 +14,7 @@ from sslprune.errors import RecipeError, RunError, SslpruneError
 from sslprune.models.build import build_model, load_checkpoint, load_trained, load_weights
 from sslprune.recipe import DistillSection, ModelSection, TeacherSection, load_recipe
 from sslprune.train.checkpoint import TrainingFiles
+from sslprune.train.prepare import fitted
 from sslprune.values.carry import carrying
 from sslprune.values.inputs import arguments, each
 from sslprune.values.tasks import Task
@@ -32,9 +33,9 @@ def build_teacher(section: TeacherSection, student: nn.Module, data: Data) -> nn
             teacher = _of_run(section.run) if section.run is not None else build_model(as_model(section))[0]
         except SslpruneError as error:
             raise RecipeError(f"{FIELD}: {error}") from error
-    teacher.eval().requires_grad_(False)
     ours = _shape(student, data)
     try:
+        teacher = fitted(teacher, data).eval().requires_grad_(False)
         theirs = _shape(teacher, data)
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         said = " ".join(str(error).split())

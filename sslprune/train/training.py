@@ -11,9 +11,12 @@ from sslprune.capture.program import Program
 from sslprune.data import Data, build_data
 from sslprune.models.build import build_model, load_checkpoint, load_weights
 from sslprune.recipe import Recipe
+from sslprune.removal.plan import write_plan
+from sslprune.report import Size
 from sslprune.train.checkpoint import TrainingFiles
 from sslprune.train.loop import Trainer
 from sslprune.train.parts import check_divides
+from sslprune.train.prepare import Prepared, prepare, whole_size
 from sslprune.train.teacher import dense_of
 from sslprune.values.axes import tensors_of
 from sslprune.values.team import Alone, Team
@@ -38,9 +41,10 @@ def train(
 
     Writes checkpoint.pt and history.json after each epoch, dense.safetensors (the model before any sparsity) and, last,
     selection.json and masked.safetensors; after the first epoch, the weights that a model without a checkpoint began
-    with. Raises the errors of the recipe, its data, its model and its budget before any training, and TrainingError for
-    a loss that is not finite. ``ready`` is given data and model, and may raise before anything else does. ``like``:
-    what a task without labels learns from, where that is not the model that training begins with.
+    with; before it, what was done to the model beforehand, with the figures of the whole one. Raises the errors of the
+    recipe, its data, its model and its budget before any training, and TrainingError for a loss that is not finite.
+    ``ready`` is given data and model, and may raise before anything else does. ``like``: what a task without labels
+    learns from, where that is not the model that training begins with.
 
     In a sweep, ``previous`` is the finished point before this one: its masked weights and zeros are the beginning, and
     its dense model stays the dense one. ``goal`` is the sweep's smallest fraction, which has to be reachable as well.
@@ -56,11 +60,13 @@ def train(
         check_divides(recipe, getattr(data.train, "batch_size", None), team.world)
         section = recipe.model if previous is None else recipe.model.model_copy(update={"checkpoint": None})
         model, notes = (start, []) if start is not None else build_model(section)
-        if previous is not None and team.first:
-            load_weights(model, load_checkpoint(previous.masked), previous.masked)
         for note in notes if previous is None else ():
             show.say(note)
         data.check(model)
+        prepared = prepare(model, data) if start is None else Prepared(model)
+        model = prepared.model
+        if previous is not None and team.first:
+            load_weights(model, load_checkpoint(previous.masked), previous.masked)
         if data.task.taught:
             dense = dense_of(like or model, previous if team.first else None)
             team.share_(tensors_of(dense).values())
@@ -73,6 +79,13 @@ def train(
             if goal is not None and trainer.sparsity is not None:
                 trainer.sparsity.check_reachable(goal)
             begin(trainer.model)
+            if prepared.plan is not None:
+                write_plan(files.prepared, prepared.plan)
+            if previous is not None and previous.whole.is_file():
+                Size.load(previous.whole).save(files.whole)
+            elif prepared.whole is not None and not recipe.schedule.dense.count:
+                whole_size(prepared, data, trainer.device, show).save(files.whole)
+        del prepared
         begun = team.first and files.checkpoint.is_file()
         state = team.broadcast(load_checkpoint(files.checkpoint) if begun else None)
         if state is not None:
