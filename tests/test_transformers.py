@@ -19,6 +19,7 @@ from sslprune.data.tables import chosen, read_table, rows_of
 from sslprune.errors import CheckpointError, DataError, RecipeError, RepackError
 from sslprune.export.session import open_session
 from sslprune.models.build import build_model
+from sslprune.models.huggingface import class_of, kind_of_directory
 from sslprune.recipe import Recipe, load_recipe, parse_recipe
 from sslprune.run.directory import RunDirectory
 from sslprune.train.evaluate import evaluate
@@ -423,6 +424,22 @@ def test_code_of_a_directory_is_neither_run_nor_asked_about(folder, tmp_path, mo
             build_data(wanted)
         assert "\n" not in str(caught.value)
     assert not (tmp_path / "marker").exists()
+
+
+def test_a_directory_says_its_kind(tmp_path):
+    import transformers
+
+    for family, made, kind in (
+        ("Whisper", "ForConditionalGeneration", "speech-seq2seq"),
+        ("Bart", "ForConditionalGeneration", "seq2seq-lm"),
+        ("GPT2", "LMHeadModel", "causal-lm"),
+        ("Bert", "ForTokenClassification", "token-classification"),
+        ("Bert", "Model", "sequence-classification"),
+    ):
+        named = family + made
+        getattr(transformers, f"{family}Config")(architectures=[named]).save_pretrained(tmp_path / named)
+        assert kind_of_directory(str(tmp_path / named)) == kind
+        assert hasattr(transformers, class_of(kind))
 
 
 def test_another_architecture(folder, tmp_path):

@@ -19,7 +19,7 @@ from sslprune.errors import CheckpointError, DataError, RecipeError, SslpruneErr
 
 PREFIX = "hf:"
 TOKENIZERS = ("tokenizer.json", "*vocab*", "*.model", "merges.txt")  # files of which there is one at least
-SAID = {"lm": "LM", "causal": "Causal", "masked": "Masked"}  # words that a class name writes in its own way
+SAID = {"lm": "LM", "ctc": "CTC", "seq2seq": "Seq2Seq"}  # words that a class name writes in its own way
 
 
 def load_model(kind: str, arguments: dict[str, Any]) -> tuple[nn.Module, list[str]]:
@@ -77,12 +77,31 @@ def kind_of_directory(path: str) -> str:
     """
     library = _library("model.factory")
     with _quiet(library):
-        named = (_config(library, path).architectures or [""])[0]
-    if "LMHead" in named:
-        return "causal-lm"
-    words = re.findall(r"[A-Z]+(?![a-z])|[A-Z][a-z0-9]*", named.partition("For")[2])
-    kind = "-".join(word.lower() for word in words)
-    return kind if kind and hasattr(library, class_of(kind)) else "sequence-classification"
+        config = _config(library, path)
+        named = (config.architectures or [""])[0]
+        kind = _kind_of_class(named.partition("For")[2])
+        if kind and hasattr(library, class_of(kind)):
+            return kind
+        headless = "For" not in named and "LMHead" not in named
+        return next(iter(()) if headless else _kinds_of(library, config, named), "sequence-classification")
+
+
+def _kinds_of(library: Any, config: Any, named: str) -> Iterator[str]:
+    """The kinds whose Auto class makes a ``named`` of such a configuration, those of as many halves as it has first."""
+    autos = [name for name in dir(library) if name.startswith("AutoModelFor") and not name.endswith("PreTraining")]
+    halves = bool(getattr(config, "is_encoder_decoder", False))
+    for auto in sorted(autos, key=lambda name: ("Seq2Seq" in name) != halves):
+        try:
+            made = getattr(library, auto)._model_mapping[type(config)]
+        except (KeyError, AttributeError, ImportError):  # none of such a configuration, or without its library
+            continue
+        if any(one.__name__ == named for one in (made if isinstance(made, tuple) else (made,))):
+            yield _kind_of_class(auto.removeprefix("AutoModelFor"))
+
+
+def _kind_of_class(name: str) -> str:
+    """ "SpeechSeq2Seq" as "speech-seq2seq"."""
+    return "-".join(word.lower() for word in re.findall(r"Seq2Seq|[A-Z]+(?![a-z])|[A-Z][a-z0-9]*", name))
 
 
 def class_of(kind: str) -> str:
