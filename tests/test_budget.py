@@ -11,8 +11,9 @@ from torch import nn
 
 import sslprune
 from sslprune.choose.blocks import Goal
-from sslprune.choose.constraints import Constraints, Limit, floor_of, rows_of
+from sslprune.choose.constraints import Constraints, Limit, floor_of
 from sslprune.choose.landing import land
+from sslprune.choose.rows import rows_of
 from sslprune.errors import BudgetError
 from sslprune.recipe import LassoSection
 from sslprune.train.budget import BudgetController
@@ -61,9 +62,9 @@ class ChainCost:
 
     def saved(self, gone, blocks, measure):
         if measure == "latency":
-            return {i: self.latency(gone) - self.latency(gone.plus({i: groups})) for i, groups in blocks.items()}
+            return [self.latency(gone) - self.latency(gone.plus(block)) for block in blocks]
         savings = self.savings(gone, measure)
-        return {i: float(savings[i][groups].sum()) for i, groups in blocks.items()}
+        return [sum(float(savings[i][groups].sum()) for i, groups in block.items()) for block in blocks]
 
     def savings(self, gone, measure):
         cost = self.macs if measure == "macs" else self.parameters

@@ -79,14 +79,14 @@ def test_constraints_come_from_the_sections():
     assert list(made.steps()) == [8, 4, 2, 1]
     selection = Selection.none(axes)
     assert (made.count(selection, 0, 8), made.count(selection, 1, 8)) == (2, 4)
-    assert made.allow(selection, 0, 5) and not made.allow(selection, 0, 6)
+    assert made.allow(selection, {0: 5}) and not made.allow(selection, {0: 6})
 
 
 def test_a_block_is_one_axis_down_to_the_grain():
     axes, cost = chain(4, 10, 4)
     evidence = [np.arange(10.0)]
     (block,) = blocks_of(goal(axes, cost, 0.5), evidence, Selection.none(axes), 8)
-    assert (block.groups.tolist(), block.saving) == ([0, 1], 16.0)
+    assert (block.groups[0].tolist(), block.saving) == ([0, 1], 16.0)
     assert block.score == pytest.approx((0 + 1) / (16 / 80))
 
 

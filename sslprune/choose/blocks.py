@@ -1,14 +1,15 @@
-"""Blocks: what can go next of each axis, with what it saves and what it carries."""
+"""Blocks: what can go next of each axis, or of those that are tied, with what it saves and what it carries."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
 from sslprune.choose.constraints import Constraints, constraints_of
+from sslprune.choose.ties import Tie
 from sslprune.cost.counts import Cost
 from sslprune.cost.grain import grain
 from sslprune.errors import BudgetError
@@ -24,12 +25,21 @@ Evidence = Sequence[np.ndarray]  # of each axis, what each of its groups carries
 
 @dataclass(frozen=True)
 class Block:
-    """Groups of one axis that go together: one of them, or as many as bring its width to the next multiple."""
+    """Groups that go together: one of an axis, or as many as bring its width to a multiple; of tied axes alike."""
 
-    axis: int  # its index
-    groups: np.ndarray  # indices within the axis
+    groups: Mapping[int, np.ndarray]  # of each axis, by its index: indices within it
     saving: float  # estimated, in the goal's measure
     score: float  # what the groups carry for what they cost; the lowest goes first
+
+    @property
+    def axis(self) -> int:
+        """The first of its axes, which no other block has."""
+        return min(self.groups)
+
+    @property
+    def size(self) -> int:
+        """The number of groups."""
+        return sum(map(len, self.groups.values()))
 
 
 @dataclass(frozen=True)
@@ -59,7 +69,7 @@ class Goal:
         """The least cost within the constraints: what saves most goes first, as long as anything may go."""
         evidence = evidence or [np.zeros(axis.size) for axis in self.constraints.axes]
         while True:
-            blocks = sorted(next_blocks(self, evidence, selection), key=lambda b: -b.saving / len(b.groups))
+            blocks = sorted(next_blocks(self, evidence, selection), key=lambda b: -b.saving / b.size)
             if not blocks:
                 return self.of(selection)
             # a limit is used up by what saves most; where there is none, all go down together, which is faster
@@ -91,29 +101,47 @@ def goal_of(chosen: Sequence[tuple[Axis, PruneSection]], cost: Cost, budget: Bud
 def without(selection: Selection, blocks: Sequence[Block]) -> Selection:
     """``selection`` with ``blocks`` gone as well."""
     for block in blocks:
-        selection = selection.plus({block.axis: block.groups})
+        selection = selection.plus(block.groups)
     return selection
 
 
 def blocks_of(goal: Goal, evidence: Evidence, selection: Selection, step: int) -> list[Block]:
-    """The next block of each axis that still has one to give and saves something, down to a multiple of ``step``."""
+    """The next block of each axis, or of those that are tied, that still has one to give and saves something, down to
+    a multiple of ``step``."""
     savings = goal.cost.savings(selection, "macs" if goal.measure == "latency" else goal.measure)
-    groups: dict[int, np.ndarray] = {}
-    for i in range(len(goal.constraints.axes)):
-        alive = np.flatnonzero(~selection[i])
-        worth = alive[savings[i][alive] > 0]  # of a kernel's positions only the outermost can go
-        count = goal.constraints.count(selection, i, step)
-        if 0 < count <= len(worth) and goal.constraints.allow(selection, i, count):
-            groups[i] = worth[np.argsort(evidence[i][worth], kind="stable")[:count]]
+    found = (_next(goal, evidence, savings, selection, unit, step) for unit in goal.constraints.units)
+    several = [groups for groups in found if groups]
     if goal.measure == "latency":
-        saved = goal.cost.saved(selection, groups, goal.measure)
+        saved = goal.cost.saved(selection, several, goal.measure)
     else:  # as it would say too, without asking twice
-        saved = {i: float(savings[i][chosen].sum()) for i, chosen in groups.items()}
+        saved = [sum(float(savings[i][chosen].sum()) for i, chosen in groups.items()) for groups in several]
     return [
-        Block(i, groups[i], saving, float(evidence[i][groups[i]].sum()) / (saving / goal.dense))
-        for i, saving in saved.items()
-        if saving > 0
+        Block(groups, saving, sum(float(evidence[i][chosen].sum()) for i, chosen in groups.items()) / share)
+        for groups, saving in zip(several, saved, strict=True)
+        if saving > 0 and (share := saving / goal.dense)
     ]
+
+
+def _next(
+    goal: Goal, evidence: Evidence, savings: Sequence[np.ndarray], selection: Selection, unit: Tie, step: int
+) -> dict[int, np.ndarray]:
+    """The groups that go next of the axes of ``unit``; none where they may not."""
+    count = goal.constraints.count(selection, unit.axes[0], step)
+    if not count or not goal.constraints.allow(selection, dict.fromkeys(unit.axes, count)):
+        return {}
+    may = {i: ~selection[i] for i in unit.axes}
+    for i, alive in may.items():
+        saves = alive & (savings[i] > 0)  # of a kernel's positions only the outermost do
+        if saves.any() or len(may) == 1:  # in a branch that is gone nothing does, and it goes along with its tie
+            may[i] = saves
+    carried = {i: evidence[i] for i in unit.axes}
+    if unit.alike:
+        may = dict.fromkeys(may, np.all(list(may.values()), axis=0).astype(bool))
+        carried = dict.fromkeys(may, np.stack(list(carried.values())).sum(axis=0))
+    worth = {i: np.flatnonzero(mask) for i, mask in may.items()}
+    if any(count > len(groups) for groups in worth.values()):
+        return {}
+    return {i: groups[np.argsort(carried[i][groups], kind="stable")[:count]] for i, groups in worth.items()}
 
 
 def next_blocks(goal: Goal, evidence: Evidence, selection: Selection) -> list[Block]:

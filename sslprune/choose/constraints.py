@@ -1,11 +1,14 @@
-"""What every choice has to keep to: floors of an axis, limits over several, and widths on the machine's grain."""
+"""What every choice has to keep to: floors of axes, limits and ties of several, and widths on the machine's grain."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
+from sslprune.choose.rows import rows_of
+from sslprune.choose.ties import Tie, tied, ties_of
 from sslprune.kinds.table import kind_of
 from sslprune.recipe import PruneSection
 from sslprune.values.axes import Axis
@@ -24,20 +27,33 @@ class Limit:
 class Constraints:
     """``floors``: how many groups of each axis stay. Widths stay multiples of ``round_to`` as far as a goal allows.
 
-    They are counted in rows of a matrix: a head has as many as it is wide, an LSTM's unit four.
+    They are counted in rows of a matrix: a head has as many as it is wide, an LSTM's unit four. An axis is in one of
+    the ``ties`` at most.
     """
 
     axes: tuple[Axis, ...]
     floors: tuple[int, ...]
     limits: tuple[Limit, ...] = ()
     round_to: int = 1
+    ties: tuple[Tie, ...] = ()
 
-    def allow(self, selection: Selection, axis: int, count: int) -> bool:
-        """Whether ``count`` more groups of the axis at that index may go."""
-        return selection.left(axis) - count >= self.floors[axis] and all(
-            sum(selection.left(i) for i in limit.axes) - count >= limit.least
+    @cached_property
+    def units(self) -> tuple[Tie, ...]:
+        """All axes by what they go with: the ties, and each of the others by itself; in the order of the axes."""
+        in_ties = {i for tie in self.ties for i in tie.axes}
+        single = [Tie((i,)) for i in range(len(self.axes)) if i not in in_ties]
+        return tuple(sorted([*self.ties, *single], key=lambda unit: unit.axes))
+
+    def kept_to(self, selection: Selection, first: Selection | None = None) -> Selection:
+        """What of ``selection`` may go by the ties; that of ``first`` sooner than the rest."""
+        return tied(selection, self.ties, first) if self.ties else selection
+
+    def allow(self, selection: Selection, counts: Mapping[int, int]) -> bool:
+        """Whether so many more groups of the axes at those indices may go together."""
+        return all(selection.left(i) - count >= self.floors[i] for i, count in counts.items()) and all(
+            sum(selection.left(i) - counts.get(i, 0) for i in limit.axes) >= limit.least
             for limit in self.limits
-            if axis in limit.axes
+            if any(i in counts for i in limit.axes)
         )
 
     def count(self, selection: Selection, axis: int, step: int) -> int:
@@ -67,15 +83,15 @@ def constraints_of(chosen: Sequence[tuple[Axis, PruneSection]], floor: float, ro
         for section, axes in sections.values()
         if section.least
     ]
+    ties = [
+        Tie(tuple(axes[i] for i in tie.axes), tie.alike)
+        for section, axes in sections.values()
+        for tie in ties_of([chosen[i][0] for i in axes], section, f'prune "{section.kind}"')
+    ]
     floors = tuple(floor_of(axis, floor, section.min_groups) for axis, section in chosen)
-    return Constraints(tuple(axis for axis, _ in chosen), floors, tuple(limits), round_to)
+    return Constraints(tuple(axis for axis, _ in chosen), floors, tuple(limits), round_to, tuple(ties))
 
 
 def floor_of(axis: Axis, share: float, least: int) -> int:
     """How many groups of ``axis`` stay: ``least`` and that ``share``; a branch can always go."""
     return kind_of(axis).floor(axis, share, least)
-
-
-def rows_of(axis: Axis) -> int:
-    """How many rows of a weight one group of ``axis`` is; 0 where it is none, and no width: a kernel's, or a column."""
-    return max((member.positions.shape[1] for member in axis.members if member.dim == 0 and not member.flat), default=0)

@@ -16,11 +16,12 @@ MOST_LANDINGS = 5  # that are measured, where the cost is an estimate
 
 
 def choose(goal: Goal, evidence: Evidence, start: Selection | None = None) -> Selection:
-    """The groups that go: those with the least evidence for what they cost, down to the goal; ``start`` goes anyhow.
+    """The groups that go: those with the least evidence for what they cost, down to the goal; ``start`` goes anyhow,
+    as far as the ties let it.
 
     Raises BudgetError where the constraints leave more than the goal.
     """
-    selection = start if start is not None else Selection.none(goal.constraints.axes)
+    selection = goal.constraints.kept_to(start if start is not None else Selection.none(goal.constraints.axes))
     goal.check_reachable(selection)
     selection, _ = descend(goal, evidence, selection, goal.limit, goal.limit)
     return land(goal, evidence, selection)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
+from sslprune.choose.ties import inner_branches, ties_of
 from sslprune.errors import RecipeError
 from sslprune.recipe import PruneSection
 from sslprune.values.axes import Axis
@@ -18,15 +19,18 @@ def select(axes: Sequence[Axis], sections: Sequence[PruneSection]) -> list[Axis]
 def select_with_sections(axes: Sequence[Axis], sections: Sequence[PruneSection]) -> list[tuple[Axis, PruneSection]]:
     """The chosen axes, each with the first section that chooses it.
 
-    Frozen axes are left out, and inexact ones unless their section allows them. Raises RecipeError for a section whose
-    kind or patterns match nothing.
+    Frozen axes are left out, and inexact ones unless their section allows them; of tied blocks what lies inside another
+    branch. Raises RecipeError for a section whose kind or patterns match nothing, or whose tie cannot be.
     """
     chosen: dict[int, PruneSection] = {}
     for number, section in enumerate(sections):
         matching = _matching(axes, section, f"prune.{number}")
-        for i, axis in enumerate(axes):
-            if axis in matching:
-                chosen.setdefault(i, section)
+        new = [i for i, axis in enumerate(axes) if axis in matching and i not in chosen]
+        if section.tie == "block":
+            inner = inner_branches([axes[i] for i in new])
+            new = [i for at, i in enumerate(new) if at not in inner]
+        ties_of([axes[i] for i in new], section, f"prune.{number}")
+        chosen |= dict.fromkeys(new, section)
     return [(axes[i], chosen[i]) for i in sorted(chosen)]
 
 

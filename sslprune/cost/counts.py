@@ -196,19 +196,17 @@ class Cost:
         flags, gone = self._kept(selection)
         return self._asked(self._counts(flags), gone)
 
-    def saved(self, selection: Selection, blocks: Mapping[int, np.ndarray], measure: Measure) -> dict[int, float]:
-        """How much ``measure`` falls without the groups ``blocks[i]`` of axis ``i``, for each axis by itself.
+    def saved(self, selection: Selection, blocks: Sequence[Mapping[int, np.ndarray]], measure: Measure) -> list[float]:
+        """How much ``measure`` falls without each of ``blocks`` by itself: of axes, by their indices, some groups.
 
         Latency has stairs: it is the difference between two of its values, where the others are taken from a slope.
         """
         if measure != "latency":
             savings = self.savings(selection, measure)
-            return {i: float(savings[i][groups].sum()) for i, groups in blocks.items()}
-        cases = [self._kept(selection)]
-        for i, groups in blocks.items():
-            cases.append(self._kept(selection.plus({i: groups})))
+            return [sum(float(savings[i][groups].sum()) for i, groups in block.items()) for block in blocks]
+        cases = [self._kept(selection), *(self._kept(selection.plus(block)) for block in blocks)]
         now, *without = self._latencies(cases)
-        return {i: now - then for i, then in zip(blocks, without, strict=True)}
+        return [now - then for then in without]
 
     @property
     def _table(self) -> Table:

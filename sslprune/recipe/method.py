@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Annotated, Literal
 
@@ -46,6 +47,9 @@ class PruneSection(Section):
     """The share of the section's groups, over all its axes, that always stays."""
     allow_inexact: bool = False
     """Whether axes may shrink whose removal changes the function."""
+    tie: Literal["layers", "indices", "block"] | None = None
+    """What goes together: "layers", as many groups of each of the section's axes; "indices", the same ones of each;
+    "block", all branches of a layer, for kind "layers"."""
 
 
 class BudgetSection(Section):
@@ -270,6 +274,15 @@ def check_strength(budget: BudgetSection, lasso: LassoSection) -> None:
             raise ValueError(f"lasso.{name}: only {reads}, and there is none; leave it out")
     if lasso.threshold != LassoSection.model_fields["threshold"].default and lasso.method != "subgradient":
         raise ValueError('lasso.threshold: only method = "subgradient" has one; the proximal step gives exact zeros')
+
+
+def check_ties(prune: Sequence[PruneSection], budget: BudgetSection) -> None:
+    """ValueError for a tie where λ decides, axis by axis, what goes."""
+    for number, section in enumerate(prune):
+        if section.tie is not None and not budget.given:
+            raise ValueError(
+                f"prune.{number}.tie: a given lasso.strength takes each group by itself; give a budget, or leave it out"
+            )
 
 
 def check_calibration(section: CalibrateSection | None, budget: BudgetSection, schedule: ScheduleSection) -> None:

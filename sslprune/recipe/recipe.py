@@ -20,6 +20,7 @@ from sslprune.recipe.method import (
     TrainSection,
     check_calibration,
     check_strength,
+    check_ties,
 )
 from sslprune.recipe.model import ModelSection, RunSection
 from sslprune.recipe.output import BenchSection, ControlSection, ExportSection, GateSection, GatesSection, LogSection
@@ -49,6 +50,7 @@ class Sparsifying(Section):
     @model_validator(mode="after")
     def _one_strength(self) -> Sparsifying:
         check_strength(self.budget, self.lasso)
+        check_ties(self.prune, self.budget)
         _check_no_sweep(self.budget)
         return self
 
@@ -102,6 +104,7 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _one_strength(self) -> Recipe:
         check_strength(self.budget, self.lasso)
+        check_ties(self.prune, self.budget)
         check_calibration(self.calibrate, self.budget, self.schedule)
         return self
 

@@ -8,7 +8,8 @@ from sslprune.values.measure import Record
 class AxisFacts(Record):
     """An axis as ``inspect`` tells it; what one group saves is the mean over the axis's groups.
 
-    ``pruned``: the recipe names it. ``reason``: the operator that froze the axis or makes its removal inexact.
+    ``pruned``: the recipe names it. ``reason``: the operator that froze the axis or makes its removal inexact. ``tie``:
+    how it goes with the other axes ``tied_to``, as the recipe's section says.
     """
 
     name: str
@@ -20,6 +21,8 @@ class AxisFacts(Record):
     frozen: bool
     pruned: bool
     reason: str
+    tie: str | None = None
+    tied_to: list[str] = []
 
 
 class AxisSensitivity(Record):

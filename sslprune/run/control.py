@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from sslprune.capture.trace import trace
-from sslprune.choose.sections import select
+from sslprune.choose.sections import select_with_sections
 from sslprune.cost.counts import Cost
 from sslprune.data import build_data
 from sslprune.errors import RunError
@@ -79,9 +79,9 @@ def _train(
         with show.progress("finding the axes"):
             masked = load_trained(recipe.model, directory.masked)
             program = trace(masked, *data.example_for(masked), sequence=data.sequence)
-            axes = select(find_axes(program), recipe.prune)
-            exact = all(axis.exact for axis in axes)
-            removed = removable(program, selection_of(directory, masked, axes), allow_inexact=not exact)
+            chosen = select_with_sections(find_axes(program), recipe.prune)
+            exact = all(axis.exact for axis, _ in chosen)
+            removed = removable(program, selection_of(directory, masked, chosen), allow_inexact=not exact)
             model = remove(model, program, removed, verify=False)  # nothing in it is zero: another function
     macs = Cost(trace(model, *data.example_for(model), sequence=data.sequence), []).macs()
     train(recipe, files, show, model, like=dense, begin=lambda _: None if resume else files.clear())

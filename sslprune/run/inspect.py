@@ -10,6 +10,7 @@ import numpy as np
 from torch import nn
 
 from sslprune.capture.trace import trace
+from sslprune.choose.constraints import constraints_of
 from sslprune.choose.sections import select_with_sections
 from sslprune.cost.counts import Cost
 from sslprune.data import Data, build_data
@@ -67,6 +68,7 @@ def inspect(
         except RecipeError as error:  # the axes are what a person needs to see to mend it
             notes, sections = [*notes, str(error)], []
         pruned = {axis.name for axis, _ in chosen}
+        tied = _ties(chosen)
         cost = Cost(program, axes)
         nothing = Selection.none(axes)
         savings = [cost.savings(nothing, "parameters"), cost.savings(nothing, "macs")]
@@ -85,6 +87,8 @@ def inspect(
             frozen=axis.frozen,
             pruned=axis.name in pruned,
             reason=axis.reason,
+            tie=tied[axis.name][0] if axis.name in tied else None,
+            tied_to=[name for name in tied[axis.name][1] if name != axis.name] if axis.name in tied else [],
         )
         for axis, parameters, macs in zip(axes, *savings, strict=True)
     ]
@@ -99,6 +103,15 @@ def inspect(
         budgets=found,
         sensitivity=sensitivity(recipe, model, program, data, samples, show) if samples is not None and data else None,
     )
+
+
+def _ties(chosen: Sequence[tuple[Axis, PruneSection]]) -> dict[str, tuple[str | None, list[str]]]:
+    """Of each axis that is tied how, and the names of all in its tie."""
+    found: dict[str, tuple[str | None, list[str]]] = {}
+    for tie in constraints_of(chosen, 0.0, 1).ties:
+        names = [chosen[i][0].name for i in tie.axes]
+        found |= dict.fromkeys(names, (chosen[tie.axes[0]][1].tie, names))
+    return found
 
 
 def _model(section: ModelSection) -> tuple[nn.Module, list[str]]:

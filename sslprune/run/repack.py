@@ -13,7 +13,8 @@ from sslprune.capture.demands import check_for_run
 from sslprune.capture.mode import evaluating
 from sslprune.capture.program import Program
 from sslprune.capture.trace import trace
-from sslprune.choose.sections import select
+from sslprune.choose.constraints import constraints_of
+from sslprune.choose.sections import select_with_sections
 from sslprune.cost.counts import Cost
 from sslprune.data import Data, build_data
 from sslprune.errors import RepackError
@@ -21,7 +22,7 @@ from sslprune.export.program import save_program
 from sslprune.files import write_atomic
 from sslprune.kinds.find import find_axes
 from sslprune.models.build import count_parameters, device_of, load_trained
-from sslprune.recipe import Recipe
+from sslprune.recipe import PruneSection, Recipe
 from sslprune.removal.plan import plan_of, read_plan, write_plan
 from sslprune.removal.remove import removable, remove
 from sslprune.report import AxisChange, Budget, Equivalence, RepackResult, Size
@@ -67,9 +68,10 @@ def _repack(directory: RunDirectory, target: RunDirectory, show: Show, program: 
         if program is None or not program.serves(masked):
             program = trace(masked, args, kwargs, sequence=data.sequence)
         check_for_run(program, masked)
-        axes = select(find_axes(program), recipe.prune)
+        chosen = select_with_sections(find_axes(program), recipe.prune)
+        axes = [axis for axis, _ in chosen]
         exact = all(axis.exact for axis in axes)  # the recipe allowed the others by name
-        removed = removable(program, selection_of(directory, masked, axes), allow_inexact=not exact)
+        removed = removable(program, selection_of(directory, masked, chosen), allow_inexact=not exact)
         small = remove(masked, program, removed, verify=exact)
         cut, _ = data.example_for(small)
         cost = Cost(program, axes)
@@ -103,10 +105,11 @@ def _repack(directory: RunDirectory, target: RunDirectory, show: Show, program: 
     return result
 
 
-def selection_of(directory: RunDirectory, masked: nn.Module, axes: Sequence[Axis]) -> Selection:
-    """What training chose; where it wrote none, as without a sparse phase, what is zero."""
+def selection_of(directory: RunDirectory, masked: nn.Module, chosen: Sequence[tuple[Axis, PruneSection]]) -> Selection:
+    """What training chose of the ``chosen`` axes; where it wrote none, as without a sparse phase, what is zero."""
+    axes = [axis for axis, _ in chosen]
     if not directory.selection.is_file():
-        return Selection.zeros(masked, axes)
+        return constraints_of(chosen, 0.0, 1).kept_to(Selection.zeros(masked, axes))
     return Selection.from_json(directory.selection.read_text(encoding="utf-8"), axes, str(directory.selection))
 
 

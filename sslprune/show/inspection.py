@@ -11,6 +11,8 @@ from sslprune.report import MEASURE_WORDS, Inspection, Sensitivity
 from sslprune.show.figures import counts, ms
 from sslprune.values.metrics import figure
 
+TIED = {"indices": "tied: the same groups as in", "block": "tied: goes with"}
+
 
 def inspection(found: Inspection) -> RenderableType:
     """Every axis with what one of its groups costs, and why it cannot be removed where it cannot."""
@@ -33,6 +35,9 @@ def inspection(found: Inspection) -> RenderableType:
             state = Text("yes", style="green")
         if not axis.frozen and not axis.pruned:
             state.append(", not named by the recipe", style="dim")
+        if axis.tie is not None:
+            how = TIED.get(axis.tie, "tied: as many groups as in")
+            state.append(f", {how} {len(axis.tied_to)} other{'s' if len(axis.tied_to) > 1 else ''}")
         costs = ("", "") if axis.frozen else counts(axis.parameters_per_group, axis.macs_per_group)
         table.add_row(axis.name, axis.kind, str(axis.size), *costs, state)
     for kind in dict.fromkeys(axis.kind for axis in fine):

@@ -66,10 +66,15 @@ class BudgetController:
             goal.check_reachable(self.selection)
 
     def begin(self, selection: Selection) -> None:
-        """``selection`` is at zero already, and stays there; the plan falls from what it costs."""
-        self.selection, self.now = selection, self.goal.of(selection)
+        """``selection`` is at zero already, and stays there as far as the ties let it; the plan falls from its cost."""
+        self.selection = self.goal.constraints.kept_to(selection)
+        self.now = self.goal.of(self.selection)
         self.curve = Curve(self.now / self.goal.dense, self.goal.fraction, self.last_choice)
-        self.lasso.alive[:-1] = torch.from_numpy(~np.concatenate(selection.masks)).to(self.lasso.alive)
+        self.lasso.alive[:-1] = torch.from_numpy(~np.concatenate(self.selection.masks)).to(self.lasso.alive)
+
+    def gone(self, zeros: Selection) -> Selection:
+        """What goes: what is chosen, and what of ``zeros``, which are exactly zero, the ties let go as well."""
+        return self.goal.constraints.kept_to(self.selection | zeros, self.selection)
 
     @property
     def fraction(self) -> float:
@@ -168,10 +173,10 @@ class BudgetController:
         goal, constraints = self.goal, self.goal.constraints
         if goal.measure != "latency":
             return goal.cost.savings(self.selection, goal.measure)
-        going = {}
+        going: list[dict[int, np.ndarray]] = []
         for i, (axis, floor) in enumerate(zip(self.axes, constraints.floors, strict=True)):
             grain = constraints.grain(i, constraints.round_to)
             rest = -(-floor // grain) * grain
-            going[i] = np.arange(rest if rest < axis.size else floor, axis.size)
+            going.append({i: np.arange(rest if rest < axis.size else floor, axis.size)})
         saved = goal.cost.saved(self.selection, going, goal.measure)
-        return [np.full(a.size, saved[i] / max(1, len(going[i]))) for i, a in enumerate(self.axes)]
+        return [np.full(a.size, saved[i] / max(1, len(going[i][i]))) for i, a in enumerate(self.axes)]

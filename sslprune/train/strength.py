@@ -54,6 +54,10 @@ class StrengthController:
             return Selection.of(self.lasso.axes, self.lasso.below(self.section.threshold))
         return Selection.of(self.lasso.axes, self.lasso.split(self.lasso.alive[:-1].cpu().numpy() == 0))
 
+    def gone(self, zeros: Selection) -> Selection:
+        """What goes: what λ took to zero, and ``zeros``, which are so anyhow."""
+        return self.selection | zeros
+
     @property
     def fraction(self) -> float:
         """The MACs of what is kept, as a fraction of the dense model's."""
