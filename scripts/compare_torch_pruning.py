@@ -176,7 +176,8 @@ def settings(options: argparse.Namespace, arm: str) -> dict[str, Any]:
     names += ["round_to", "ours"] if arm in OURS else ["sparse_lr", "sparse_schedule"]
     names += ["reg", "peer_sparse_decay"] if arm == "peer" else []
     taught = {"teacher": options.teacher.name, "teach": options.teach} if options.teacher else {}
-    return {name: getattr(options, name) for name in names} | taught
+    device = {"device": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
+    return {name: getattr(options, name) for name in names} | taught | device
 
 
 def learned(options: argparse.Namespace, identity: dict[str, Any]) -> Path:
@@ -224,7 +225,7 @@ def ours(recipe: Recipe, folder: Path) -> tuple[Outcome, nn.Module]:
     directory, kept = RunDirectory(folder), folder / "cut.pt"
     data = build_data(recipe)
     spans = Schedule.of(recipe, len(data.train))
-    watch = Watch(directory, sum(epoch.phase == "sparse" for epoch in spans.epochs), kept)
+    watch = Watch(directory, sum(epoch.phase in ("calibrate", "sparse") for epoch in spans.epochs), kept)
     outcome = Outcome(loaded=accuracy(build_model(recipe.model)[0], recipe, data))
     resume = kept.is_file() or len(past(directory)) < watch.num_sparse
     recipe = recipe.model_copy(update={"gates": GatesSection()})  # the table judges
