@@ -1,4 +1,4 @@
-"""Write docs/recipe.md from the schema of a recipe: every section and field, its type, its default, what it means."""
+"""Write what is told of a recipe's fields: docs/recipe.md for people, the package's JSON Schema for editors."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
-from sslprune.files import write_text
+from sslprune.files import write_json, write_text
 from sslprune.recipe import DataSection, Recipe
 from sslprune.recipe.fields import Section, sections_in
+from sslprune.recipe.schema import SCHEMA_FILE, recipe_schema
 
 PAGE = Path(__file__).parents[1] / "docs" / "recipe.md"
 TOP = """\
@@ -23,6 +24,7 @@ TOP = """\
 A recipe is a TOML file. A key that it does not know is an error that names the nearest one.
 `--set key.path=value` sets any field from the command line; `--set prune.0.strength=2` is one of the first `[[prune]]`.
 A relative path is looked for in the current directory, then in the recipe's folder.
+Editors that know JSON Schema complete its keys: `sslprune init` names the package's in a first line, `#:schema`.
 A length of training is written with its unit: `"5ep"` are epochs, `"200it"` are optimizer steps.
 `[data]` is needed, and is read as one of four kinds of data; a field that only another kind reads is an error.
 A field without a default here may be left out, unless it is *needed*.
@@ -110,3 +112,4 @@ def _bounds(schema: dict[str, Any]) -> Iterator[str]:
 
 if __name__ == "__main__":
     print(write_text(PAGE, reference()))
+    print(write_json(SCHEMA_FILE, recipe_schema()))

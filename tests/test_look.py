@@ -17,6 +17,7 @@ from sslprune.errors import RecipeError
 from sslprune.models.build import model_table
 from sslprune.models.example import example_from
 from sslprune.recipe import LabelledTextSection, PicturesSection, load_recipe
+from sslprune.recipe.schema import SCHEMA_FILE
 
 CNN = "sslprune.zoo:digits_cnn"
 
@@ -140,6 +141,7 @@ def test_a_starter_knows_what_the_model_reads_and_has(tmp_path: Path, monkeypatc
     assert [section.kind for section in recipe.prune] == ["filters", "layers"]
     assert recipe.train.optimizer == "sgd" and recipe.model.checkpoint == "weights.safetensors"
     assert "width = 32" in text  # what the factory takes
+    assert text.startswith(f"#:schema {SCHEMA_FILE.as_uri()}\n") and SCHEMA_FILE.is_file()
     assert "my_data.py" in started(CNN)  # nothing says what it is called with
     result = CliRunner().invoke(app, ["init", CNN, "--input", "1,5,8,8", "--force"])
     assert result.exit_code == 1 and "refuses float32:2,5,8,8" in result.output

@@ -1,5 +1,7 @@
 """A recipe says what is wrong with it in one line, and survives being written and read."""
 
+import json
+import re
 import tomllib
 from datetime import UTC, date, datetime, time
 from pathlib import Path
@@ -21,6 +23,7 @@ from sslprune.recipe import (
     parse_recipe,
 )
 from sslprune.recipe.fields import Section, sections_in
+from sslprune.recipe.schema import SCHEMA_FILE, recipe_schema
 
 MINIMAL = """
 [model]
@@ -270,6 +273,45 @@ def test_unreadable_files(tmp_path):
 @pytest.mark.parametrize("path", sorted(Path(__file__).parents[1].glob("recipes/*.toml")), ids=lambda path: path.stem)
 def test_shipped_recipes_are_valid(path):
     assert isinstance(load_recipe(path), Recipe)
+
+
+def test_the_published_schema_is_that_of_a_recipe():
+    published = json.loads(SCHEMA_FILE.read_text(encoding="utf-8"))
+    assert published == recipe_schema(), "run: python scripts/recipe_reference.py"
+    assert published["$defs"]["ScheduleSection"]["properties"]["dense"]["default"] == "0ep"
+
+
+@pytest.mark.parametrize("path", sorted(Path(__file__).parents[1].glob("recipes/*.toml")), ids=lambda path: path.stem)
+def test_the_schema_knows_what_recipes_say(path):
+    schema = recipe_schema()
+
+    def fits(value, wanted) -> bool:
+        """Types, keys, patterns and choices: as an editor would mark them."""
+        if "$ref" in wanted:
+            return fits(value, schema["$defs"][wanted["$ref"].rpartition("/")[2]])
+        if "anyOf" in wanted and not any(fits(value, one) for one in wanted["anyOf"]):
+            return False
+        if isinstance(value, dict) and "properties" in wanted:
+            known, needed = wanted["properties"], wanted.get("required", [])
+            inner = all(key in known and fits(value[key], known[key]) for key in value)
+            return inner and set(needed) <= value.keys()
+        if isinstance(value, list) and wanted.get("type") == "array":
+            return all(fits(one, wanted["items"]) for one in value)
+        types = {"string": str, "integer": int, "number": int | float, "boolean": bool, "object": dict, "array": list}
+        right = "type" not in wanted or isinstance(value, types[wanted["type"]])
+        chosen = "enum" not in wanted or value in wanted["enum"]
+        return (
+            right
+            and chosen
+            and wanted.get("const", value) == value
+            and ("pattern" not in wanted or re.search(wanted["pattern"], value) is not None)
+        )
+
+    values = tomllib.loads(path.read_text(encoding="utf-8"))
+    assert fits(values, schema)
+    for section, key, wrong in (("budget", "mac", 0.5), ("model", "factory", 3), ("train", "optimizer", "adam")):
+        table = values.get(section, {})
+        assert not fits({**values, section: {**table, key: wrong}}, schema)
 
 
 FILES = {"train": "a.parquet", "test": "b.parquet"}

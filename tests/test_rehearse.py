@@ -11,7 +11,7 @@ from typer.testing import CliRunner, Result
 from sslprune.cli import app
 from sslprune.recipe import load_recipe
 from sslprune.run.rehearse import rehearse
-from sslprune.show.rehearsal import duration
+from sslprune.values.durations import duration
 from sslprune.values.voice import SILENT
 
 RECIPE = """

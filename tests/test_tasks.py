@@ -436,6 +436,9 @@ def test_runs_to_the_report(values, metrics, lower, place: Path) -> None:
     assert result.exit_code == 0, result.output
     report = json.loads((place / "runs/own/report.json").read_text())
     assert set(report["dense"]["metrics"]) == metrics and report["lower_is_better"] == lower
+    if values["data__task"] == "regression":  # a sample of a factory's loaders, by its number
+        said = invoke("predict", "runs/own", "3", "--json")
+        assert said.exit_code == 0 and json.loads(said.stdout)[0]["repacked"]["values"], said.output
     assert report["repacked"]["onnx"]["metrics"] == pytest.approx(report["repacked"]["metrics"], rel=1e-3, abs=1e-3)
     if values["data__task"] == "distill":
         assert report["dense"]["metrics"] == pytest.approx({"difference": 0.0, "cosine": 100.0}, abs=1e-3)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import io
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from rich.console import Console
 
 from sslprune.show.terminal import Show
+from sslprune.train.pace import Pace
+from sslprune.train.schedule import Epoch, Schedule
 from sslprune.values.voice import SILENT, Voice
 
 
@@ -38,3 +42,20 @@ def test_the_terminal_is_a_voice(monkeypatch: pytest.MonkeyPatch) -> None:
         "  counting  3/3  loss 0.5",
         "done",
     ]
+
+
+def test_the_rest_of_the_run_stands_beside_the_bar() -> None:
+    epochs = (Epoch("sparse", 0, 10, "sparse 1/2"), Epoch("sparse", 1, 10, "sparse 2/2"))
+    clock = iter([0.0, 5.0, 10.0, 13.0, 17.0])
+    pace = Pace(cast(Schedule, SimpleNamespace(epochs=epochs)), lambda: next(clock))
+    pace.begin()
+    assert pace.left(epochs[0], 5) == {"run": "15 s left"}  # a step is a second, and fifteen are left
+    pace.end()
+    pace.begin()  # three seconds were between
+    assert pace.left(epochs[1], 4) == {}  # the last epoch's own bar says it
+    again = (*epochs, Epoch("heal", 2, 10, "heal 1/1"))
+    pace = Pace(cast(Schedule, SimpleNamespace(epochs=again)), iter([0.0, 10.0, 13.0, 17.0]).__next__)
+    pace.begin()
+    pace.end()
+    pace.begin()
+    assert pace.left(again[1], 4) == {"run": "22 s left"}  # sixteen steps, and twice what was between

@@ -94,7 +94,7 @@ def inspect(
 
     Example: sslprune inspect torchvision:resnet50 --budget 0.7 --budget 0.5
     """
-    show = show_of(as_json)
+    show = show_of()
     from sslprune.run.inspect import bare_recipe
     from sslprune.run.inspect import inspect as inspect_model
 
@@ -147,7 +147,7 @@ def calibrate(
 @guarded
 def repack(run: RunFolder, as_json: Json = False, debug: Debug = False) -> None:
     """Remove the zeros physically, and prove that nothing changed: RUN/repacked/."""
-    show = show_of(as_json)
+    show = show_of()
     from sslprune.run.directory import RunDirectory
     from sslprune.run.repack import repack as repack_model
 
@@ -172,7 +172,7 @@ def export(
 
     Example: sslprune export runs/digits --set export.quantize=int8-static --baseline old/report.json
     """
-    show = show_of(as_json)
+    show = show_of()
     from sslprune.run.directory import RunDirectory
     from sslprune.run.export import export as export_model
 
@@ -210,7 +210,7 @@ def run_all(
         return
     with joined(processes) as team:
         loaded = agreed(load(recipe, sets), team)
-        show, directory = show_of(as_json or not team.first), directory_of(loaded, run)
+        show, directory = show_of(quiet=not team.first), directory_of(loaded, run)
         from sslprune.run.pipeline import run as run_pipeline
 
         resume, force = resume or restarted(), force and not restarted()
@@ -224,7 +224,6 @@ def control(
     run: RunFolder,
     name: Annotated[
         Beginning,
-        BudgetsOption,
         typer.Option(
             "--from", help="Where it starts: the dense model, weights drawn anew, or the run's first weights."
         ),
@@ -243,7 +242,7 @@ def control(
     Example: sslprune control runs/digits --from scratch
     """
     one_of(resume, force)
-    show = show_of(as_json)
+    show = show_of()
     from sslprune.run.control import control as train_control
     from sslprune.run.directory import RunDirectory
 
@@ -259,7 +258,8 @@ def control(
 @guarded
 def bench(
     files: Annotated[
-        list[Path], typer.Argument(metavar="A.onnx B.onnx ...", help="The model to compare with, then those to judge.")
+        list[Path],
+        typer.Argument(metavar="A.onnx [B.onnx ...]", help="The model to time, then those to compare with it."),
     ],
     batch: Annotated[
         list[int] | None,
@@ -293,14 +293,12 @@ def bench(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Compare the speed of models, .onnx or .pt2: in turns, in one process, with the interval of each ratio.
+    """Time models, .onnx or .pt2, one or several: in turns, in one process, with the interval of each ratio.
 
     Example: sslprune bench dense.onnx model.onnx int8-static.onnx --batch 1 --batch 64 --profile
     """
     dims = dims_of(dim or [])
-    if len(files) < 2:
-        raise typer.BadParameter("expected two files or more: the one to compare with, and those to judge")
-    show = show_of(as_json)
+    show = show_of()
     from sslprune.bench import bench_files
     from sslprune.show.speed import comparison as table
     from sslprune.show.speed import operators

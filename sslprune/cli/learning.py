@@ -22,7 +22,7 @@ def learn(
         return
     with joined(processes) as team:
         recipe = agreed(read(), team)
-        show, directory = show_of(as_json or not team.first), directory_of(recipe, run)
+        show, directory = show_of(quiet=not team.first), directory_of(recipe, run)
         from sslprune.run.learn import train as train_model
 
         resume, force = resume or restarted(), force and not restarted()
@@ -38,7 +38,7 @@ def learn(
 
 def rehearsed(recipe: Recipe, force: bool, as_json: bool) -> None:
     """A few steps, in one process."""
-    show = show_of(as_json)
+    show = show_of()
     from sslprune.run.rehearse import rehearse
     from sslprune.show.rehearsal import rehearsal
 

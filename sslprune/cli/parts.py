@@ -32,11 +32,11 @@ def directory_of(recipe: Recipe, run: Path | None) -> RunDirectory:
     return RunDirectory(run or Path("runs") / recipe.name)
 
 
-def show_of(as_json: bool) -> Show:
-    """Who speaks to a person; nobody beside JSON."""
+def show_of(quiet: bool = False) -> Show:
+    """Who speaks to a person, on stderr, with ``--json`` too; ``quiet``: another process does."""
     from sslprune.show.terminal import Show
 
-    return Show(quiet=as_json)
+    return Show(quiet=quiet)
 
 
 def tell_verdict(report: Report, directory: RunDirectory, show: Show, as_json: bool) -> None:

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from sslprune.data.batches import Batch, Data, task_for
 from sslprune.data.images import Images
 from sslprune.data.kept import KeptClasses
+from sslprune.data.numbered import NumberedSamples
 from sslprune.data.pictures import picture_data
 from sslprune.data.samples import Encoder
 from sslprune.errors import DataError
@@ -296,7 +297,7 @@ def read(recipe: Recipe, task: Task, device: torch.device, show: Voice) -> Data:
     reader = BatchReader(section.label, task.taught)
     train = LoaderBatches(_loader(first, section, True), device, recipe.run.seed, reader, section.steps_per_epoch)
     test = LoaderBatches(_loader(second, section, False), device, None, reader)
-    return Data(train, test, task, section.max_length)
+    return Data(train, test, task, section.max_length, encoder=NumberedSamples(test))
 
 
 def _loader(part: Any, section: OwnDataSection, training: bool) -> Any:

@@ -33,7 +33,7 @@ class Encoder:
     def encode(self, sample: str) -> Inputs:
         """What the model is called with; raises DataError for a sample that cannot be read or does not suit it."""
         raise DataError(
-            f"{sample}: data.factory returns loaders, and they read no single sample; return a Data that has encode"
+            f"{sample}: data.factory returns a Data without an encoder, and it reads no single sample; give it one"
         )
 
     def told(self, sample: str, logits: np.ndarray) -> dict[str, float]:

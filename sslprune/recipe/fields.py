@@ -81,12 +81,20 @@ class Span:
         return f"{self.count}{self.unit}"
 
 
-def _words(words: str) -> WithJsonSchema:
-    """What a field of a syntax of its own is called where the schema is shown."""
-    return WithJsonSchema({"words": words})
+def _words(words: str, **schema: Any) -> WithJsonSchema:
+    """What a field of a syntax of its own is called where it is told, beside its JSON Schema for editors."""
+    return WithJsonSchema({"words": words, **schema})
 
 
-Duration = Annotated[Span, BeforeValidator(Span.parse), PlainSerializer(str), _words('length: "5ep" or "200it"')]
+def _either(*schemas: dict[str, Any]) -> dict[str, Any]:
+    return {"anyOf": list(schemas)}
+
+
+SPAN = {"type": "string", "pattern": "^[0-9]+ *(ep|it)$"}
+WHOLE, NUMBER = {"type": "integer", "minimum": 1}, {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}
+Duration = Annotated[
+    Span, BeforeValidator(Span.parse), PlainSerializer(str), _words('length: "5ep" or "200it"', **SPAN)
+]
 
 
 def _falling(value: object) -> tuple[float, ...]:
@@ -108,7 +116,10 @@ Falling = Annotated[
     tuple[float, ...],
     BeforeValidator(_falling),
     PlainSerializer(_plain),
-    _words("number above 0 and below 1, or a falling list of them"),
+    _words(
+        "number above 0 and below 1, or a falling list of them",
+        **_either(NUMBER, {"type": "array", "items": NUMBER, "minItems": 1}),
+    ),
 ]
 
 
@@ -125,7 +136,7 @@ Interval = Annotated[
     Span | None,
     BeforeValidator(_interval),
     PlainSerializer(str, when_used="unless-none"),
-    _words('length, or "never"'),
+    _words('length, or "never"', **_either(SPAN, {"const": "never"})),
 ]
 
 
@@ -136,7 +147,9 @@ def _grain(value: object) -> object:
 
 
 Grain = Annotated[
-    Literal["auto"] | int, BeforeValidator(_grain), _words(f'`"auto"`, or whole number from 1 to {MOST_SAMPLES:,}')
+    Literal["auto"] | int,
+    BeforeValidator(_grain),
+    _words(f'`"auto"`, or whole number from 1 to {MOST_SAMPLES:,}', **_either({"const": "auto"}, WHOLE)),
 ]
 
 
@@ -148,7 +161,14 @@ def _size(value: object) -> object:
     return value
 
 
-Size = Annotated[int | list[int], BeforeValidator(_size), _words("whole number, or [height, width]")]
+Size = Annotated[
+    int | list[int],
+    BeforeValidator(_size),
+    _words(
+        "whole number, or [height, width]",
+        **_either(WHOLE, {"type": "array", "items": WHOLE, "minItems": 2, "maxItems": 2}),
+    ),
+]
 
 
 def _damping(value: object) -> object:
@@ -157,7 +177,11 @@ def _damping(value: object) -> object:
     return value
 
 
-Damping = Annotated[Literal["auto"] | float, BeforeValidator(_damping), _words('number from 0, or `"auto"`')]
+Damping = Annotated[
+    Literal["auto"] | float,
+    BeforeValidator(_damping),
+    _words('number from 0, or `"auto"`', **_either({"type": "number", "minimum": 0}, {"const": "auto"})),
+]
 
 
 def _plain_table(table: dict[str, Any]) -> dict[str, Any]:

@@ -251,8 +251,9 @@ class DistillSection(Section):
     weight: Share = 0.5
     """The teacher's share of the loss."""
     teacher: Annotated[
-        TeacherSection | None, BeforeValidator(lambda v: {"run": v} if isinstance(v, str) else v)
-    ] = None  # fmt: skip
+        TeacherSection | None,
+        BeforeValidator(lambda v: {"run": v} if isinstance(v, str) else v, json_schema_input_type=TeacherSection | str),
+    ] = None
     """Who teaches; left out: the run's own dense model."""
 
 

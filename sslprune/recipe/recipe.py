@@ -80,7 +80,9 @@ class Recipe(Section):
     model: ModelSection
     data: AnyData
     prune: list[PruneSection] = Field(min_length=1)
-    budget: Annotated[BudgetSection, BeforeValidator(_as_table)] = BudgetSection()
+    budget: Annotated[
+        BudgetSection, BeforeValidator(_as_table, json_schema_input_type=BudgetSection | float | list[float])
+    ] = BudgetSection()
     schedule: ScheduleSection
     calibrate: CalibrateSection | None = None
     train: TrainSection = TrainSection()

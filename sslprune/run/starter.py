@@ -25,10 +25,12 @@ from sslprune.models.example import Example, example_from, example_of
 from sslprune.models.huggingface import PREFIX
 from sslprune.models.libraries import library_of
 from sslprune.recipe import BudgetSection, LassoSection, ModelSection, load_recipe
+from sslprune.recipe.schema import DIRECTIVE, SCHEMA_FILE
 from sslprune.report import Least
 from sslprune.run.look import NEARLY_ALL, least_of, proposed
 
 HEAD = """\
+{schema}
 # A recipe of sslprune: which model, which data, how small. Next: fill in [model] and [data], then
 #   sslprune inspect {file} --budget 0.5   what can be removed, and what half of it would cost
 #   sslprune run {file} --dry-run          how long it will take
@@ -116,7 +118,14 @@ def write_starter(model: str, path: Path | None = None, *, force: bool = False, 
     if path.exists() and not force:
         raise RecipeError(f"{path}: exists already; name another file with --out, or write over it with --force")
     look = _look(ModelSection(**table), inputs)
-    text = HEAD.format(file=path) + _model(table, factory) + "\n" + _data(table["factory"], look) + "\n" + _prune(look)
+    text = (
+        HEAD.format(schema=DIRECTIVE + SCHEMA_FILE.as_uri(), file=path)
+        + _model(table, factory)
+        + "\n"
+        + _data(table["factory"], look)
+        + "\n"
+        + _prune(look)
+    )
     write_text(path, text + _rest(look))
     load_recipe(path)
     return path

@@ -8,6 +8,7 @@ from rich.text import Text
 
 from sslprune.report import RunPlan
 from sslprune.show.figures import ms, size_text
+from sslprune.values.durations import duration
 
 
 def rehearsal(plan: RunPlan) -> RenderableType:
@@ -32,11 +33,3 @@ def rehearsal(plan: RunPlan) -> RenderableType:
         f"memory     {size_text(plan.peak_bytes)} at most so far",
         f"disk       {size_text(plan.disk_bytes)}",
     )
-
-
-def duration(seconds: float) -> str:
-    """Hours and minutes, or seconds."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"

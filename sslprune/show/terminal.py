@@ -1,4 +1,4 @@
-"""What a person sees while the stages work: bars on a terminal, plain lines elsewhere, nothing for ``--json``.
+"""What a person sees while the stages work: bars on a terminal, plain lines elsewhere.
 
 Progress goes to stderr and results to stdout, so that ``sslprune ... > file`` keeps only the result.
 """

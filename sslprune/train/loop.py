@@ -33,6 +33,7 @@ from sslprune.train.evaluate import evaluate
 from sslprune.train.layout import lay_out_
 from sslprune.train.log import Log, line_of
 from sslprune.train.optimizer import build_optimizer
+from sslprune.train.pace import Pace
 from sslprune.train.parts import OwnParts
 from sslprune.train.recalibrate import recalibrate
 from sslprune.train.replicas import Replicas
@@ -87,6 +88,7 @@ class Trainer:
         self.judge = "valid" if data.valid is not None else "test"  # the data that each epoch is judged by
         self.history: list[dict[str, Any]] = []
         self.log: Log | None = None  # from the beginning of `fit` on, of the process that writes
+        self.pace = Pace(self.schedule)
         self.replicas.draw_apart()
 
     @property
@@ -266,6 +268,7 @@ class Trainer:
         tutors = [carrying(self.teacher) for _ in range(count)] if self.teacher is not None else None
         sparsity = self.sparsity if epoch.phase != "dense" else None
         observe = sparsity.observe if sparsity is not None and epoch.phase == "sparse" else None
+        self.pace.begin()
         with self.show.progress(epoch.label, epoch.num_steps) as bar:
             batches = self.data.train.epoch(epoch.number)
             for step, (lr, batch) in enumerate(zip(rates, batches, strict=False)):
@@ -285,7 +288,9 @@ class Trainer:
                         if sparsity.planned is not None:
                             fields["plan"] = sparsity.planned
                     self._tell(epoch, step + 1, {"lr": lr, **fields})
+                    fields |= self.pace.left(epoch, step + 1)
                 bar.advance(1, **fields)
+        self.pace.end()
         finite = all(bool(parameter.isfinite().all()) for parameter in self.trained.parameters())
         self._check(finite, f"{epoch.label}: a weight is not finite")
         self.replicas.settle(self.trained, self.optimizer, self.sparsity)
