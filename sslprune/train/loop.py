@@ -144,6 +144,8 @@ class Trainer:
         masked = self._restored()
         self._recalibrate(masked)
         if writes:
+            if not self.schedule.epochs:  # a point of a sweep that nothing is trained for
+                write_json(self.files.history, self.history)
             write_weights(self.files.masked, masked)
 
     def _calibrate(self) -> tuple[float, float]:
