@@ -35,16 +35,18 @@ def folders(folder: Path) -> Sets:
     return [f"data.{part}={folder / part}" for part in ("train", "test")]
 
 
-def parquet(folder: Path, mode: str, side: int) -> Sets:
-    """The same in Parquet files of the Hugging Face image layout."""
+def on_parquet(folder: Path) -> Sets:
+    """A ResNet of eight layers, and pictures of 32 x 32 in Parquet files of the Hugging Face image layout."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     from scripts.fuzz_material import picture
 
-    rows = [{"image": {"bytes": picture(mode, side, n), "path": None}, "label": n % 8} for n in range(8)]
-    pq.write_table(pa.Table.from_pylist(rows), folder / "pictures.parquet")
-    return [f"data.{part}={folder / 'pictures.parquet'}" for part in ("train", "test")]
+    rows = [{"image": {"bytes": picture("RGB", 32, n), "path": None}, "label": n % 8} for n in range(8)]
+    file = folder / "pictures.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), file)
+    model = "model={ factory = 'sslprune.zoo:resnet_cifar', arguments = { depth = 8 } }"  # and no checkpoint
+    return [model, f"data.train={file}", f"data.test={file}", *FEW]
 
 
 def saved(folder: Path, name: str, **sizes: Any) -> str:
@@ -90,6 +92,13 @@ def on_text(folder: Path, name: str, **sizes: Any) -> Sets:
     file = text(folder)
     return [f"model.arguments.path={path}", f"data.train={file}", f"data.test={file}", "data.steps=8",
             "data.batch_size=2", "train.accumulate=1"]  # fmt: skip
+
+
+def on_words(folder: Path) -> Sets:
+    """A language model with its own vocabulary."""
+    file = text(folder, 40)
+    return [f"model.arguments={{ vocabulary = {len(set(WORDS)) + 1}, hidden = 8 }}", "data.steps=4",
+            *(f"data.{part}={file}" for part in ("train", "valid", "test"))]  # fmt: skip
 
 
 def on_sentences(folder: Path) -> Sets:
@@ -185,6 +194,9 @@ MATERIAL: dict[str, Callable[[Path], Sets]] = {
         folder, "MixtralForCausalLM", num_key_value_heads=2, num_local_experts=4, num_experts_per_tok=2
     ),
     "whisper": on_speech,
+    "resnet56-cifar10": on_parquet,
+    "digits-segmentation": lambda folder: ["model.arguments.width=4"],
+    "lstm-ptb": on_words,
     "lstm-tagger": on_tags,
     "gru-tagger": on_tags,
 }

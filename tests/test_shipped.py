@@ -8,8 +8,13 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from scripts.shipped_looks import look
+from sslprune.capture.trace import trace
 from sslprune.cli import app
+from sslprune.kinds.find import find_axes
+from sslprune.models.example import example_of
 from sslprune.recipe import load_recipe
+from sslprune.run.nearest import SHIPPED_FILE, Shipped, nearest, sections_of, traits
 from tests.material import MATERIAL, sets_for
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -31,3 +36,56 @@ def test_a_dry_run_takes_every_phase(name: str, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     plan = json.loads(result.stdout)
     assert [phase["name"] for phase in plan["phases"]][-2:] == ["sparse", "heal"]
+
+
+def test_init_knows_the_recipes_as_they_are(tmp_path: Path) -> None:
+    known = json.loads(SHIPPED_FILE.read_text(encoding="utf-8"))
+    assert list(known) == list(MATERIAL), "run: python scripts/shipped_looks.py"
+    for name, one in known.items():
+        text = (RECIPES / f"{name}.toml").read_text(encoding="utf-8")
+        assert one["sections"] == sections_of(text), f"{name}: run python scripts/shipped_looks.py"
+        kinds = [section.kind for section in load_recipe(RECIPES / f"{name}.toml").prune]
+        assert one["kinds"] == list(dict.fromkeys(kinds))
+    for name in ("resnet56-cifar10", "lstm-tagger"):
+        (tmp_path / name).mkdir()
+        assert look(name, tmp_path / name) == known[name], f"{name}: run python scripts/shipped_looks.py"
+
+
+SMALL = dict(hidden_size=48, num_hidden_layers=1, num_attention_heads=4, intermediate_size=80)
+
+
+@pytest.mark.parametrize(
+    ("model", "sizes", "recipe"),
+    [
+        ("Qwen2ForCausalLM", {**SMALL, "num_key_value_heads": 2, "use_cache": False}, "llama"),
+        ("OlmoeForCausalLM", {**SMALL, "num_experts": 4, "num_experts_per_tok": 2, "use_cache": False}, "mixtral"),
+        (
+            "DistilBertForSequenceClassification",
+            {"dim": 48, "hidden_dim": 80, "n_layers": 1, "n_heads": 4},
+            "bert-base",
+        ),
+        ("ViTForImageClassification", {**SMALL, "image_size": 32, "patch_size": 8}, "deit-imagenet"),
+    ],
+)
+def test_a_starter_begins_with_the_nearest(model: str, sizes: dict[str, int], recipe: str) -> None:
+    """None of these is a recipe's own model, and none is known by its name."""
+    transformers = pytest.importorskip("transformers")
+    made = getattr(transformers, model)(getattr(transformers, f"{model.partition('For')[0]}Config")(**sizes))
+    example = example_of(made, "hf")
+    program = trace(made, example.args, example.kwargs, sequence=example.sequence)
+    found = nearest(traits(program, find_axes(program)))
+    assert found is not None and found.name == recipe
+
+
+def test_rare_traits_and_what_is_read_decide() -> None:
+    plain, rare = (
+        Shipped(name, frozenset({"reads pictures", "add", "relu", *own}), ("filters",), {})
+        for name, own in (("plain", ["pool"]), ("rare", ["topk"]))
+    )
+    words = Shipped("words", frozenset({"reads words", "add", "relu", "topk"}), ("neurons",), {})
+    among = (plain, rare, words)
+    assert nearest({"reads pictures", "add", "relu", "topk"}, among) is rare
+    assert nearest({"reads pictures", "add", "mul", "pool"}, among) is plain
+    assert nearest({"reads words", "add", "relu", "pool"}, among) is words
+    assert nearest({"reads sound", "add", "relu", "topk"}, among) is None
+    assert nearest({"reads pictures", *map(str, range(30))}, among) is None

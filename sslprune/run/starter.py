@@ -1,19 +1,21 @@
 """A starter recipe for a model: complete in its keys, commented for a person who has never seen one.
 
 What a look at the model tells is filled in: its kinds and how far each can go, what kind of data it reads, and the
-optimizer that the field uses for models of its sort. Where it cannot be looked at, the recipe says what to find out.
+rates and the schedule of the shipped recipe whose model is most like it. Where it cannot be looked at, the recipe says
+what to find out.
 """
 
 from __future__ import annotations
 
 import inspect
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from sslprune.capture.trace import trace
 from sslprune.errors import RecipeError, SslpruneError
@@ -28,6 +30,7 @@ from sslprune.recipe import BudgetSection, LassoSection, ModelSection, load_reci
 from sslprune.recipe.schema import DIRECTIVE, SCHEMA_FILE
 from sslprune.report import Least
 from sslprune.run.look import NEARLY_ALL, least_of, proposed
+from sslprune.run.nearest import Shipped, nearest, traits
 
 HEAD = """\
 {schema}
@@ -76,20 +79,26 @@ macs = 0.5  # the fraction of the dense model's MACs that may remain; or: parame
 
 [schedule]  # "5ep" is epochs, "200it" is steps
 # dense = "10ep"  # ordinary training first, for a model without a checkpoint
-sparse = "{sparse}"  # groups go to zero, until the budget is met
-heal = "{heal}"  # the zeros stay, the rest recovers
+sparse = "10ep"  # groups go to zero, until the budget is met
+heal = "20ep"  # the zeros stay, the rest recovers
 
 [train]
-optimizer = "{optimizer}"{other}
-lr = {lr:g}
-weight_decay = {decay:g}
-
-# [export]
-# quantize = ["int8-static"]  # variants on top of the repacked model; also int8-dynamic, fp16, bf16
+optimizer = "sgd"  # or "adamw"
+lr = 0.01
+weight_decay = 1e-4
 
 [gates]  # a gate that is missed makes the exit status 3; everything is written all the same
 max_metric_drop = 1.0  # points
 # min_speedup = 1.3  # on the CPU, at batch_size
+"""
+LIKE = """
+# What follows is that of recipes/{name}.toml, which ships with sslprune: of all of them the most like this model.
+# What was measured of it stands there. "5ep" is epochs, "200it" is steps.
+
+"""
+EXPORT = """
+# [export]
+# quantize = ["int8-static"]  # variants on top of the repacked model; also int8-dynamic, fp16, bf16
 """
 IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 SMALL = 64  # pixels, below which pictures are padded and cut rather than cut out
@@ -97,11 +106,11 @@ SMALL = 64  # pixels, below which pictures are padded and cut rather than cut ou
 
 @dataclass(frozen=True)
 class Look:
-    """What was seen of a model: what it is called with, how far its kinds can go, whether it normalises by layer."""
+    """What was seen of a model: what it is called with, how far its kinds can go, which shipped recipe is nearest."""
 
     example: Example
     least: Sequence[Least]
-    by_layer: bool
+    like: Shipped | None
     pixels: tuple[list[float], list[float]]  # mean and standard deviation, where it reads pictures
 
 
@@ -144,11 +153,9 @@ def _look(section: ModelSection, inputs: Sequence[str]) -> Look | None:
         if inputs:
             raise
         return None
-    by_layer = any("LayerNorm" in type(m).__name__ or "RMSNorm" in type(m).__name__ for m in model.modules())
-    by_layer = by_layer or any(isinstance(m, nn.Embedding) for m in model.modules())
     own: Any = getattr(model, "default_cfg", None)  # of timm
     pixels = (list(own["mean"]), list(own["std"])) if isinstance(own, dict) and "mean" in own else IMAGENET
-    return Look(example, [one for one in least if one.what in KINDS], by_layer, pixels)
+    return Look(example, [one for one in least if one.what in KINDS], nearest(traits(program, axes)), pixels)
 
 
 def _model(table: dict[str, Any], factory: Any) -> str:
@@ -184,11 +191,13 @@ def _data(factory: str, look: Look | None) -> str:
 
 
 def _prune(look: Look | None) -> str:
-    """A section for each kind, the usual ones switched on."""
+    """A section for each kind; those switched on that the nearest recipe prunes, or that are usual."""
     if look is None or not look.least:
         return '[[prune]]  # as many sections as wanted; `sslprune inspect` lists the kinds\nkind = "filters"\n'
     sections = []
-    usual = [one.what for one in look.least if KINDS[one.what].is_usual]
+    named = look.like.kinds if look.like is not None else ()
+    usual = [one.what for one in look.least if one.what in named]
+    usual = usual or [one.what for one in look.least if KINDS[one.what].is_usual]
     for one in sorted(look.least, key=lambda one: (one.what not in usual, one.what)):
         on = "" if one.what in usual or not usual else "# "
         far = f"by themselves down to {100 * one.fraction:.0f} % of the MACs"
@@ -198,17 +207,14 @@ def _prune(look: Look | None) -> str:
 
 
 def _rest(look: Look | None) -> str:
-    """Budget, schedule and optimizer: SGD for networks with batch norms, AdamW for those that normalise by layer."""
-    adam = look is not None and look.by_layer
-    text = adam and look is not None and "input_ids" in look.example.kwargs
-    return REST.format(
-        sparse="2ep" if text else "10ep",
-        heal="3ep" if text else "20ep",
-        optimizer="adamw" if adam else "sgd",
-        other="" if adam else '  # or "adamw"',
-        lr=5e-5 if text else 1e-4 if adam else 0.01,
-        decay=0.01 if text else 0.05 if adam else 1e-4,
-    )
+    """Budget, schedule and optimizer: those of the nearest shipped recipe, whose dense epochs a checkpoint has had."""
+    if look is None or look.like is None:
+        return REST + EXPORT
+    sections = dict(look.like.sections)
+    dense, why = '# dense = "10ep"', "ordinary training first, for a model without a checkpoint"
+    kept = re.sub(r"^dense .*\n", "", sections["schedule"], flags=re.MULTILINE)
+    sections["schedule"] = kept.replace("[schedule]\n", f"[schedule]\n{dense}  # {why}\n", 1)
+    return LIKE.format(name=look.like.name) + "\n".join(sections.values()) + EXPORT
 
 
 def _arguments(factory: Any) -> str:
