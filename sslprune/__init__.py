@@ -24,6 +24,7 @@ _HOMES = {
     "Shrinker": "train.shrink",
     "shrink": "train.shrink",
     "Sparsity": "train.sparsity",
+    "export_huggingface": "export.huggingface",
     "export_onnx": "export.onnx",
     "load": "export.program",
     "apply_plan": "removal.plan",
@@ -47,6 +48,7 @@ __all__ = [
     "__version__",
     "apply_plan",
     "calibrate",
+    "export_huggingface",
     "export_onnx",
     "find_axes",
     "load",
@@ -63,6 +65,7 @@ if TYPE_CHECKING:
     from sslprune.capture.trace import trace
     from sslprune.cost.counts import Cost
     from sslprune.errors import SslpruneError
+    from sslprune.export.huggingface import export_huggingface
     from sslprune.export.onnx import export_onnx
     from sslprune.export.program import load
     from sslprune.kinds.find import find_axes

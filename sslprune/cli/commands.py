@@ -8,7 +8,7 @@ from __future__ import annotations
 import shlex
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -21,6 +21,8 @@ from sslprune.cli.options import (
     Debug,
     Device,
     Force,
+    Format,
+    FormatOption,
     InputsOption,
     Json,
     ProcessesOption,
@@ -32,15 +34,13 @@ from sslprune.cli.options import (
     SensitivityOption,
     Sets,
     dims_of,
+    huggingface_alone,
     is_model,
     one_of,
 )
-from sslprune.cli.parts import directory_of, load, print_json, show_of, tell_verdict
+from sslprune.cli.parts import directory_of, load, print_json, show_of, tell_verdict, write_huggingface
 from sslprune.cli.together import agreed, joined, launched, restarted
 from sslprune.values.bounds import MOST_REPETITIONS, MOST_SAMPLES, MOST_THREADS
-
-if TYPE_CHECKING:
-    pass
 
 
 @guarded
@@ -164,6 +164,7 @@ def repack(run: RunFolder, as_json: Json = False, debug: Debug = False) -> None:
 def export(
     run: RunFolder,
     baseline: BaselineOption = None,
+    format: FormatOption = Format.onnx,
     sets: Sets = None,
     as_json: Json = False,
     debug: Debug = False,
@@ -174,9 +175,13 @@ def export(
     """
     show = show_of()
     from sslprune.run.directory import RunDirectory
-    from sslprune.run.export import export as export_model
 
     directory = RunDirectory(run)
+    if format is Format.huggingface:
+        huggingface_alone(baseline, sets)
+        return write_huggingface(directory, show, as_json)
+    from sslprune.run.export import export as export_model
+
     with directory.changed(load(directory.recipe_file, sets)) if sets else nullcontext():
         report = export_model(directory, show, baseline=baseline)
     tell_verdict(report, directory, show, as_json)

@@ -88,6 +88,16 @@ class Device(StrEnum):
     cuda = "cuda"
 
 
+class Format(StrEnum):
+    onnx = "onnx"
+    huggingface = "huggingface"
+
+
+FormatOption = Annotated[
+    Format, typer.Option("--format", help="huggingface: RUN/export/huggingface alone, for from_pretrained.")
+]
+
+
 class Runtime(StrEnum):
     onnxruntime = "onnxruntime"
     tensorrt = "tensorrt"
@@ -99,6 +109,12 @@ def one_of(resume: bool, force: bool) -> None:
     """Raise BadParameter for both at once."""
     if resume and force:
         raise typer.BadParameter("--resume goes on with a run and --force trains over it; give one of them")
+
+
+def huggingface_alone(baseline: Path | None, sets: list[str] | None) -> None:
+    """Raise BadParameter for what that format does not read."""
+    if baseline is not None or sets:
+        raise typer.BadParameter("--format huggingface times and judges nothing: leave --baseline and --set out")
 
 
 def dims_of(dims: list[str]) -> dict[str, int]:

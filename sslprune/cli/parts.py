@@ -54,6 +54,15 @@ def tell_verdict(report: Report, directory: RunDirectory, show: Show, as_json: b
         fail(f"gate missed: {'; '.join(missed)}", 3)
 
 
+def write_huggingface(directory: RunDirectory, show: Show, as_json: bool) -> None:
+    """Write the Hugging Face directory of a run, and say where it lies."""
+    from sslprune.run.huggingface import export_run
+
+    changes = export_run(directory, show)
+    found = {"huggingface": str(directory.huggingface), "changed": changes}
+    print_json(found) if as_json else print(directory.huggingface)
+
+
 def print_json(value: Any) -> None:
     """The result, and nothing else."""
     print(json.dumps(value, indent=2))

@@ -213,6 +213,14 @@ def _quiet(library: Any) -> Iterator[None]:
             logging.enable_progress_bar()
 
 
+@contextlib.contextmanager
+def quiet_transformers(field: str) -> Iterator[Any]:
+    """The library, without a word of its own inside the block; RecipeError, which begins with ``field``, without it."""
+    library = _library(field)
+    with _quiet(library):
+        yield library
+
+
 def _why(path: str, error: Exception) -> str:
     """What is wrong with a directory, in one line."""
     if isinstance(error, SslpruneError):

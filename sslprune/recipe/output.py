@@ -24,8 +24,10 @@ Quantized = Literal["int8-dynamic", "int8-static", "fp16", "bf16"]
 
 
 class ExportSection(Section):
-    """The ONNX files."""
+    """The files to deploy: ONNX, and a Hugging Face directory where it is asked for."""
 
+    huggingface: bool = False
+    """Whether RUN/export/huggingface is written, for a model of transformers whose widths are uniform (see `tie`)."""
     opset: int | None = Field(default=None, ge=17)
     """The version of ONNX's operators; left out: what the exporter writes."""
     input_names: list[str] = []

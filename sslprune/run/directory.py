@@ -17,6 +17,7 @@ RUN/.lock  .writer.json  .new-STAGE/  .done-STAGE/  while a command writes: see 
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -89,6 +90,7 @@ class RunDirectory:
         self.export_dir = exported / "export"
         self.onnx = self.export_dir / "model.onnx"
         self.dense_onnx = self.export_dir / "dense.onnx"
+        self.huggingface = self.export_dir / "huggingface"
         self.report = exported / "report.json"
         self.page = exported / "report.html"
         self.junit = exported / "junit.xml"
@@ -302,6 +304,7 @@ class RunDirectory:
                 file.unlink(missing_ok=True)
         for file in (self.page, self.junit, self.summary, *self.export_dir.glob("*.onnx*")):
             file.unlink(missing_ok=True)
+        shutil.rmtree(self.huggingface, ignore_errors=True)
         if stage == "train":
             for point in self.points:
                 point.clear("train")

@@ -1,0 +1,147 @@
+"""A repacked model as a Hugging Face directory: its own class with another configuration, proven equal."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sslprune.capture.mode import evaluating
+from sslprune.errors import ExportError, SslpruneError, first_line
+from sslprune.export.configuration import configurations
+from sslprune.export.renumber import Held, renumbered
+from sslprune.models.huggingface import quiet_transformers
+from sslprune.values.axes import tensors_of
+from sslprune.values.compare import difference
+from sslprune.values.inputs import random_like
+
+HF_TOLERANCE = 1e-5  # relative
+Call = tuple[tuple[Any, ...], Mapping[str, Any]]
+
+
+def export_huggingface(
+    model: nn.Module,
+    small: nn.Module,
+    path: str | Path,
+    args: tuple[Any, ...] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    finish: Callable[[Any, Path], None] | None = None,
+    tensors: Mapping[str, Tensor] | None = None,
+) -> dict[str, Any]:
+    """Write ``small``, which `repack` made of ``model``, as a directory that ``from_pretrained`` opens; its new fields.
+
+    ``model`` is as it was repacked, at zero where something went.
+    ``args`` and ``kwargs`` are example inputs. The fields of the configuration that say the new sizes are found by
+    building the class of ``model``. The directory is loaded by transformers alone, and compared with ``small`` to 1e-5
+    (relative), before it takes the place of what was at ``path``. ``finish(instance, folder)`` may write what belongs
+    beside it, such as a tokenizer. ``tensors``: those of ``small``, where it has other names for them.
+
+    Raises ExportError for a model that is not of transformers, and for sizes that no field of its configuration can
+    hold: it names the layer and the field.
+    """
+    if not hasattr(model, "save_pretrained") or not hasattr(getattr(model, "config", None), "to_dict"):
+        raise ExportError(
+            f"--format huggingface: {type(model).__name__} is no class of transformers; deploy export/model.onnx or "
+            "repacked/model.pt2, or give an instance of your class the sizes with sslprune.apply_plan"
+        )
+    if getattr(model.config, "quantization_config", None) is not None:
+        raise ExportError(
+            f"--format huggingface: {type(model).__name__} is quantized, and its tensors are no weights; prune the "
+            "model before it is quantized"
+        )
+    calls = [(args, dict(kwargs or {}))]
+    calls += [random_like(calls[0], rows, rows) for rows in (1, 3)]
+    with quiet_transformers("--format huggingface"), evaluating(small), torch.no_grad():
+        held = renumbered(model, dict(tensors if tensors is not None else tensors_of(small)))
+        instance, changes = _instance(model, held, small, calls)
+        _write(model, instance, Path(path), small, calls, finish)
+    return changes
+
+
+def _instance(model: Any, held: Held, small: nn.Module, calls: Sequence[Call]) -> tuple[Any, dict[str, Any]]:
+    """An instance of the class of ``model`` that computes what ``small`` does, and the fields that differ."""
+    tried: list[tuple[dict[str, Any], float, str]] = []
+    try:
+        for changes, config in configurations(model, held):
+            instance = type(model)(config).to(torch.float32)
+            instance.load_state_dict(dict(held.tensors), strict=False)
+            instance.tie_weights()
+            try:
+                apart, why = _apart(instance, small, calls), ""
+            except (RuntimeError, ValueError, IndexError) as error:  # sizes that the class's own code cannot run
+                apart, why = float("inf"), first_line(error)
+            if apart <= HF_TOLERANCE:
+                return instance, changes
+            tried.append((changes, apart, why))
+    except ExportError:
+        if not tried:
+            raise
+    changes, apart, why = min(tried, key=lambda one: one[1])
+    said = ", ".join(f"{name} = {value}" for name, value in changes.items()) or "its configuration as it was"
+    if why:
+        raise ExportError(f"{type(model).__name__} with {said} has the repacked model's tensors, and cannot run: {why}")
+    raise ExportError(
+        f"{type(model).__name__} with {said} has the tensors of the repacked model, and computes something else (its "
+        f"outputs differ by {apart:.1e}, relative; {HF_TOLERANCE:g} is allowed): it makes numbers of these sizes, as "
+        "rotary angles of the head's or means of the layer's width; leave that kind out"
+    )
+
+
+def _apart(instance: Any, small: nn.Module, calls: Sequence[Call]) -> float:
+    """The largest relative difference of the outputs; infinite where they are not of one shape."""
+    instance.eval()
+    if hasattr(instance.config, "use_cache"):
+        instance.config.use_cache = False  # as it was traced
+    worst = 0.0
+    for args, kwargs in calls:
+        _, relative = difference(small(*args, **kwargs), instance(*args, **kwargs))
+        worst = max(worst, relative) if relative == relative else float("inf")
+    return worst
+
+
+def _write(
+    model: Any,
+    instance: Any,
+    path: Path,
+    small: nn.Module,
+    calls: Sequence[Call],
+    finish: Callable[[Any, Path], None] | None,
+) -> None:
+    """Save, load by transformers, compare, and only then take the place of what is at ``path``."""
+    if hasattr(instance.config, "use_cache"):
+        instance.config.use_cache = type(instance.config)().use_cache  # the trace had none, generating has
+    if getattr(model, "generation_config", None) is not None:
+        instance.generation_config = copy.deepcopy(model.generation_config)
+        instance.generation_config.use_cache = True
+    folder = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if finish is not None:
+            finish(instance, folder)
+        instance.save_pretrained(folder)
+        again = type(model).from_pretrained(folder, attn_implementation=model.config._attn_implementation)
+        apart = _apart(again.to(torch.float32), small, calls)
+        if not apart <= HF_TOLERANCE:
+            raise ExportError(
+                f"{path}: loaded again, its outputs differ by {apart:.1e} (relative; {HF_TOLERANCE:g} is allowed); "
+                "nothing was written; please report the model"
+            )
+        old = path.with_name(f".{path.name}.{os.getpid()}.old")
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(path, old)
+        os.rename(folder, path)
+        shutil.rmtree(old, ignore_errors=True)
+    except SslpruneError:
+        raise
+    except OSError as error:
+        raise ExportError(f"{path}: cannot be written ({error.strerror or first_line(error)})") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,166 @@
+"""Hugging Face directories of uniform widths: found by the class itself, opened by transformers alone."""
+
+from __future__ import annotations
+
+import copy
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import sslprune
+
+tf: Any = pytest.importorskip("transformers")
+try:
+    tf.BertConfig  # noqa: B018
+except (ImportError, RuntimeError) as error:  # it imports torchvision where that is there, and fails with it
+    pytest.skip(f"transformers cannot be imported: {error}", allow_module_level=True)
+
+TEXT: dict[str, Any] = dict(vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+                            intermediate_size=48, max_position_embeddings=40)  # fmt: skip
+CAUSAL = {**TEXT, "num_key_value_heads": 2, "use_cache": False}
+PICTURE = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, image_size=16,
+               patch_size=8)  # fmt: skip
+SOUND = dict(vocab_size=64, d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4,
+             decoder_attention_heads=4, encoder_ffn_dim=48, decoder_ffn_dim=48, num_mel_bins=8,
+             max_source_positions=16, max_target_positions=16, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+             decoder_start_token_id=1, use_cache=False)  # fmt: skip
+MADE: dict[str, Callable[[], Any]] = {
+    "bert": lambda: tf.BertForSequenceClassification(tf.BertConfig(**TEXT)),
+    "roberta": lambda: tf.RobertaForSequenceClassification(tf.RobertaConfig(**TEXT)),
+    "distilbert": lambda: tf.DistilBertForSequenceClassification(
+        tf.DistilBertConfig(vocab_size=64, dim=32, n_layers=2, n_heads=4, hidden_dim=48, max_position_embeddings=40)
+    ),
+    "vit": lambda: tf.ViTForImageClassification(tf.ViTConfig(**PICTURE)),
+    "deit": lambda: tf.DeiTForImageClassification(tf.DeiTConfig(**PICTURE)),
+    "whisper": lambda: tf.WhisperForConditionalGeneration(tf.WhisperConfig(**SOUND)),
+    "t5": lambda: tf.T5ForConditionalGeneration(
+        tf.T5Config(vocab_size=64, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, use_cache=False)
+    ),
+    "gpt2": lambda: tf.GPT2LMHeadModel(
+        tf.GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4, n_positions=40, use_cache=False)
+    ),
+    "llama": lambda: tf.LlamaForCausalLM(tf.LlamaConfig(**CAUSAL)),
+    "qwen3": lambda: tf.Qwen3ForCausalLM(tf.Qwen3Config(**CAUSAL, head_dim=8)),
+    "gemma": lambda: tf.GemmaForCausalLM(tf.GemmaConfig(**{**CAUSAL, "num_key_value_heads": 1}, head_dim=8)),
+    "phi": lambda: tf.PhiForCausalLM(tf.PhiConfig(**CAUSAL)),
+    "mixtral": lambda: tf.MixtralForCausalLM(tf.MixtralConfig(**CAUSAL, num_local_experts=4)),
+}
+Cuts = dict[str, tuple[str, int]]  # by kind: a part of the axes' names, and how many groups go of each
+
+
+def traced(name: str) -> tuple[Any, sslprune.Program]:
+    """A model whose every tensor says something, and its program."""
+    torch.manual_seed(0)
+    model = MADE[name]().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    ids = torch.randint(3, 60, (2, 6))
+    args: dict[str, Any] = {
+        "vit": (torch.randn(2, 3, 16, 16),), "deit": (torch.randn(2, 3, 16, 16),), "whisper": (torch.randn(2, 8, 32),)
+    }  # fmt: skip
+    kwargs = {"decoder_input_ids": ids} if name in ("t5", "whisper") else {}
+    return model, sslprune.trace(model, args.get(name, (ids,)), kwargs)
+
+
+def cut(model: Any, program: sslprune.Program, cuts: Cuts) -> Any:
+    """What is left of a copy of the model; the copy."""
+    masked, random, chosen = copy.deepcopy(model), np.random.default_rng(0), []
+    for axis in sslprune.find_axes(program):
+        part, count = cuts.get(axis.kind, ("", 0))
+        if count and axis.exact and part in axis.name:
+            sslprune.zero_groups(masked, axis, random.permutation(axis.size)[:count])
+            chosen.append(axis)
+    assert {axis.kind for axis in chosen} == set(cuts)
+    return masked, sslprune.repack(masked, program, chosen, verify=False)  # the directory's own check is narrower
+
+
+HELD: list[tuple[str, Cuts, dict[str, Any]]] = [
+    ("bert", {"neurons": ("intermediate", 13)}, {"intermediate_size": 35}),
+    ("roberta", {"neurons": ("intermediate", 13)}, {"intermediate_size": 35}),
+    ("distilbert", {"neurons": ("lin1", 13)}, {"hidden_dim": 35}),
+    ("vit", {"neurons": ("fc1", 13), "layers": ("layers.1/", 1)}, {"intermediate_size": 35, "num_hidden_layers": 1}),
+    ("vit", {"heads": ("", 1)}, {"num_attention_heads": 3, "head_dim": 8}),
+    ("deit", {"neurons": ("fc1", 13), "heads": ("", 1)},
+     {"intermediate_size": 35, "num_attention_heads": 3, "head_dim": 8}),
+    ("deit", {"layers": ("layers.0/", 1)}, {"num_hidden_layers": 1}),
+    ("whisper", {"neurons": ("", 13)}, {"encoder_ffn_dim": 35, "decoder_ffn_dim": 35}),
+    ("whisper", {"layers": ("encoder.layers.0/", 1)}, {"encoder_layers": 1}),
+    ("t5", {"neurons": ("", 13), "heads": ("", 1)}, {"d_ff": 35, "num_heads": 3}),
+    ("t5", {"head_dim": ("", 3), "value_dim": ("", 3)}, {"d_kv": 5}),
+    ("t5", {"layers": ("encoder.block.0.", 1)}, {"num_layers": 1}),  # its table of positions moves on
+    ("gpt2", {"neurons": ("", 13), "layers": ("h.0/", 1)}, {"n_inner": 115, "n_layer": 1}),
+    ("llama", {"neurons": ("", 13), "layers": ("layers.0/", 1)}, {"intermediate_size": 35, "num_hidden_layers": 1}),
+    ("llama", {"heads": ("/heads.2", 1)}, {"num_attention_heads": 2}),
+    ("llama", {"heads": ("/heads", 1)}, {"num_attention_heads": 1, "num_key_value_heads": 1}),
+    ("qwen3", {"neurons": ("", 13), "layers": ("layers.1/", 1)},
+     {"intermediate_size": 35, "num_hidden_layers": 1, "layer_types": ["full_attention"]}),
+    ("qwen3", {"heads": ("/heads.2", 1)}, {"num_attention_heads": 2}),
+    ("gemma", {"neurons": ("", 13), "heads": ("", 1)}, {"intermediate_size": 35, "num_attention_heads": 3}),
+    ("gemma", {"layers": ("layers.1/", 1)}, {"num_hidden_layers": 1}),
+    ("phi", {"neurons": ("fc1", 13), "layers": ("layers.1", 1)}, {"intermediate_size": 35, "num_hidden_layers": 1}),
+    ("phi", {"heads": ("/heads.2", 1)}, {"num_attention_heads": 2, "head_dim": 8}),
+    ("mixtral", {"neurons": ("", 16), "layers": ("layers.0/", 1)},  # grouped products want rows of 16 bytes
+     {"intermediate_size": 32, "num_hidden_layers": 1}),
+    ("mixtral", {"heads": ("/heads.2", 1)}, {"num_attention_heads": 2, "head_dim": 8}),
+]  # fmt: skip
+
+FRESH = """
+import json, sys
+sys.modules['sslprune'] = None
+import torch, transformers
+for folder in sys.argv[1:]:
+    config = json.load(open(folder + '/config.json'))
+    model = getattr(transformers, config['architectures'][0]).from_pretrained(folder).eval()
+    case = torch.load(folder + '/case.pt')
+    with torch.no_grad():
+        found = model(*case['args'], **case['kwargs'], use_cache=False).logits if case['cache'] else \\
+            model(*case['args'], **case['kwargs']).logits
+    assert (found - case['logits']).abs().max() <= 1e-5 * case['logits'].abs().max(), folder
+    print('equal', folder)
+"""
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory) -> dict[int, Any]:
+    """Each case of ``HELD``: the directory, or what was raised."""
+    root, found = tmp_path_factory.mktemp("hf"), dict[int, Any]()
+    made = {name: traced(name) for name in MADE}
+    for number, (name, cuts, _) in enumerate(HELD):
+        folder = root / f"{name}-{number}"
+        try:
+            model, program = made[name]
+            masked, small = cut(model, program, cuts)
+            changed = sslprune.export_huggingface(masked, small, folder, program.args, program.kwargs)
+        except Exception as error:
+            found[number] = error
+            continue
+        found[number] = (folder, changed)
+        with torch.no_grad():
+            logits = small.eval()(*program.args, **program.kwargs).logits
+        case = {"args": program.args, "kwargs": program.kwargs, "logits": logits, "cache": "use_cache" in
+                json.loads((folder / "config.json").read_text())}  # fmt: skip
+        torch.save(case, folder / "case.pt")
+    return found
+
+
+@pytest.mark.parametrize("number", range(len(HELD)), ids=[f"{n}-{'-'.join(c)}" for n, c, _ in HELD])
+def test_the_class_holds_what_is_uniform(written, number):
+    found = written[number]
+    if isinstance(found, Exception):
+        raise found
+    folder, changed = found
+    config = json.loads((folder / "config.json").read_text())
+    assert changed == HELD[number][2] and all(config[key] == value for key, value in changed.items())
+
+
+def test_transformers_alone_computes_the_same(written):
+    folders = [str(found[0]) for found in written.values() if not isinstance(found, Exception)]
+    done = subprocess.run([sys.executable, "-c", FRESH, *folders], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.count("equal") == len(folders), done.stderr[-2000:]
