@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import sslprune
+from sslprune.errors import ExportError
 
 tf: Any = pytest.importorskip("transformers")
 try:
@@ -128,14 +129,18 @@ for folder in sys.argv[1:]:
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory) -> dict[int, Any]:
+def models() -> dict[str, tuple[Any, sslprune.Program]]:
+    return {name: traced(name) for name in MADE}
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory, models) -> dict[int, Any]:
     """Each case of ``HELD``: the directory, or what was raised."""
     root, found = tmp_path_factory.mktemp("hf"), dict[int, Any]()
-    made = {name: traced(name) for name in MADE}
     for number, (name, cuts, _) in enumerate(HELD):
         folder = root / f"{name}-{number}"
         try:
-            model, program = made[name]
+            model, program = models[name]
             masked, small = cut(model, program, cuts)
             changed = sslprune.export_huggingface(masked, small, folder, program.args, program.kwargs)
         except Exception as error:
@@ -164,3 +169,44 @@ def test_transformers_alone_computes_the_same(written):
     folders = [str(found[0]) for found in written.values() if not isinstance(found, Exception)]
     done = subprocess.run([sys.executable, "-c", FRESH, *folders], capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.count("equal") == len(folders), done.stderr[-2000:]
+
+
+REFUSED: list[tuple[str, Cuts, str]] = [
+    ("bert", {"neurons": ("layer.1.intermediate", 13)}, r"layer\.1\.intermediate\.dense\.weight: 35 of 48 are left, of "
+     r"bert.*layer\.0.* 48; BertConfig has one number for all layers \(intermediate_size\); .*tie = \"layers\""),
+    ("bert", {"heads": ("", 1)}, r"query\.weight: 24 of 32 are left in dimension 0, .*refuses num_attention_heads"),
+    ("bert", {"layers": ("layer.1", 1)}, r"encoder\.layer\.1: .*its normalisations stand behind the sums"),
+    ("bert", {"layers": ("layer.1.attention", 1)}, r"the rest of it stays .*tie = \"block\""),
+    ("t5", {"layers": ("layer.0", 1)}, r"encoder\.block\.0\.layer: 1 of 2 are left, .*tie = \"block\""),
+    ("gpt2", {"layers": ("layers.2", 1)}, r"mlp\.c_proj\.weight went with its branch"),  # of every layer
+    ("llama", {"head_dim": ("", 2), "value_dim": ("", 4)}, r"with head_dim = 4 has the tensors .* something else"),
+    ("mixtral", {"neurons": ("", 13)}, r"with intermediate_size = 35 has .* and cannot run: "),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "cuts", "said"), REFUSED, ids=[f"{n}-{'-'.join(c)}" for n, c, _ in REFUSED])
+def test_what_no_configuration_says_names_the_layer_and_the_field(models, tmp_path, name, cuts, said):
+    model, program = models[name]
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "old").write_text("kept")
+    with pytest.raises(ExportError, match=said) as caught:
+        sslprune.export_huggingface(*cut(model, program, cuts), tmp_path / "out", program.args, program.kwargs)
+    assert "\n" not in str(caught.value)
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "old"]
+
+
+def test_a_class_of_ones_own_is_refused(tmp_path):
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2)).eval()
+    with pytest.raises(ExportError, match=r"Sequential is no class of transformers; .*apply_plan"):
+        sslprune.export_huggingface(model, model, tmp_path / "out", (torch.randn(2, 3),))
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_generates_does_so_with_and_without_a_cache(written):
+    number = next(i for i, (name, cuts, _) in enumerate(HELD) if name == "qwen3" and "layers" in cuts)
+    folder, _ = written[number]
+    model = tf.Qwen3ForCausalLM.from_pretrained(folder).eval()
+    assert model.config.use_cache
+    ids = torch.tensor([[5, 9, 11]])
+    one, two = (model.generate(ids, max_new_tokens=9, do_sample=False, use_cache=cached) for cached in (True, False))
+    assert one.tolist() == two.tolist() and one.shape == (1, 12)
