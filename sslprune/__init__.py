@@ -29,6 +29,8 @@ _HOMES = {
     "load": "export.program",
     "apply_plan": "removal.plan",
     "make_plan": "removal.plan",
+    "gate_": "removal.gates",
+    "gates_for": "removal.gates",
     "Metric": "values.metrics",
     "SslpruneError": "errors",
     "Task": "values.tasks",
@@ -51,6 +53,8 @@ __all__ = [
     "export_huggingface",
     "export_onnx",
     "find_axes",
+    "gate_",
+    "gates_for",
     "load",
     "make_plan",
     "repack",
@@ -69,6 +73,7 @@ if TYPE_CHECKING:
     from sslprune.export.onnx import export_onnx
     from sslprune.export.program import load
     from sslprune.kinds.find import find_axes
+    from sslprune.removal.gates import gate_, gates_for
     from sslprune.removal.plan import apply_plan, make_plan
     from sslprune.removal.remove import repack
     from sslprune.train.lasso import GroupLasso

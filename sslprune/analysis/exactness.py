@@ -28,7 +28,8 @@ def inexact_atoms(g: Inference) -> dict[int, int]:
         return cache[key]
 
     vanish: dict[tuple[fx.Node, int], np.ndarray] = {}
-    vanishing = Vanishing(vanish, atoms_of)
+    beaten: dict[fx.Node, np.ndarray] = {}
+    vanishing = Vanishing(vanish, atoms_of, beaten)
     for graph in g.program.graphs:
         carried = g.program.carried_inputs(graph)
         for node in graph.nodes:
@@ -45,6 +46,8 @@ def inexact_atoms(g: Inference) -> dict[int, int]:
                     dims = (dim for i, dim in enumerate(g.state[name]) if (name, i) not in g.unzeroed)
                     vanish[node, 0] = atoms_of(tuple(dims))
             else:
+                if facts.beaten is not None:
+                    beaten[node] = np.intersect1d(vanishing.of(facts.beaten), atoms_of(tuple(facts.outputs[0])))
                 for i, zero in enumerate(facts.zeros):
                     vanish[node, i] = np.intersect1d(vanishing.of(zero), atoms_of(tuple(facts.outputs[i])))
             for dim, zero in facts.sums:
@@ -53,6 +56,6 @@ def inexact_atoms(g: Inference) -> dict[int, int]:
                     mark(np.setdiff1d(over, vanishing.of(zero)), f"{describe(node)}: sums what has not vanished")
             for zero in facts.infinite:
                 mark(vanishing.of(zero), f"{describe(node)}: not finite at zero")
-            for dim in facts.normalised:
-                mark(atoms_of((dim,)), f"{describe(node)}: normalises over it")
+            for dim, but in facts.normalised:
+                mark(np.setdiff1d(atoms_of((dim,)), vanishing.of(but)), f"{describe(node)}: normalises over it")
     return found

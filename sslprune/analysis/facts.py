@@ -9,6 +9,7 @@ from torch import fx
 
 from sslprune.analysis.atoms import Dim
 from sslprune.analysis.contraction import Contraction
+from sslprune.analysis.pointers import Pointer
 from sslprune.analysis.rewriter import Rewriter
 from sslprune.analysis.zeros import Zero
 
@@ -21,7 +22,9 @@ class Facts:
     zeros: list[Zero | None] = field(default_factory=list)  # how exact zeros reach each of them; None: never
     contractions: list[Contraction] = field(default_factory=list)  # what it multiplies by, and sums over
     sums: list[tuple[Dim, Zero | None]] = field(default_factory=list)  # all that it sums over, and what vanishes there
-    normalised: list[Dim] = field(default_factory=list)  # dimensions whose removal changes what is left
+    normalised: list[tuple[Dim, Zero | None]] = field(default_factory=list)  # what goes changes the rest, but ...
+    beaten: Zero | None = None  # where an entry of the result is less than every other, for all that compares them
+    points: dict[int, Pointer] = field(default_factory=dict)  # of an output: the entries that its numbers name
     rewrites: list[Callable[[Rewriter], None]] = field(default_factory=list)
     infinite: list[Zero] = field(default_factory=list)  # where what vanishes gives infinity, or no number at all
     parts: dict[int, tuple[int, tuple[Part, ...]]] = field(default_factory=dict)  # of an output: along which dimension

@@ -22,6 +22,7 @@ from sslprune.analysis.columns import Columns
 from sslprune.analysis.contraction import Contraction
 from sslprune.analysis.facts import Facts, Part
 from sslprune.analysis.folding import folded
+from sslprune.analysis.pointers import MOVING, Pointer, freeze_unread, pass_on
 from sslprune.analysis.rewriter import Rewriter
 from sslprune.analysis.zeros import AllOf, AnyOf, Keeps, Zero
 from sslprune.capture.draws import draws
@@ -50,6 +51,8 @@ class Inference:
         for name, tensor in program.tensors.items():
             self.state[name] = [self.atoms.fresh(n) if n > 1 else fixed(n, "a size of 1") for n in tensor.shape]
         self.unzeroed: set[tuple[str, int]] = set()  # (tensor, dimension) whose zero would be divided by
+        self.least: list[tuple[Dim, int]] = []  # dimensions of which so many entries are chosen
+        self._read: set[fx.Node] = set()  # of the inputs of the node that is visited: whose numbers are read as names
         self._taken: set[fx.Node] = set()  # of the inputs of the node that is visited: single entries alone are read
         self.columns: dict[str, Columns] = {}  # of the weights of plain convolutions
         self.folded: dict[fx.Node, set[fx.Node]] = {}  # computed weights, with the computation behind each
@@ -79,6 +82,7 @@ class Inference:
                 self.freeze(self.dims(new)[:1], node, "the batch")
             plain = [leaf for leaf in node.all_input_nodes if leaf not in state or self._also_given(node, leaf)]
             opened = self.program.open_dims(node.graph)
+            freeze_unread(self, node, set())
             for leaf in plain:
                 self._bind(leaf)
                 for dims in self.facts[leaf].outputs:
@@ -90,8 +94,9 @@ class Inference:
                 outputs = self.facts[source].outputs  # type: ignore[index]
                 if index < len(outputs):  # type: ignore[operator]
                     self.out(node, outputs[index], Keeps(source, output=index))  # type: ignore[index, arg-type]
-                    if index in self.facts[source].parts:  # type: ignore[index]
-                        self.facts[node].parts[0] = self.facts[source].parts[index]  # type: ignore[index]
+                    mine, theirs = self.facts[node], self.facts[source]  # type: ignore[index]
+                    mine.parts.update({0: theirs.parts[index]} if index in theirs.parts else {})  # type: ignore[index]
+                    mine.points.update({0: theirs.points[index]} if index in theirs.points else {})  # type: ignore[index]
             elif isinstance(node.target, torch._ops.OpOverload):
                 rule = self._rules.get(operator_name(node), self._unknown)
                 computed = [name for name in computed_numbers(node) if name not in getattr(rule, "may_be_computed", ())]
@@ -99,6 +104,9 @@ class Inference:
                     self.opaque(node, f"its {computed[0]} is computed while the model runs")
                 else:
                     rule(self, node, arguments(node))
+                pass_on(self, node)
+                freeze_unread(self, node, self._read if operator_name(node) not in MOVING else {node.args[0]})  # type: ignore[arg-type]
+                self._read.clear()
                 for source in node.all_input_nodes:  # whatever a rule reads of it, all but single entries ties it
                     if source not in self._taken:
                         self._bind(source)
@@ -258,11 +266,22 @@ class Inference:
             return
         self.facts[node].sums.append((dim, zero))
 
-    def normalises(self, node: fx.Node, *dims: Dim) -> None:
-        """What is left along ``dims`` changes when part of them goes."""
-        if node in self._whole:
-            return
-        self.facts[node].normalised.extend(dims)
+    def normalises(self, node: fx.Node, *dims: Dim, but: Zero | None = None) -> None:
+        """What is left along ``dims`` changes when part of them goes, ``but`` where that holds."""
+        if node not in self._whole:
+            self.facts[node].normalised.extend((dim, but) for dim in dims)
+
+    def pointer(self, node: fx.Node) -> Pointer | None:
+        """What the numbers that ``node`` makes name, where they are names."""
+        return self.facts[node].points.get(0)
+
+    def reads(self, node: fx.Node) -> None:
+        """The rule that is asked knows that the numbers of ``node`` are names."""
+        self._read.add(node)
+
+    def at_least(self, dim: Dim, count: int) -> None:
+        """So many of ``dim`` have to stay."""
+        self.least.append((dim, count))
 
     def infinite(self, node: fx.Node, zero: Zero) -> None:
         """What ``node`` gives is infinite, or no number, where ``zero`` holds: that cannot be zeroed first."""

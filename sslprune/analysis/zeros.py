@@ -47,7 +47,15 @@ class Joined:
     padding: tuple[Dim, ...] = ()
 
 
-Zero = Keeps | AllOf | AnyOf | Joined
+@dataclass(frozen=True)
+class Beaten:
+    """Where ``node`` is less than everywhere else along ``dims``: nothing picks it, and it has no share there."""
+
+    node: fx.Node
+    dims: tuple[Dim, ...]
+
+
+Zero = Keeps | AllOf | AnyOf | Joined | Beaten
 
 
 class Vanishing:
@@ -57,8 +65,9 @@ class Vanishing:
         self,
         vanish: dict[tuple[fx.Node, int], np.ndarray],
         atoms_of: Callable[[tuple[Dim, ...]], np.ndarray],
+        beaten: dict[fx.Node, np.ndarray],
     ) -> None:
-        self._vanish, self._atoms_of = vanish, atoms_of
+        self._vanish, self._atoms_of, self._beaten = vanish, atoms_of, beaten
 
     def of(self, zero: Zero | None) -> np.ndarray:
         """The atoms whose indices are zero, sorted."""
@@ -66,6 +75,9 @@ class Vanishing:
             case Keeps(node, dims, output):
                 found = self._vanish.get((node, output), _NONE)
                 return found if dims is None or not found.size else np.intersect1d(found, self._atoms_of(dims))
+            case Beaten(node, dims):
+                found = self._beaten.get(node, _NONE)
+                return np.intersect1d(found, self._atoms_of(dims)) if found.size else found
             case AllOf(parts):
                 return reduce(lambda a, b: np.intersect1d(a, b, assume_unique=True), map(self.of, parts))
             case AnyOf(parts):

@@ -63,7 +63,8 @@ class Constraints:
 
     def grain(self, axis: int, step: int) -> int:
         """How many groups of an axis make ``step`` rows of a matrix, or the fewest whole multiples of it."""
-        return step // math.gcd(step, rows_of(self.axes[axis]))
+        rows = rows_of(self.axes[axis]) if kind_of(self.axes[axis]).is_width else 0  # experts are none of a matrix
+        return step // math.gcd(step, rows)
 
     def steps(self) -> Iterator[int]:
         """The grain, half of it, and so on down to single rows: a width off the grain beats a missed budget."""

@@ -34,12 +34,18 @@ def select_with_sections(axes: Sequence[Axis], sections: Sequence[PruneSection])
     return [(axes[i], chosen[i]) for i in sorted(chosen)]
 
 
+def named_by(axes: Sequence[Axis], section: PruneSection) -> list[Axis]:
+    """The axes that a section names, whether they can go or not."""
+    of_kind = (axis for axis in axes if axis.kind == section.kind)
+    return [axis for axis in of_kind if _any(axis.name, section.include) and not _any(axis.name, section.exclude)]
+
+
 def _matching(axes: Sequence[Axis], section: PruneSection, field: str) -> list[Axis]:
     of_kind = [axis for axis in axes if axis.kind == section.kind]
     if not of_kind:
         kinds = ", ".join(sorted({axis.kind for axis in axes})) or "none"
         raise RecipeError(f'{field}.kind: no axis is of kind "{section.kind}"; the model has {kinds}')
-    named = [axis for axis in of_kind if _any(axis.name, section.include) and not _any(axis.name, section.exclude)]
+    named = named_by(axes, section)
     if not named:
         names = ", ".join(axis.name for axis in of_kind[:6]) + (", ..." if len(of_kind) > 6 else "")
         raise RecipeError(f"{field}.include: {section.include} without {section.exclude} matches none of {names}")

@@ -39,9 +39,19 @@ def closed(
             elif before is not None and not kind.is_whole:
                 mask = mask.copy()
                 mask[np.argmin(before[i])] = False
-        masks.append(mask)
+        masks.append(_short(axis, mask, None if before is None else before[i]))
     if waiting:
         left = left_by(masks)
         for i in waiting:
             masks[i] = kind_of(axes[i]).closed(wanted[i], left(i))
     return masks
+
+
+def _short(axis: Axis, gone: np.ndarray, before: np.ndarray | None) -> np.ndarray:
+    """``gone`` without as many groups as an axis has to keep, of those that have not left a model ``before``."""
+    missing = axis.least - (axis.size - np.count_nonzero(gone)) if axis.least else 0
+    if missing <= 0:
+        return gone
+    kept = gone.copy()
+    kept[np.flatnonzero(gone if before is None else gone & ~before)[:missing]] = False
+    return kept

@@ -65,6 +65,7 @@ def _labelled(analysis: Analysis) -> list[Axis]:
     order = np.lexsort((position, atom, where))
     atom, where, position, inverse = atom[order], where[order], position[order], inverse[order]
     by_cluster = cluster[inverse]
+    needed = [(g.atoms.of([dim]), count) for dim, count in g.least]
     rank_of_producer = {producer: i for i, producer in enumerate(g.producers)}
     drafts: list[tuple[int, int, Axis]] = []
     for c in np.argsort(first):
@@ -85,7 +86,8 @@ def _labelled(analysis: Analysis) -> list[Axis]:
         if not why and not any(m.zeroed for m in members):
             why, text = 1, "none of its parameters is trained"
         name, exact = producer.name.rpartition(".")[0] or producer.name, not text
-        draft = Axis(name, kind, len(chosen), exact, tuple(members), text, bool(why), chosen[:, None])
+        least = max((count for atoms, count in needed if np.isin(chosen, atoms).any()), default=0)
+        draft = Axis(name, kind, len(chosen), exact, tuple(members), text, bool(why), chosen[:, None], least=least)
         drafts.append((at, len(drafts), draft))
     return [axis for _, _, axis in sorted(drafts, key=lambda entry: entry[:2])]
 

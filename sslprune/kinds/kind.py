@@ -27,6 +27,7 @@ class Kind:
     is_inside: bool = False  # a layer has them for itself: they are many, and no other layer's width
     is_usual: bool = False  # a first recipe prunes them
     is_whole: bool = False  # an axis can go to its last group, since something else stands beside it
+    prepares: bool = False  # a model may need something done to it first: see `gates`
 
     @property
     def is_width(self) -> bool:
@@ -50,7 +51,11 @@ class Kind:
 
     def floor(self, axis: Axis, share: float = 0.0, least: int = 1) -> int:
         """How many groups of ``axis`` stay, where ``least`` of an axis do and that ``share`` of it."""
-        return 0 if self.is_whole else min(axis.size, max(least, math.ceil(share * axis.size)))
+        return 0 if self.is_whole else min(axis.size, max(least, axis.least, math.ceil(share * axis.size)))
+
+    def gates(self, g: Inference, axis: Axis) -> tuple[str, ...]:
+        """The weights of routers that need a gate behind them for ``axis`` to be exact, by their names."""
+        return ()
 
     def sizes(self, g: Inference, axis: Axis) -> Columns | None:
         """What is counted of a weight in place of its own dimensions, where the groups lie across several of them."""

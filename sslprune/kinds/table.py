@@ -6,6 +6,7 @@ from typing import Protocol
 
 from sslprune.kinds.branches import BranchKind
 from sslprune.kinds.columns import ColumnKind
+from sslprune.kinds.experts import ExpertKind
 from sslprune.kinds.kernel import KernelKind
 from sslprune.kinds.kind import Kind
 
@@ -30,7 +31,7 @@ KINDS: dict[str, Kind] = {
         Kind("value_dim"),
         Kind("head_dim"),
         Kind("heads", is_usual=True),
-        Kind("experts"),
+        ExpertKind("experts", prepares=True),
         BranchKind("layers", is_usual=True, is_whole=True),
         ColumnKind("columns", is_feature=False, is_inside=True),
     )

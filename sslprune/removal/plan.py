@@ -25,6 +25,7 @@ from sslprune.capture.program import Program, module_of, operator_name
 from sslprune.errors import RepackError, RunError
 from sslprune.files import write_text
 from sslprune.kinds.find import analysis_of
+from sslprune.removal.gates import gate_
 from sslprune.removal.remove import changed_operators, dropped_branches, kept_atoms, removable
 from sslprune.values.axes import Axis, tensors_of
 from sslprune.values.selection import Selection
@@ -103,6 +104,7 @@ class Plan(Frozen):
     tensors: dict[str, TensorPlan]
     zeroed: tuple[str, ...]
     operators: tuple[OperatorPlan, ...]
+    gates: tuple[str, ...] = ()  # the weights of routers that got gates, before all else
     first: Plan | None = None  # what was done to the whole model before anything was learned
 
 
@@ -201,14 +203,15 @@ def apply_plan(model: nn.Module, plan: Plan | str | Path, weights: str | Path | 
         path = path / "repacked" / "plan.json" if path.is_dir() else path
         weights = weights or path.with_name("weights.safetensors")
         plan = read_plan(path)
-    if plan.first is not None:
-        apply_plan(model, plan.first)
     fixed = [c for c in plan.operators if not _is_own(model, c) and not _has_one_width(model, c.module)]
     if fixed:
         raise RepackError(
             f"{fixed[0].module or 'the model'}: its own code fixes the arguments of `{fixed[0].operator}`, which the "
             f"plan changes ({len(fixed)} such places); use sslprune.load, which needs no class"
         )
+    if plan.first is not None:
+        apply_plan(model, plan.first)
+    gate_(model, plan.gates)
     state = tensors_of(model)
     for name, change in plan.tensors.items():
         if 0 in change.after:

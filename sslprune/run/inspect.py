@@ -55,7 +55,7 @@ def inspect(
         example.check(model)
         args, kwargs, sequence = example.args, example.kwargs, example.sequence
     else:
-        model = prepare(model, data).model
+        model = prepare(model, data, recipe.prune).model
         args, kwargs = data.example_for(model)
         sequence = data.sequence
     with show.progress("finding the axes"):

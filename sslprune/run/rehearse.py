@@ -52,7 +52,7 @@ def rehearse(recipe: Recipe, show: Show, *, force: bool = False) -> RunPlan:
         data = build_data(recipe, show)
         model, _ = build_model(recipe.model)
         data.check(model)
-        model = prepare(model, data).model
+        model = prepare(model, data, recipe.prune).model
         check_model(recipe, data, model)
         check_chance(recipe, data, model, show, force=force)
         data = data.taught_by(model)

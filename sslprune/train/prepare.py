@@ -1,8 +1,13 @@
-"""What is done to a model once, before anything is learned: it is cut to the classes that its data are of."""
+"""What is done to a model once, before anything is learned.
+
+It is cut to the classes that its data are of, and its routers get gates where experts may go.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -10,12 +15,17 @@ from torch import nn
 from sslprune.capture.mode import evaluating
 from sslprune.capture.program import Program
 from sslprune.capture.trace import trace
+from sslprune.choose.sections import named_by
 from sslprune.cost.counts import Cost
 from sslprune.data import Data
 from sslprune.data.kept import FIELD, AllNumbers
 from sslprune.errors import RecipeError, RepackError
+from sslprune.kinds.find import find_axes
+from sslprune.kinds.table import KINDS
 from sslprune.models.build import count_parameters
+from sslprune.recipe import PruneSection
 from sslprune.removal.classes import keep_classes
+from sslprune.removal.gates import gate_, gates_for
 from sslprune.removal.plan import Plan
 from sslprune.report import Size
 from sslprune.train.evaluate import evaluate, full_precision
@@ -35,19 +45,36 @@ class Prepared:
     program: Program | None = None
 
 
-def prepare(model: nn.Module, data: Data) -> Prepared:
-    """``model`` as a run on ``data`` needs it; ``model`` itself where nothing is to be done.
+def prepare(model: nn.Module, data: Data, prune: Sequence[PruneSection] = ()) -> Prepared:
+    """``model`` as a run on ``data`` that prunes by these sections needs it; itself where nothing is to be done.
 
     Raises RecipeError, naming the field, where it cannot be.
     """
-    if data.kept is None:
-        return Prepared(model)
+    prepared = Prepared(model)
+    if data.kept is not None:
+        program = trace(model, *data.example_for(model), sequence=data.sequence)
+        try:
+            small, plan = keep_classes(model, program, data.task.logits, data.kept.numbers)
+        except RepackError as error:
+            raise RecipeError(f"{FIELD}: {error}") from error
+        prepared = Prepared(small, plan, model, program)
+    gates = _gates(prepared.model, data, prune)
+    if not gates:
+        return prepared
+    plan = Plan(axes=(), tensors={}, zeroed=(), operators=(), gates=gates, first=prepared.plan)
+    gated = copy.deepcopy(prepared.model) if prepared.model is model else prepared.model
+    return replace(prepared, model=gate_(gated, gates), plan=plan)
+
+
+def _gates(model: nn.Module, data: Data, prune: Sequence[PruneSection]) -> tuple[str, ...]:
+    """The weights of routers that need gates, so that what the sections name is exact; not where they allow it not to
+    be."""
+    asking = [s for s in prune if s.kind in KINDS and KINDS[s.kind].prepares and not s.allow_inexact]
+    if not asking:
+        return ()
     program = trace(model, *data.example_for(model), sequence=data.sequence)
-    try:
-        small, plan = keep_classes(model, program, data.task.logits, data.kept.numbers)
-    except RepackError as error:
-        raise RecipeError(f"{FIELD}: {error}") from error
-    return Prepared(small, plan, model, program)
+    axes = find_axes(program)
+    return gates_for(program, [axis for section in asking for axis in named_by(axes, section)])
 
 
 def fitted(model: nn.Module, data: Data) -> nn.Module:

@@ -63,7 +63,7 @@ def train(
         for note in notes if previous is None else ():
             show.say(note)
         data.check(model)
-        prepared = prepare(model, data) if start is None else Prepared(model)
+        prepared = prepare(model, data, recipe.prune) if start is None else Prepared(model)
         model = prepared.model
         if previous is not None and team.first:
             load_weights(model, load_checkpoint(previous.masked), previous.masked)

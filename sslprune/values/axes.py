@@ -69,7 +69,8 @@ class Axis:
     ``exact``: once the zeroed members of a group are zero, the network without the group computes the same function.
     ``frozen``: the axis can never be removed. ``reason`` says which operator froze it or made it inexact.
     ``atoms`` are the analysis's own names of what goes with each group, shape (size, n), int64. ``cuts``: what the
-    graphs of the program (evaluation, and training where there is one) drop when the whole axis goes.
+    graphs of the program (evaluation, and training where there is one) drop when the whole axis goes. ``least`` groups
+    have to stay, as many experts as a router picks.
     """
 
     name: str
@@ -81,6 +82,7 @@ class Axis:
     frozen: bool = False
     atoms: np.ndarray = field(default_factory=lambda: np.empty((0, 0), np.int64), repr=False)
     cuts: tuple[Cut, ...] = field(default=(), repr=False)
+    least: int = 0
 
     @property
     def prunable(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from sslprune.analysis.inference import Rule
 from sslprune.analysis.rules import (
     attention,
+    choose,
     contraction,
     create,
     einsum,
@@ -33,4 +34,5 @@ RULES: dict[str, Rule] = {
     **attention.RULES,
     **einsum.RULES,
     **recurrent.RULES,
+    **choose.RULES,
 }

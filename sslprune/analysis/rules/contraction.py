@@ -211,11 +211,13 @@ def multiply(g: Inference, node: fx.Node, left: fx.Node, right: fx.Node, bias: f
 def grouped(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
     """Rows of x (T, k) in consecutive runs, each run by its own matrix of (experts, k, m) -> (T, m).
 
-    Which rows an expert gets is decided elsewhere, by their place: rows and experts stay, neurons inside them may go.
+    Which rows an expert gets is decided elsewhere, by their place: an expert that gets none may go, and neurons inside.
     """
     left, right, ends = (value for value in node.args[:3] if isinstance(value, fx.Node))
     x, w = g.dims(left), g.dims(right)
-    g.freeze([x[0], w[0], *g.dims(ends)], node, "rows go to experts by place")
+    g.freeze([x[0]], node, "rows go to experts by place")
+    g.unify(w[0], g.dims(ends)[0], node)
+    g.label(w[0], "experts")
     g.unify(x[-1], w[-2], node)
     g.label(w[-1], "neurons")
     rows, summed = tuple(x[:-1]), {w[-2]: (left, right)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from types import SimpleNamespace
 
 import torch
@@ -45,12 +45,12 @@ def index_select(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
     g.out(node, x, Keeps(a.self, tuple(x)))
 
 
-def index(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
-    """``x[i, j, :]``: indexed dimensions are frozen, the others pass."""
+def index(g: Inference, node: fx.Node, a: SimpleNamespace, named: Collection[int] = ()) -> None:
+    """``x[i, j, :]``: indexed dimensions are frozen, but those ``named`` by numbers that know theirs; others pass."""
     x = g.dims(a.self)
     at = [i for i, chosen in enumerate(a.indices) if chosen is not None]
     used = [a.indices[i] for i in at]
-    g.freeze([x[i] for i in at], node, "looked up")
+    g.freeze([x[i] for i in at if i not in named], node, "looked up")
     masks = any(g.dtype(i) is torch.bool for i in used)
     new = len(g.shape(node)) - (len(x) - len(at))
     rest = [dim for i, dim in enumerate(x) if i not in at]
@@ -66,10 +66,10 @@ def index(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
     g.out(node, out, Keeps(a.self, tuple(rest)))
 
 
-def gather(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
+def gather(g: Inference, node: fx.Node, a: SimpleNamespace, *, named: bool = False) -> None:
     x = g.dims(a.self)
     d = a.dim % len(x) if x else 0
-    g.freeze([*x[d : d + 1]], node, "looked up")
+    g.freeze([*x[d : d + 1]] if not named else [], node, "looked up")
     i = g.dims(a.index)
     for k, (one, other) in enumerate(zip(x, i, strict=True)):
         if k != d:
@@ -123,6 +123,14 @@ def copy(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
     g.out(node, x, Keeps(a.src))
 
 
+def cumsum(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
+    """What is gone adds nothing to the sums after it, where it has vanished."""
+    x = g.dims(a.self)
+    for dim in x[a.dim % len(x) :][:1] if x else []:
+        g.sums(node, dim, Keeps(a.self))
+    g.out(node, x, Keeps(a.self, tuple(dim for i, dim in enumerate(x) if i != a.dim % len(x))) if x else None)
+
+
 @may_be_computed("k")
 def along(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
     """Scans and sorts along ``dim``: every entry's place counts there; the other dimensions pass."""
@@ -139,7 +147,7 @@ def along(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
 
 RULES: dict[str, Rule] = {
     "embedding": embedding, "embedding_bag": embedding_bag,
-    "index_select": index_select, "index": index, "gather": gather, "index_add": index_add,
+    "index_select": index_select, "index_add": index_add,
     "slice_scatter": slice_scatter, "select_scatter": select_scatter, "copy": copy, "copy_": copy,
-    **dict.fromkeys(("cumsum", "cumprod", "sort", "topk", "argsort", "logcumsumexp", "cummax", "cummin"), along),
+    **dict.fromkeys(("cumprod", "logcumsumexp", "cummax", "cummin"), along), "cumsum": cumsum,
 }  # fmt: skip

@@ -9,7 +9,7 @@ from torch import fx
 
 from sslprune.analysis.atoms import Dim, fixed
 from sslprune.analysis.inference import Inference, Rule, describe
-from sslprune.analysis.zeros import AllOf, AnyOf, Keeps, Zero
+from sslprune.analysis.zeros import AllOf, AnyOf, Beaten, Keeps, Zero
 
 
 def _affine(g: Inference, node: fx.Node, dim: Dim, *tensors: Any) -> None:
@@ -101,10 +101,13 @@ def rms_norm(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
 
 
 def softmax(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
-    """Every entry along ``dim`` counts, zero or not."""
+    """Every entry along ``dim`` counts, zero or not; one that is beaten by all has no share."""
     x = g.dims(a.self)
-    g.normalises(node, x[a.dim])
-    g.out(node, x)
+    shares = "log" not in str(node.target)
+    beaten = Beaten(a.self, (x[a.dim],))
+    g.normalises(node, x[a.dim], but=beaten)
+    g.out(node, x, beaten if shares else None)
+    g.facts[node].beaten = beaten
 
 
 def weight_norm(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -10,8 +11,9 @@ from torch import fx
 
 from sslprune.analysis.atoms import Dim, fixed
 from sslprune.analysis.inference import Inference, Rule, may_be_computed
-from sslprune.analysis.zeros import AllOf, AnyOf, Keeps
+from sslprune.analysis.zeros import AllOf, AnyOf, Beaten, Keeps
 from sslprune.capture.draws import draws
+from sslprune.capture.program import operator_name
 
 
 def broadcast(g: Inference, node: fx.Node, sources: Sequence[Any]) -> list[Dim]:
@@ -119,8 +121,19 @@ def power(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
 
 @may_be_computed("value")
 def masked_fill(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
+    """Filled with -inf where a weight is zero, an entry is beaten by all others there."""
     zero = Keeps(a.self) if isinstance(a.value, (int, float)) and a.value == 0 else None
     g.out(node, broadcast(g, node, operands(node)), zero)
+    mask: Any = a.mask
+    if a.value == -math.inf and operator_name(mask) == "eq" and mask.args[1] == 0:
+        g.facts[node].beaten = Keeps(mask.args[0])
+
+
+def sigmoid(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
+    """Positive everywhere but at -inf."""
+    beaten = Beaten(a.self, tuple(g.dims(a.self))) if g.facts[a.self].beaten is not None else None
+    g.out(node, g.dims(a.self), beaten)
+    g.facts[node].beaten = beaten
 
 
 def prelu(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
@@ -163,9 +176,9 @@ KEEPS = (
     "lift_fresh_copy real conj _conj resolve_conj"
 )
 LOSES = (
-    "sigmoid exp exp2 cos cosh acos softplus log_sigmoid hardsigmoid erfc eq ne lt le gt ge logical_and logical_or "
+    "exp exp2 cos cosh acos softplus log_sigmoid hardsigmoid erfc eq ne lt le gt ge logical_and logical_or "
     "logical_xor logical_not bitwise_and bitwise_or bitwise_not bitwise_xor isnan isinf isfinite atan2 rsub "
-    "special_expit __and__ __or__"
+    "__and__ __or__"
 )
 
 RULES: dict[str, Rule] = {
@@ -180,5 +193,5 @@ RULES: dict[str, Rule] = {
     "clamp": clamp, "clamp_min": clamp, "clamp_max": clamp, "clip": clamp, "hardtanh": clamp,
     "pow": power, "threshold": threshold, "masked_fill": masked_fill, "prelu": prelu, "_prelu_kernel": keeps,
     "bernoulli": bernoulli, "alpha_dropout": alpha_dropout, "native_dropout": native_dropout,
-    "lerp": lerp, "addcmul": addcmul,
+    "lerp": lerp, "addcmul": addcmul, "sigmoid": sigmoid, "special_expit": sigmoid,
 }  # fmt: skip
