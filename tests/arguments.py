@@ -223,6 +223,9 @@ CALLS: dict[str, list[Call]] = {
         for mode in (0, 1, 2)
     ],
     "index_select": [call((X, 1, PLACES))],
+    "histc": [call((X, 4, 0, 3), after=lambda made, x: x * made.sum(), beside=(X,))],
+    "one_hot": [call((Operand((6,), lambda x: x.detach().abs().long().clamp(max=3)), 4))],
+    "scatter": [Call("value", (X, 1, FromInput(lambda x: torch.ones(x.shape[0], 2, 4, dtype=torch.int64)), 0.5))],
     "index": [Call("Tensor", (X, [None, PLACES])), Call("Tensor", (X, [None, PLACES, PLACES]))],
     "gather": [call((X, 1, FromInput(lambda x: torch.zeros(x.shape[0], 1, 4, dtype=torch.int64))))],
     "index_add": [call((X, 1, PLACES, Operand((3, 4))))],

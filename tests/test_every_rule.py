@@ -32,6 +32,7 @@ FREEZES = DRAWS | {
     "_conj",  # of complex numbers alone, and what makes them has no rule
     "tril", "triu",  # a triangle keeps its shape
     "tril_indices", "triu_indices",  # what is looked up keeps its places
+    "histc", "one_hot", "scatter",  # of numbers that name what was chosen alone: see tests/test_experts.py
 }  # fmt: skip
 
 
