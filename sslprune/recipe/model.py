@@ -16,6 +16,9 @@ class RunSection(Section):
     """Where training runs: "auto", "cpu", "cuda" or "cuda:1"."""
     threads: Threads = 0
     """CPU threads; 0: all."""
+    shard: bool = False
+    """Whether several processes share weights, gradients and the optimizer's state out among them (FSDP2), in place of
+    a whole copy in each."""
 
 
 class ModelSection(Section):

@@ -111,6 +111,21 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _sharded(self) -> Recipe:
+        others = {
+            "schedule.shrink": self.schedule.shrink is not None,
+            "calibrate": self.calibrate is not None,
+            "train.compress": self.train.compress != "off",
+            'train.loss = "model"': self.train.loss == "model",
+        }
+        other = next((name for name, given in others.items() if given), None)
+        if self.run.shard and other is not None:
+            raise ValueError(
+                f"run.shard: {other} needs the whole model in each process; leave it out, or train without run.shard"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _teachable(self) -> Recipe:
         if self.data.task in UNLABELLED and self.schedule.dense.count:
             raise ValueError(

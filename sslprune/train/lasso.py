@@ -10,42 +10,20 @@ gradient. It brings groups near zero and never to it, so small ones are set to z
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from sslprune.kinds.table import kind_of
+from sslprune.train.bundles import Bundle, Sheet, bundles_of, local, origin_of, relaid, sheets_of
 from sslprune.values.axes import Axis, tensors_of
+from sslprune.values.team import Alone, Team
 
 STATE = ("strength", "alive", "least", "remaining")  # the tensors that a resumed run needs
-
-
-@dataclass(frozen=True)
-class Sheet:
-    """Which group each index of dimension ``dim`` belongs to, for tensors of one shape: (tensors, size) int64.
-
-    The groups of a flat member lie in all dimensions from ``dim`` on: (tensors, *sizes).
-    """
-
-    dim: int
-    groups: Tensor
-
-    @property
-    def end(self) -> int:
-        """The first dimension behind those that the groups lie in."""
-        return self.dim + self.groups.dim() - 1
-
-
-@dataclass(frozen=True)
-class Bundle:
-    """Tensors of one shape, that are handled together: a network has hundreds of tensors, but few shapes."""
-
-    tensors: list[Tensor]
-    sheets: list[Sheet]
 
 
 class GroupLasso:
@@ -82,10 +60,11 @@ class GroupLasso:
         self.floors = [kind_of(axis).floor(axis) for axis in axes] if floors is None else [floors[i] for i in usable]
         self.starts = np.cumsum([0, *(axis.size for axis in axes)])
         self.num_groups = int(self.starts[-1])
-        self._sheets = _sheets(model, self.axes, self.starts)
+        self._sheets = sheets_of(model, self.axes, self.starts)
+        self.team: Team = Alone()  # over which the parameters are sharded, where they are
         self.follow(model)
         device = self.bundles[0].tensors[0].device
-        sizes = self._reduce(lambda tensors: torch.ones(len(tensors), *tensors[0].shape, device=device))
+        sizes = self._reduce(lambda bundle: torch.ones(len(bundle.tensors), *bundle.tensors[0].shape, device=device))
         self.sizes = sizes[:-1].cpu().numpy()  # numbers in each group
         if weights is None:
             weights = self.split(np.sqrt(self.sizes))
@@ -99,16 +78,19 @@ class GroupLasso:
         """Act from now on on ``model``: the first one, or what is left of it when groups were taken out.
 
         ``origins[name]``: where each number of a smaller tensor stood in the first one, a flat index; its shape. Groups
-        keep their numbers and state; those that are gone have no weights.
+        keep their numbers and state; those that are gone have no weights. A sharded parameter is followed in its rows
+        that lie here; set ``team`` to those that hold the others.
         """
-        tensors, origins = tensors_of(model), origins or {}
+        tensors, origins = tensors_of(model), dict(origins or {})
+        origins |= {name: origin_of(tensor) for name, tensor in tensors.items() if isinstance(tensor, DTensor)}
         left = [
-            (tensors[name], _relaid(sheets, origins[name].cpu().numpy()) if name in origins else sheets.maps)
+            (tensors[name], relaid(sheets, origins[name].cpu().numpy()) if name in origins else sheets.maps)
             for name, sheets in self._sheets.items()
-            if name in tensors
+            if name in tensors and local(tensors[name]).numel()
         ]
-        self.bundles = _bundles(left)
-        self._present = torch.zeros(self.num_groups + 1, dtype=torch.bool, device=next(iter(tensors.values())).device)
+        self.bundles = bundles_of(left)
+        device = local(next(iter(tensors.values()))).device
+        self._present = torch.zeros(self.num_groups + 1, dtype=torch.bool, device=device)
         for bundle in self.bundles:
             for sheet in bundle.sheets:
                 self._present[sheet.groups.view(-1)] = True
@@ -136,11 +118,7 @@ class GroupLasso:
         is blind to scales that a norm would undo, and compares filters of any layer, and whole branches.
         """
 
-        def products(tensors: list[Tensor]) -> Tensor:
-            gradients = [torch.zeros_like(t) if t.grad is None else t.grad for t in tensors]
-            return torch.stack(tensors) * torch.stack(gradients)
-
-        return self._reduce(products)[:-1].square_()
+        return self._reduce(lambda bundle: torch.stack(bundle.tensors) * torch.stack(bundle.gradients))[:-1].square_()
 
     def penalty(self) -> Tensor:
         """Σ_g λ_g ‖w_g‖, a scalar without a gradient."""
@@ -161,10 +139,10 @@ class GroupLasso:
         pull = torch.where(norms > 0, self.strength / norms, 0)
         for bundle in self.bundles:
             pulls = [self._along(pull, bundle, sheet) for sheet in bundle.sheets]
-            for tensor, by in zip(bundle.tensors, sum(pulls[1:], pulls[0]).unbind(), strict=True):
+            for tensor, by in zip(bundle.parameters, sum(pulls[1:], pulls[0]).unbind(), strict=True):
                 if tensor.grad is None:
                     tensor.grad = torch.zeros_like(tensor)
-                tensor.grad.addcmul_(tensor, by.to(tensor.grad.dtype))
+                local(tensor.grad).addcmul_(local(tensor), by.to(tensor.grad.dtype))
 
     @torch.no_grad()
     def zero_below(self, threshold: float) -> None:
@@ -234,13 +212,22 @@ class GroupLasso:
 
     @torch.no_grad()
     def _norms(self) -> Tensor:
-        return self._reduce(lambda tensors: torch.stack(tensors).square_()).sqrt_()
+        return self._reduce(lambda bundle: torch.stack(bundle.tensors).square_()).sqrt_()
 
-    def _reduce(self, squares: Any) -> Tensor:
-        """Sum ``squares(tensors)``, shape (tensors, *shape), into the groups: shape (groups + 1,), float32."""
+    def _reduce(self, squares: Callable[[Bundle], Tensor]) -> Tensor:
+        """Sum ``squares(bundle)``, shape (tensors, *shape), into the groups: shape (groups + 1,), float32.
+
+        Of sharded parameters each process sums its own rows, and the sums are added up.
+        """
+        total = self._sums(squares, [bundle for bundle in self.bundles if not bundle.sharded])
+        if self.team.world > 1:
+            total += self.team.mean(self._sums(squares, [b for b in self.bundles if b.sharded])) * self.team.world
+        return total
+
+    def _sums(self, squares: Callable[[Bundle], Tensor], bundles: Sequence[Bundle]) -> Tensor:
         total = torch.zeros(self.num_groups + 1, device=self._present.device)
-        for bundle in self.bundles:  # none where all groups are gone
-            values = squares(bundle.tensors).float()
+        for bundle in bundles:  # none where all groups are gone
+            values = squares(bundle).float()
             if values.dim() > 3 and all(sheet.end <= 2 for sheet in bundle.sheets):
                 values = values.flatten(3).sum(3)  # a kernel's positions are never apart: sum them once for both sides
             for sheet in bundle.sheets:
@@ -252,7 +239,7 @@ class GroupLasso:
     @staticmethod
     def _along(values: Tensor, bundle: Bundle, sheet: Sheet) -> Tensor:
         """``values`` (groups + 1,) at each index of a sheet, in a shape that broadcasts over (tensors, *shape)."""
-        shape = [1] * (bundle.tensors[0].dim() + 1)
+        shape = [1] * (bundle.parameters[0].dim() + 1)
         shape[0], shape[sheet.dim + 1 : sheet.end + 1] = sheet.groups.shape[0], sheet.groups.shape[1:]
         return values[sheet.groups].view(shape)
 
@@ -261,87 +248,8 @@ class GroupLasso:
         for bundle in self.bundles:
             scaled: Tensor | None = None
             for sheet in bundle.sheets:
-                factors = self._along(factor, bundle, sheet).to(bundle.tensors[0].dtype)
+                factors = self._along(factor, bundle, sheet).to(bundle.parameters[0].dtype)
                 scaled = factors if scaled is None else scaled * factors
             assert scaled is not None
             for tensor, by in zip(bundle.tensors, scaled.unbind(), strict=True):
                 tensor.mul_(by)
-
-
-@dataclass(frozen=True)
-class _Sheets:
-    """The groups of one tensor of the first model: (dim, group of each index from that dimension on)."""
-
-    shape: torch.Size
-    maps: list[tuple[int, np.ndarray]]
-
-
-def _sheets(model: nn.Module, axes: Sequence[Axis], starts: np.ndarray) -> dict[str, _Sheets]:
-    """Every tensor that the axes zero, by one of its names, with the group of each index of each of its dimensions."""
-    tensors = tensors_of(model)
-    outside = int(starts[-1])  # the number of "no group"
-    names: dict[int, str] = {}  # of the tensors so far, by id: a tensor may have several
-    found: dict[str, _Sheets] = {}
-    for axis, start in zip(axes, starts, strict=False):
-        for member in axis.members:
-            if not member.zeroed:
-                continue
-            tensor = tensors[member.name]
-            sheets = found.setdefault(names.setdefault(id(tensor), member.name), _Sheets(tensor.shape, []))
-            shape = member.shape(tensor)
-            new = np.full(shape.numel(), outside)
-            new[member.positions] = start + np.arange(axis.size)[:, None]
-            _lay(sheets.maps, member.dim, new.reshape(shape), outside)
-    return found
-
-
-def _bundles(left: Sequence[tuple[Tensor, list[tuple[int, np.ndarray]]]]) -> list[Bundle]:
-    """Tensors with their groups, bundled by shape."""
-    alike: dict[tuple[Any, ...], list[tuple[Tensor, list[np.ndarray]]]] = {}
-    for tensor, maps in left:
-        ordered = sorted(maps, key=_order)
-        dims = tuple(dim for dim, _ in ordered)
-        kind = tensor.shape, tensor.dtype, tensor.device, dims, tuple(groups.ndim for _, groups in ordered)
-        alike.setdefault(kind, []).append((tensor, [groups for _, groups in ordered]))
-    return [
-        Bundle(
-            [tensor for tensor, _ in members],
-            [
-                Sheet(dim, torch.from_numpy(np.stack([groups[i] for _, groups in members])).to(device))
-                for i, dim in enumerate(dims)
-            ],
-        )
-        for (_, _, device, dims, _), members in alike.items()
-    ]
-
-
-def _relaid(sheets: _Sheets, origins: np.ndarray) -> list[tuple[int, np.ndarray]]:
-    """The groups of what is left of a tensor: in the dimensions along which they differ there.
-
-    Those are the old ones, unless what is left was laid out anew, as the columns of a convolution are.
-    """
-    maps = []
-    index = np.unravel_index(origins, sheets.shape)
-    for dim, groups in sheets.maps:
-        left = groups[index[dim : dim + groups.ndim]]
-        differ = [d for d in range(left.ndim) if (left != left.take([0], d)).any()] or [dim]
-        first, last = min(differ), max(differ)
-        maps.append((first, left[tuple(slice(None) if first <= d <= last else 0 for d in range(left.ndim))]))
-    return maps
-
-
-def _order(sheet: tuple[int, np.ndarray]) -> tuple[int, int]:
-    return sheet[0], sheet[1].ndim
-
-
-def _lay(sheets: list[tuple[int, np.ndarray]], dim: int, new: np.ndarray, outside: int) -> None:
-    """Write ``new`` over a sheet of the same dimension that has room for it; where none has, it is a sheet of its own.
-
-    A tensor that goes by two names brings the same groups twice, and they are written once.
-    """
-    for other, groups in sheets:
-        alike = (other, groups.shape) == (dim, new.shape)
-        if alike and ((groups == new) | (new == outside) | (groups == outside)).all():
-            groups[:] = np.where(new == outside, groups, new)
-            return
-    sheets.append((dim, new))

@@ -12,19 +12,12 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+from torch import nn
 
-from sslprune.bench.fit import latency_cost
-from sslprune.capture.demands import check_for_run
 from sslprune.capture.program import Program
-from sslprune.capture.trace import trace
-from sslprune.choose.sections import select_with_sections
-from sslprune.cost.counts import Cost
 from sslprune.data import Data
 from sslprune.errors import RepackError, TrainingError
 from sslprune.files import write_atomic, write_json, write_text
-from sslprune.kinds.find import find_axes
 from sslprune.models.build import count_parameters, device_of, load_checkpoint, load_weights
 from sslprune.recipe import Recipe, parse_recipe
 from sslprune.train.calibrate import calibrate_
@@ -38,13 +31,14 @@ from sslprune.train.parts import OwnParts
 from sslprune.train.recalibrate import recalibrate
 from sslprune.train.replicas import Replicas
 from sslprune.train.schedule import Epoch, Schedule
-from sslprune.train.sparsity import Sparsity, build_controller
+from sslprune.train.shards import Shards
+from sslprune.train.sparsity import Sparsity
+from sslprune.train.steered import steered
 from sslprune.train.step import Step
 from sslprune.train.teacher import build_teacher
 from sslprune.values.axes import tensors_of
 from sslprune.values.carry import carrying
 from sslprune.values.inputs import each
-from sslprune.values.selection import Selection
 from sslprune.values.team import Alone, Team, digest
 from sslprune.values.voice import Voice
 
@@ -71,17 +65,21 @@ class Trainer:
         self.recipe, self.files, self.data, self.show, self.previous = recipe, files, data, show, previous
         self.team = team or Alone()
         self.device = device_of(recipe.run)
-        self.replicas = Replicas(recipe, self.team, data.task, self.device)
+        self.replicas = (Shards if recipe.run.shard else Replicas)(recipe, self.team, data.task, self.device)
         self.model = model.to(self.device)
-        self.program: Program | None = None
         self.other: nn.Module | None = None  # that the recipe names to teach, in place of the dense model
         if recipe.distill is not None and recipe.distill.teacher is not None:
             self.other = build_teacher(recipe.distill.teacher, self.model, data).to(self.device)
         example = each(data.example, lambda value: value.to(self.device))
-        laid_out = lay_out_([self.model, *([self.other] if self.other is not None else [])], example)
+        shaped = [] if recipe.run.shard else [self.model, *([self.other] if self.other is not None else [])]
+        laid_out = lay_out_(shaped, example)  # what is shared out lies row by row
         self.schedule = Schedule.of(recipe, len(data.train), dense=previous is None)
-        self.sparsity = self._sparsity() if self.schedule.steps["sparse"] or recipe.calibrate else None
+        self.sparsity: Sparsity | None = None
+        steps = self.schedule.steps["sparse"]
+        if steps or recipe.calibrate is not None:
+            self.sparsity = steered(recipe, data, self.model, steps, show, self.team, begun=previous is not None)
         self.shrinks = self._shrinks()
+        self.replicas.lay_out_(self.model, self.sparsity)
         self.optimizer = build_optimizer(self.model, recipe.train)
         self.teacher: nn.Module | None = None  # from the end of the dense epochs on
         self.step = Step(recipe, data.task, self.device, laid_out, self.replicas)
@@ -92,6 +90,11 @@ class Trainer:
         self.replicas.draw_apart()
 
     @property
+    def program(self) -> Program | None:
+        """What the model was traced to, where anything is to be removed."""
+        return self.sparsity.program if self.sparsity is not None else None
+
+    @property
     def trained(self) -> nn.Module:
         """The model that trains: the whole one, or what shrinking has left of it."""
         return self.sparsity.trained if self.sparsity is not None else self.model
@@ -100,8 +103,8 @@ class Trainer:
         """Train the epochs that are not done yet, and write the masked model."""
         first = None  # kept until there is a run to keep it for
         writes = self.team.first
-        if writes and not self.history and self.recipe.model.checkpoint is None and self.previous is None:
-            first = weights_of(self.model)
+        if not self.history and self.recipe.model.checkpoint is None and self.previous is None:
+            first = weights_of(self._restored())
         left = self.schedule.epochs[len(self.history) :]
         if writes and left:
             self.log = Log(self.recipe, self.files, self.show, left[0].number, self.schedule.steps_before(left[0]))
@@ -119,14 +122,14 @@ class Trainer:
                     "plan": self.sparsity.planned if self.sparsity and epoch.phase != "dense" else 1.0,
                     "norms": self._mean_norms(),
                     "parameters": count_parameters(self.trained),
-                    self.judge: evaluate(self.trained, self.data.valid or self.data.test, self.data.task, self.team),
+                    self.judge: self._evaluated(),
                     **(self.replicas.sent(self.trained) if epoch.num_steps else {}),
                     "seconds": round(time.perf_counter() - started, 3),
                 }
             )
-            if first is not None:
+            if first is not None and writes:
                 write_weights(self.files.initial, first)
-                first = None
+            first = None
             self._tell(epoch, epoch.num_steps, {k: v for k, v in self.history[-1].items() if k != "norms"})
             state = self.state_dict()
             if writes:
@@ -137,12 +140,13 @@ class Trainer:
             self.log.close()
         self.enter("done")
         if self.sparsity is not None:
-            selection = self.sparsity.selection.to_json()
+            selection = self.sparsity.selected(self._restored()).to_json()
             self.team.agree("selection", digest(selection))
             if writes:
                 write_text(self.files.selection, selection)
+        self._restored()
+        self._recalibrate(self.model)
         masked = self._restored()
-        self._recalibrate(masked)
         if writes:
             if not self.schedule.epochs:  # a point of a sweep that nothing is trained for
                 write_json(self.files.history, self.history)
@@ -168,39 +172,14 @@ class Trainer:
         means = [float(norms.mean()) for norms in lasso.norms()]
         return {f"{axis.kind} {axis.name}": mean for axis, mean in zip(lasso.axes, means, strict=True)}
 
-    def _sparsity(self) -> Sparsity:
-        with self.show.progress("finding the axes"):
-            example = self.data.example_for(self.model)
-            example = pytree.tree_map_only(Tensor, lambda leaf: leaf.to(self.device), example)
-            self.program = program = trace(self.model, *example, sequence=self.data.sequence)
-            check_for_run(program, self.model)
-            chosen = select_with_sections(find_axes(program), self.recipe.prune)
-        pruned = [axis for axis, _ in chosen]
-        begin = Selection.zeros(self.model, pruned) if self.previous is not None else None
-        self.team.agree("list of axes", digest(str([(axis.name, axis.size) for axis in pruned])))
-        timed = self.recipe.budget.measure == "latency" and self.team.first
-        cost = self._latency() if timed else Cost(program, pruned)
-        steps = self.schedule.steps["sparse"]
-        controller = build_controller(self.model, chosen, cost, self.recipe, steps, begin, self.team)
-        return Sparsity.over(self.model, program, controller, self.team)
-
-    def _latency(self) -> Cost:
-        """The cost in microseconds of this machine's CPU, wherever the model trains."""
-        with self.show.progress("measuring layers"):
-            found = latency_cost(self.model, self.data.example, self.data.sequence, self.recipe)
-        self.show.say(
-            f"dense latency: {found.whole / 1e3:.3f} ms whole, {found.table / 1e3:.3f} ms as a sum over layers, fitted"
-            f" to it ({found.num_measured or 'no'} new measurements)"
-        )
-        return found.cost
-
     def enter(self, phase: str) -> None:
         """What happens once, when the dense model is done: it is written, and from then on it may teach."""
         if phase == "dense" or self.teacher is not None:
             return
         if all(record["phase"] == "dense" for record in self.history):
+            dense = self._restored()
             if self.team.first and self.previous is None:
-                write_weights(self.files.dense, self.model)
+                write_weights(self.files.dense, dense)
             elif self.team.first and self.previous is not None:
                 for there, here in (
                     (self.previous.initial, self.files.initial),
@@ -213,7 +192,7 @@ class Trainer:
         if self.recipe.distill is not None:
             self.teacher = self.other
             if self.teacher is None:
-                self.teacher = copy.deepcopy(self.model).eval().requires_grad_(False)
+                self.teacher = copy.deepcopy(self._restored()).to(self.device).eval().requires_grad_(False)
                 if self.team.first:
                     load_weights(self.teacher, load_checkpoint(self.files.dense), self.files.dense)
                 self.team.share_(tensors_of(self.teacher).values())
@@ -256,8 +235,11 @@ class Trainer:
         return after is not before
 
     def _restored(self) -> nn.Module:
-        """The whole model as it is trained so far."""
-        return self.sparsity.restore() if self.sparsity is not None else self.model
+        """The whole model as it is trained so far: every process asks, the first one's has its numbers."""
+        return self.replicas.whole(self.sparsity.restore() if self.sparsity is not None else self.model)
+
+    def _evaluated(self) -> dict[str, float]:
+        return evaluate(self.trained, self.data.valid or self.data.test, self.data.task, self.replicas.judges)
 
     def epoch(self, epoch: Epoch) -> tuple[float, float]:
         """Train one epoch; returns the mean loss and the last learning rate."""
@@ -322,7 +304,7 @@ class Trainer:
             "recipe": json.dumps(self.recipe.values()),
             "history": json.dumps(self.history),
             "model": self._restored().state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": self.replicas.optimizer_state(self.trained, self.optimizer),
             "sparsity": self.sparsity.state_dict() if self.sparsity else None,
             **self.replicas.draws(self.device),
         }
@@ -336,10 +318,10 @@ class Trainer:
                 "over without --resume"
             )
         self.history = json.loads(state["history"])
-        load_weights(self.model, state["model"], self.files.checkpoint)
+        self.replicas.load_(self.model, state["model"], self.files.checkpoint)
         if self.sparsity is not None:
             self.sparsity.load_state_dict(state["sparsity"], self.optimizer)
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.replicas.load_optimizer(self.trained, self.optimizer, state["optimizer"])
         if not self.replicas.draw_on(state, self.device):
             self.show.say(
                 f"the run had {1 + len(state.get('others', []))} processes, and has {self.team.world} now: it goes on, "

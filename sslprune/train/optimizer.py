@@ -6,6 +6,7 @@ import math
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from sslprune.recipe import TrainSection
 
@@ -15,15 +16,17 @@ ONE_CYCLE_RISE = 0.3  # share of training over which one-cycle rises, from a 25t
 def build_optimizer(model: nn.Module, section: TrainSection) -> torch.optim.Optimizer:
     """SGD or AdamW over the parameters that train."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    # one kernel for all is four times faster on a CPU; torch has none for SGD on sharded parameters
+    fused = not any(isinstance(parameter, DTensor) for parameter in parameters)
     if section.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, lr=section.lr, weight_decay=section.weight_decay, fused=True)
+        return torch.optim.AdamW(parameters, lr=section.lr, weight_decay=section.weight_decay, fused=fused)
     return torch.optim.SGD(
         parameters,
         lr=section.lr,
         momentum=section.momentum,
         weight_decay=section.weight_decay,
         nesterov=section.nesterov,
-        fused=True,  # one kernel for all: four times faster on a CPU
+        fused=fused,
     )
 
 

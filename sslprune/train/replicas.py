@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from sslprune.errors import RecipeError, TrainingError
+from sslprune.models.build import load_weights
 from sslprune.recipe import Recipe
 from sslprune.train.lasso import STATE
 from sslprune.train.parts import Part, parts_of
@@ -44,6 +46,30 @@ class Replicas:
         self._steps = 0  # that the wrapper has seen
         self.ternary: Ternary | None = None  # likewise, where gradients are
         self.last: frozenset[str] = frozenset()  # the names of the last layer's parameters, once they are asked for
+
+    @property
+    def judges(self) -> Team:
+        """Who takes the batches of an evaluation in turns."""
+        return self.team
+
+    def lay_out_(self, model: nn.Module, sparsity: Sparsity | None) -> None:
+        """Before the optimizer is made: each process keeps the whole ``model``."""
+
+    def whole(self, model: nn.Module) -> nn.Module:
+        """``model`` with all of its numbers in this process."""
+        return model
+
+    def load_(self, model: nn.Module, weights: Mapping[str, Any], source: str | Path) -> None:
+        """Give ``model`` the ``weights`` of the file ``source``."""
+        load_weights(model, weights, source)
+
+    def optimizer_state(self, model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
+        """The state of the ``optimizer`` of ``model``, for a checkpoint."""
+        return optimizer.state_dict()
+
+    def load_optimizer(self, model: nn.Module, optimizer: Optimizer, state: dict[str, Any]) -> None:
+        """Go on where ``optimizer_state`` was taken."""
+        optimizer.load_state_dict(state)
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """What is called in place of ``model`` to train it: the first process's weights are everybody's from here."""

@@ -170,7 +170,11 @@ class Sparsity:
     @property
     def selection(self) -> Selection:
         """What goes: what was chosen, and whatever else is exactly zero, as far as ties let it."""
-        return self.controller.gone(Selection.zeros(self.restore(), self.axes))
+        return self.selected(self.restore())
+
+    def selected(self, whole: nn.Module) -> Selection:
+        """The same by the zeros of ``whole``, the model with all of its numbers."""
+        return self.controller.gone(Selection.zeros(whole, self.axes))
 
     def repack(self) -> Packed:
         """The model without its zero groups, verified against the masked one; it trains on, and exports.
