@@ -11,7 +11,7 @@ import torch
 from torch.distributed.fsdp import fully_shard
 
 from sslprune.errors import RecipeError
-from sslprune.recipe import Recipe
+from sslprune.recipe import Recipe, parse_recipe
 from sslprune.train.checkpoint import TrainingFiles
 from sslprune.train.lasso import GroupLasso
 from sslprune.train.training import train
@@ -46,6 +46,32 @@ def test_sharded_or_not_it_trains_the_same(tmp_path: Path, world: int, changes: 
     for one, other in zip(history, told, strict=True):
         assert other["loss"] == pytest.approx(one["loss"], rel=1e-4)
         assert other["test"] == pytest.approx(one["test"], abs=0.6)
+
+
+def test_a_model_that_carries_a_state_is_sharded(tmp_path: Path) -> None:
+    """torch's LSTM keeps a list of its weights besides, and its first state is made like one of them."""
+    text = tmp_path / "text.txt"
+    text.write_text("the cat sat on the mat and the dog sat on the log so all sat\n" * 40)
+    values = parse_recipe(
+        {
+            "run": {"device": "cpu", "threads": 1, "shard": True},
+            "model": {"factory": "sslprune.zoo:lstm_lm", "arguments": {"hidden": 24, "vocabulary": 16}},
+            "data": {
+                **{"task": "language-modelling", "train": str(text), "valid": str(text), "test": str(text)},
+                **{"batch_size": 4, "steps": 7},
+            },
+            "prune": [{"kind": "hidden"}],
+            "budget": {"parameters": 0.7, "round_to": 1},
+            "schedule": {"dense": "4it", "sparse": "24it", "heal": "4it"},
+            "train": {"lr": 0.01, "momentum": 0.0},
+        }
+    )
+    trained(Alone(), whole(values), tmp_path / "1")
+    together(2, trained, values, tmp_path / "2")
+    (one, selection, _), (other, chosen, _) = of(tmp_path / "1"), of(tmp_path / "2")
+    assert chosen == selection
+    for name, value in one.items():
+        torch.testing.assert_close(other[name], value, rtol=1e-3, atol=1e-4)
 
 
 class Stop(Exception):

@@ -65,6 +65,11 @@ class Shards(Replicas):
         for block in _blocks(model):
             fully_shard(block, mesh=mesh)
         self.sharded = fully_shard(model, mesh=mesh)
+        for module in model.modules():
+            if isinstance(
+                module, nn.RNNBase
+            ):  # it keeps a list of its weights besides, which nobody else brings up to date
+                module.register_forward_pre_hook(_relist)
         if sparsity is not None:
             lasso = sparsity.controller.lasso
             lasso.team = self.team
@@ -108,6 +113,10 @@ class Shards(Replicas):
         if sparsity is not None:
             lasso = sparsity.controller.lasso
             self.team.share_(getattr(lasso, name) for name in STATE)
+
+
+def _relist(module: nn.RNNBase, _: Any) -> None:
+    module._flat_weights = [getattr(module, name) for name in module._flat_weights_names]
 
 
 def _blocks(model: nn.Module) -> list[nn.Module]:

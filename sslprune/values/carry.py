@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.utils import _pytree as pytree
 
 from sslprune.values.inputs import Inputs, arguments, each, length_of, tensors_in, with_length
@@ -27,7 +28,11 @@ def with_state(model: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         return args
     rows = next(leaf for leaf in pytree.tree_leaves(args) if isinstance(leaf, Tensor))
     begin = cast(Callable[[int], Any], model.initial_state)
-    moved = lambda leaf: leaf.to(rows.device) if isinstance(leaf, Tensor) else leaf  # noqa: E731
+
+    def moved(leaf: Any) -> Any:
+        leaf = leaf.full_tensor() if isinstance(leaf, DTensor) else leaf  # made like a weight that is shared out
+        return leaf.to(rows.device) if isinstance(leaf, Tensor) else leaf
+
     return (*args, pytree.tree_map(moved, begin(len(rows))))
 
 
