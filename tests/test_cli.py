@@ -134,7 +134,8 @@ def test_resume_skips_and_a_missed_gate_is_status_3(finished: Path) -> None:
     words = ("run", finished / "tiny.toml", "--run", finished / "run", "--resume", "--set", "gates.min_speedup=1000")
     result = invoke(*words)
     assert result.exit_code == 3
-    assert re.fullmatch(r"gate missed: min_speedup is [\d.]+, limit 1000", result.stderr.splitlines()[-1])
+    missed = r"gate missed: min_speedup is [\d.]+ at batch \d+, 1 thread, limit 1000"
+    assert re.fullmatch(missed, result.stderr.splitlines()[-1])
     assert "finished already" in result.stderr and "\u2717 min_speedup" in result.stdout
     assert (finished / "run/repacked/model.pt2").stat().st_mtime_ns == before
     assert not Report.load(finished / "run/report.json").passed

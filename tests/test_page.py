@@ -27,10 +27,10 @@ from sslprune.report import (
     Report,
     Staircase,
 )
-from sslprune.report.charts import Series, chart, matrix_png
+from sslprune.report.charts import Series, _Scale, chart, matrix_png
 from sslprune.report.inspection import Sensitivity
 from sslprune.report.page import render, write_page
-from tests.test_report import figures, report, speedup, variant
+from tests.test_report import COURSE, figures, report, speedup, variant
 
 VOID = {"meta", "link", "img", "br", "hr", "input"}
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
@@ -78,6 +78,7 @@ def full() -> Report:
     )
     last = report(
         recipe="<script>alert(1)</script>",
+        course=COURSE,
         repacked=small,
         speedup=[speedup(2.0).model_copy(update={"realised": 0.8}), speedup(1.01, batch_size=1)],
         variants=[variant(), variant(name="a & b", kind="control", macs=None, parameters=None)],
@@ -146,7 +147,8 @@ def test_the_page_is_whole_and_loads_nothing(page: Path) -> None:
         "at 0.5: min_speedup", "12,000,000", "small, from scratch",
         "no measurable difference (0.91–1.11)", "4.00x faster (3.90–4.10)", "80 % (batch 64, 1 thread)",
         "layer59.conv", "64 → 59", "11 of 16 rows, 6 of 8 columns", "measured on another machine", "no VNNI",
-        "step is 16", "onnxruntime", "scratch", "91.00 %", "CUDA: absent",
+        "step is 16", "On 9 March 2026", "22 batches of 64 an epoch, 67 min", "factory = 'nets:net'",
+        "onnxruntime", "scratch", "91.00 %", "CUDA: absent",
     ):  # fmt: skip
         assert expected in said, expected
     assert found.tags.count("img") == 12 and "untouched" not in said
@@ -196,6 +198,19 @@ def test_charts_and_pictures() -> None:
     pixels = np.frombuffer(zlib.decompressobj().decompress(body), np.uint8).reshape(3, 5)[:, 1:]
     assert (pixels[1] == 15).all() and not pixels[[0, 2]].any()
     assert len(matrix_png(np.random.default_rng(0).standard_normal((1000, 3000)))) < 100_000
+
+
+@pytest.mark.parametrize("log", [False, True])
+@pytest.mark.parametrize("ends", [(1, 3), (2.4, 6.0), (94.7, 98.3), (0.0, 1.0), (-3, 900), (1e-7, 3e-7), (5, 5)])
+def test_scales_have_three_marks_at_least(ends: tuple[float, float], log: bool) -> None:
+    scale = _Scale(ends, log, 0, 100)
+    marks = scale.ticks()
+    assert 3 <= len(marks) <= 12 and all(-0.01 <= scale(mark) <= 100.01 for mark in marks), marks
+
+
+@pytest.mark.parametrize(("last", "marks"), [(1, [1]), (2, [1, 2]), (7, [2, 4, 6]), (40, [0, 20, 40])])
+def test_epochs_are_whole(last: int, marks: list[float]) -> None:
+    assert _Scale([1.0, float(last)], False, 0, 100).ticks(whole=True) == marks
 
 
 MEASURE = """<script>addEventListener("load", () => parent.postMessage(JSON.stringify({

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tomllib
+from datetime import date
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -33,7 +34,10 @@ from sslprune.report import (
     judge,
     report_schema,
 )
-from sslprune.report.ci import escaped, write_ci
+from sslprune.report.ci import escaped, markdown, write_ci
+from sslprune.report.course import Course
+from sslprune.report.lead import lead
+from sslprune.report.words import medians_apart, widths_text
 from sslprune.show.summary import Written, grouped, summary
 from sslprune.show.terminal import Show
 
@@ -104,7 +108,7 @@ def test_the_file_has_the_documented_keys(tmp_path: Path) -> None:
     assert set(written["dense"]["latency"][0]) >= keys | {"median_ms", "p95_ms", "repetitions"}
     assert keys | {"ratio"} <= set(written["speedup"][0])
     assert {"max_abs", "max_relative", "samples"} <= set(written["equivalence"])
-    assert set(written["axes"][0]) == {"name", "kind", "before", "after"}
+    assert set(written["axes"][0]) == {"name", "kind", "before", "after", "grain"}
     assert {"name", "limit", "value", "passed"} <= set(written["gates"][0])
     assert Report.load(tmp_path / "report.json") == report()
 
@@ -255,7 +259,7 @@ def test_names_stay_text_in_both_files(tmp_path: Path) -> None:
     text = (tmp_path / "summary.md").read_text(encoding="utf-8")
     for markup in ("<img", "[x](", "http://", "`c`", " *d*", " _e_", "@f", "\x1b", "\x00"):
         assert markup not in text, markup
-    assert all(line.count(" | ") == 3 for line in text.splitlines() if line.startswith("| ❌"))
+    assert all(line.count(" | ") == 4 for line in text.splitlines() if line.startswith("| ❌"))
     assert escaped("max_metric_drop of int8-static") == "max_metric_drop of int8-static"
     assert escaped("# a - b") == "\\# a - b"
 
@@ -273,6 +277,54 @@ def test_what_changed_since_an_earlier_report(tmp_path: Path) -> None:
     assert again.same_machine and {c.verdict for c in again.changes} == {"same"}  # the intervals overlap
     assert "no measurable change" in shown(report(baseline=again))
     assert "worse" in shown(report(baseline=found))
+
+
+COURSE = Course(
+    model="nets:net", task="classification", day=date(2026, 3, 9), seconds=4000, data="a.csv, b.csv", train_batches=22,
+    batch_size=64, test_samples=360, recipe="[model]\nfactory = 'nets:net'\n",
+)  # fmt: skip
+
+
+def test_the_first_sentence_says_who_when_how_long_what_and_at_what_loss() -> None:
+    assert lead(report(course=COURSE)) == (
+        "On 9 March 2026, digits made nets:net smaller in 67 min of training: 2.50x fewer MACs and 2.00x the speed "
+        "(batch 64, 1 thread), with test accuracy from 98.00 % to 97.50 % (± 1.6 points, over 360 test samples)."
+    )
+    tagged = COURSE.model_copy(update={"task": "tagging", "seconds": 0.0})
+    said = lead(report(course=tagged, speedup=[speedup(1.02)]))
+    assert "without training: 2.50x fewer MACs and no measurable difference in speed" in said
+    assert said.endswith("from 98.00 % to 97.50 % (over 360 test samples).")  # its places do not stand alone
+    assert lead(report(speedup=[speedup(0.8)])).startswith(
+        "digits has 2.50x fewer MACs and 0.80x the speed, slower (batch 64, 1 thread), with"
+    )
+    sure = report(course=COURSE, repacked=figures(2, 100.0, 1.0), dense=figures(5, 100.0, 2.0))
+    assert "unchanged at 100.00 % (± 0.3 points" in lead(sure)  # of 360 that are right the next may be wrong
+
+
+def test_widths_are_told_as_they_are() -> None:
+    kept = AxisChange(name="conv2", kind="filters", before=64, after=32, grain=16)
+    off, whole = (kept.model_copy(update={"name": n, "after": a}) for n, a in (("conv1", 13), ("conv3", 64)))
+    branch = AxisChange(name="block", kind="layers", before=1, after=0)
+    assert widths_text(report(axes=[kept, whole, branch])) == [
+        "1 of 1 widths that changed are multiples of their grain"
+    ]
+    [said] = widths_text(report(axes=[kept, off, whole, branch]))
+    assert said.startswith("1 of 2 widths") and "not so conv1 13 (grain 16)" in said and "convolution" not in said
+    assert widths_text(report()) == [] and "multiples" not in shown(report())  # a report of an earlier version
+    assert "conv1 13 (grain 16)" in " ".join(shown(report(axes=[off])).split())
+
+
+def test_medians_that_say_something_else_are_explained() -> None:
+    assert medians_apart(report()) == []
+    [said] = medians_apart(report(dense=figures(5, 98.0, 5.0)))  # 5 ms over 1 ms, and pairs say twice
+    assert said.startswith("medians divided say 5.00x for 2.00x at batch 64, 1 thread")
+    for told in (shown(report(dense=figures(5, 98.0, 5.0))), markdown(report(dense=figures(5, 98.0, 5.0)))):
+        assert "5.00x for 2.00x" in " ".join(told.split())
+
+
+def test_a_summary_has_sizes_for_people() -> None:
+    text = markdown(report(course=COURSE))
+    assert "20.0 kB" in text and "20,000" not in text and "On 9 March 2026" in text
 
 
 def test_the_published_schema_is_that_of_the_report() -> None:

@@ -44,7 +44,7 @@ def tell_verdict(report: Report, directory: RunDirectory, show: Show, as_json: b
     from sslprune.show.summary import Written, summary
 
     if as_json:
-        print_json(report.model_dump())
+        print_json(report.model_dump(mode="json"))
     else:
         names = ("onnx", "program", "weights", "page", "report")
         written = Written(directory.path, **{name: getattr(directory, name) for name in names})

@@ -42,8 +42,9 @@ def chart(
     log_x: bool = False,
     log_y: bool = False,
     x_ticks: Sequence[float] | None = None,
+    whole_x: bool = False,
 ) -> str:
-    """An SVG of ``series`` on one pair of axes; empty where there is no finite point."""
+    """An SVG of ``series`` on one pair of axes; empty where there is no finite point. ``whole_x``: marks are whole."""
     points = [p for s in series for p in s.points if all(map(math.isfinite, p))]
     if not points:
         return ""
@@ -59,7 +60,7 @@ def chart(
         y = ys(tick)
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(f'<text x="{LEFT - 5}" y="{y + 3.5:.1f}" text-anchor="end">{_number(tick)}</text>')
-    for tick in x_ticks if x_ticks is not None else xs.ticks():
+    for tick in x_ticks if x_ticks is not None else xs.ticks(whole_x):
         parts.append(f'<text x="{xs(tick):.1f}" y="{HEIGHT - BOTTOM + 14}" text-anchor="middle">{_number(tick)}</text>')
     parts.append(
         f'<text class="label" x="{(LEFT + WIDTH) / 2}" y="{HEIGHT - 4}" text-anchor="middle">{escape(x_label)}</text>'
@@ -99,16 +100,24 @@ class _Scale:
         value = math.log10(value) if self.log else value
         return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
 
-    def ticks(self) -> list[float]:
-        if self.log and self.high - self.low > 1:
-            exponents = range(math.ceil(self.low), math.floor(self.high) + 1)
-            every = max(1, math.ceil(len(exponents) / 6))
-            return [10.0**exponent for exponent in exponents][::every]
+    def ticks(self, whole: bool = False) -> list[float]:
+        """Three to eight round numbers between the ends; powers of ten, or those with twice and five times them, where
+        a logarithmic scale has so many."""
         low, high = (10**self.low, 10**self.high) if self.log else (self.low, self.high)
-        rough = (high - low) / 4
-        size = 10 ** math.floor(math.log10(rough))
-        step = next((m * size for m in (1, 2, 2.5, 5) if m * size >= rough), 10 * size)
-        return [i * step for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
+        if self.log:
+            powers = [10.0**exponent for exponent in range(math.floor(self.low), math.floor(self.high) + 1)]
+            for factors in ((1,), (1, 2, 5)):
+                marks = [m * power for power in powers for m in factors if low <= m * power <= high]
+                if len(marks) >= 3:
+                    return marks[:: max(1, math.ceil(len(marks) / 6))]
+        size = 10.0 ** math.floor(math.log10(high - low))
+        steps = [m * size for m in (5, 2.5, 2, 1, 0.5, 0.25, 0.2, 0.1)]
+        steps = [step for step in steps if step.is_integer()] or [1.0] if whole else steps
+        for step in steps:
+            marks = [i * step for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
+            if len(marks) >= 3:
+                break
+        return marks
 
 
 def _number(value: float) -> str:

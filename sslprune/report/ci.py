@@ -12,8 +12,10 @@ from sslprune.errors import SslpruneError, printable
 from sslprune.files import write_text
 from sslprune.report.curve import curve_rows
 from sslprune.report.figures import Figures, Variant
+from sslprune.report.lead import lead
 from sslprune.report.values import Report
 from sslprune.report.words import realised, setting_text, verdict_text, why_not_faster
+from sslprune.values.amounts import size_text
 from sslprune.values.measure import Absent, Speedup
 from sslprune.values.metrics import figure
 
@@ -68,7 +70,7 @@ def markdown(report: Report) -> str:
     """The story, the gates, every model's figures and, where there is one, the comparison with an earlier report."""
     dense, small = report.dense, report.repacked
     mark = "✅" if report.passed else "❌"
-    lines = [f"## {mark} sslprune: {escaped(report.recipe)}", ""]
+    lines = [f"## {mark} sslprune: {escaped(report.recipe)}", "", escaped(lead(report)), ""]
     lines += [
         f"{dense.macs / small.macs:.2f}x fewer MACs, {dense.parameters / small.parameters:.2f}x fewer parameters; "
         f"masked = repacked to {report.equivalence.max_relative:.1e} (relative) on"
@@ -82,13 +84,14 @@ def markdown(report: Report) -> str:
         lines += ["### The curve", "", *_table(headings, [cells for _, cells in rows])]
     if report.every_gate:
         lines += _table(
-            ("", "gate", "value", "limit"),
+            ("", "gate", "value", "limit", "judged at"),
             [
                 (
                     "✅" if gate.passed else "❌",
                     title,
                     "not measured" if gate.value is None else f"{gate.value:.4g}",
                     f"{gate.limit:g}",
+                    gate.judged,
                 )
                 for title, gate in report.every_gate
             ],
@@ -108,13 +111,13 @@ def markdown(report: Report) -> str:
                 name,
                 "" if figures.parameters is None else f"{figures.parameters:,}",
                 "" if figures.macs is None else f"{figures.macs:,}",
-                f"{figures.file_bytes:,}",
+                size_text(figures.file_bytes),
                 *(figure(figures.metrics[key]) if key in figures.metrics else "" for key in names),
                 *(verdict_text(known[setting_text(s)]) if setting_text(s) in known else "" for s in settings),
             )
         )
     lines += _table(
-        ("model", "parameters", "MACs", "file bytes", *names, *(f"speed-up, {setting_text(s)}" for s in settings)),
+        ("model", "parameters", "MACs", "ONNX file", *names, *(f"speed-up, {setting_text(s)}" for s in settings)),
         table,
     )
     lines += [f"{escaped(line)}.\n" for line in realised(report)]

@@ -72,19 +72,20 @@ def _judged(
     batch_size = section.batch_size or recipe.data.batch_size
     most = max((s.threads for s in speedup if isinstance(s, Speedup)), default=0)
     threads = most if section.threads == 0 else section.threads
-    ratios = [
-        s.ratio
+    timings = [
+        s
         for s in speedup
         if isinstance(s, Speedup)
         and (s.device, s.runtime, s.batch_size) == (section.device, section.runtime, batch_size)
         and threads in (None, s.threads)
     ]
+    slowest = min(timings, key=lambda s: s.ratio, default=None)
     first = next(iter(model.metrics.values()), missing)
     values: dict[str, float] = {
         "max_metric_drop": max(drops, key=lambda d: (math.isnan(d), d), default=missing),
         "min_metric": first,
         "max_metric": first,
-        "min_speedup": min(ratios, default=missing),
+        "min_speedup": missing if slowest is None else slowest.ratio,
         "max_macs": missing if model.macs is None else model.macs / dense.macs,
         "max_parameters": missing if model.parameters is None else model.parameters,
         "max_file_bytes": model.file_bytes,
@@ -104,6 +105,7 @@ def _judged(
             passed=values[name] >= limit if name.startswith("min_") else values[name] <= limit,
             variant=section.variant,
             where=where if name == "min_speedup" and not plain else "",
+            judged=setting_text(slowest) if name == "min_speedup" and slowest is not None else "",
         )
         for name, limit in _limits(section)
     ]

@@ -10,7 +10,8 @@ from sslprune.values.measure import Record
 class Gate(Record):
     """One promise of the recipe: ``value`` was measured (None: could not be) against ``limit``.
 
-    ``variant`` is the model that it is about, ``where`` the timing, if it is about one: "cpu, batch 1, 1 thread".
+    ``variant`` is the model that it is about, ``where`` the timings, if it is about some: "cpu, batch 1, 1 thread".
+    ``judged``: of those the one that ``value`` is of, the slowest.
     """
 
     name: str
@@ -19,6 +20,7 @@ class Gate(Record):
     passed: bool
     variant: str = "repacked"
     where: str = ""
+    judged: str = ""
 
     def without_gain(self) -> Gate:
         """The gate where the dense model was never trained: a gain over it is none."""
@@ -32,7 +34,8 @@ class Gate(Record):
     def told(self, title: str = "") -> str:
         """In one line, under another ``title`` if one is given."""
         value = "not measured" if self.value is None else f"{self.value:.4g}"
-        return f"{title or self.title} is {value}, limit {self.limit:g}"
+        at = f" at {self.judged}" if self.judged else ""
+        return f"{title or self.title} is {value}{at}, limit {self.limit:g}"
 
     @property
     def title(self) -> str:

@@ -6,7 +6,6 @@ Figures come from the report; the course of training and the weight matrices fro
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,27 +14,29 @@ from typing import Any
 import jinja2
 import numpy as np
 from markupsafe import Markup
-from safetensors import SafetensorError, safe_open
 
 from sslprune.files import write_text
-from sslprune.report.charts import Series, chart, matrix_png
+from sslprune.report.charts import Series, chart
 from sslprune.report.curve import curve
 from sslprune.report.feel import feel
 from sslprune.report.figures import Figures, Variant
+from sslprune.report.lead import course_rows, lead
+from sslprune.report.matrices import matrices
 from sslprune.report.values import Report
 from sslprune.report.words import (
     CONTROL_WORDS,
     budget_text,
+    medians_apart,
     prediction_text,
     setting_text,
     verdict_text,
     why_not_faster,
+    widths_text,
 )
+from sslprune.values.amounts import count, ms, score, size_text
 from sslprune.values.measure import Latency, Speedup
-from sslprune.values.metrics import PERCENT
 
 TEMPLATE = Path(__file__).parent / "page.html"
-MOST_MATRICES = 12
 MOST_OPERATORS = 7
 DRAWN = {"epoch", "phase", "loss", "cost", "plan"}  # of each epoch
 COLORS = 8  # classes s0 to s7 of the style sheet
@@ -56,25 +57,29 @@ class Interval:
 
 def write_page(report: Report, path: Path, *, history: Path | None = None, weights: Path | None = None) -> Path:
     """Write ``report`` as HTML to ``path``; ``history`` is history.json, ``weights`` masked.safetensors, if there."""
-    return write_text(path, render(report, _history(history), _matrices(weights)))
+    return write_text(path, render(report, _history(history), matrices(weights)))
 
 
-def render(report: Report, history: Sequence[dict[str, Any]] = (), matrices: Sequence[dict[str, Any]] = ()) -> str:
+def render(report: Report, history: Sequence[dict[str, Any]] = (), pictures: Sequence[dict[str, Any]] = ()) -> str:
     """The page as text. Everything that a person named is escaped."""
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     models, operators = _models(report), _operators(report)
+    course = report.course
     return template.render(
         report=report,
+        lead=lead(report),
         story=_story(report),
+        made_of=course_rows(course) if course is not None else [],
+        recipe=course.recipe if course is not None else "",
         curve=curve(report),
         control_words=CONTROL_WORDS,
         models=models,
         metrics=list(report.dense.metrics),
-        count=_count,
-        size=_size,
-        score=_score,
-        ms=_ms,
+        count=count,
+        size=size_text,
+        score=score,
+        ms=ms,
         intervals=_intervals(report),
         latency=_latency_charts(report),
         operators=operators,
@@ -83,8 +88,10 @@ def render(report: Report, history: Sequence[dict[str, Any]] = (), matrices: Seq
         training=_training(history),
         widths=_widths(report),
         felt=feel(report.sensitivity),
-        matrices=matrices,
+        matrices=pictures,
         staircase=_staircase(report),
+        grain_text=widths_text(report),
+        apart=medians_apart(report),
         budget_text=budget_text,
         prediction_text=prediction_text,
         notes=[note for v in report.variants for note in [*v.notes, *why_not_faster(report, v)]],
@@ -104,8 +111,8 @@ def _story(report: Report) -> list[tuple[str, str, str]]:
     """(figure, what it is, detail): what a person should know after five seconds."""
     dense, small, proof = report.dense, report.repacked, report.equivalence
     smaller = f"{dense.parameters / small.parameters:.2f}x smaller"
-    story = [(smaller, "parameters", f"{_count(dense.parameters)} → {_count(small.parameters)}")]
-    story.append((f"{report.macs_ratio:.2f}x less work", "MACs", f"{_count(dense.macs)} → {_count(small.macs)}"))
+    story = [(smaller, "parameters", f"{count(dense.parameters)} → {count(small.parameters)}")]
+    story.append((f"{report.macs_ratio:.2f}x less work", "MACs", f"{count(dense.macs)} → {count(small.macs)}"))
     speed = next((s for s in report.speedup if isinstance(s, Speedup)), None)
     if speed is not None:
         figure = f"{speed.ratio:.2f}x faster" if speed.ratio > 1 else f"{speed.ratio:.2f}x: slower"
@@ -114,7 +121,7 @@ def _story(report: Report) -> list[tuple[str, str, str]]:
     for name, before in dense.metrics.items():
         after = small.metrics.get(name)
         if after is not None:
-            story.append((f"{_score(name, before)} → {_score(name, after)}", f"test {name}", "dense → repacked"))
+            story.append((f"{score(name, before)} → {score(name, after)}", f"test {name}", "dense → repacked"))
     same = f"masked = repacked on {proof.samples:,} test samples"
     story.append((f"{proof.max_relative:.0e}", "proven equal", f"{same}: largest relative difference"))
     return story
@@ -217,12 +224,12 @@ def _trade(report: Report, history: Sequence[dict[str, Any]]) -> Markup:
         series.append(Series("during training, epoch by epoch", way, 7))
     for name, figures, color in _models(report):
         if figures.macs is not None and metric in figures.metrics:
-            label = f"{name}: {_score(metric, figures.metrics[metric])}, {_count(figures.macs)} MACs"
+            label = f"{name}: {score(metric, figures.metrics[metric])}, {count(figures.macs)} MACs"
             point = (figures.macs / scale, figures.metrics[metric])
             series.append(Series(name, [point], color, marks=True, labels=[label]))
     for control in report.controls:
         if metric in control.metrics:
-            label = f"{control.name}, without sparsity: {_score(metric, control.metrics[metric])}"
+            label = f"{control.name}, without sparsity: {score(metric, control.metrics[metric])}"
             point = (control.macs / scale, control.metrics[metric])
             series.append(Series(control.name, [point], 7, marks=True, labels=[label]))
     return Markup(chart(series, "million MACs per sample" if scale > 1 else "MACs per sample", f"test {metric}"))
@@ -240,10 +247,11 @@ def _training(history: Sequence[dict[str, Any]]) -> list[tuple[str, Markup, list
         Series("cost", [(e, r["cost"]) for e, r in zip(epochs, history, strict=True)], 1, marks=len(epochs) < 30),
     ]
     legend = [(line.name, line.color) for line in cost]
-    charts.append(("cost, as a fraction of the dense model's", chart(cost, "epoch", "cost"), legend))
+    charts.append(("cost, as a fraction of the dense model's", chart(cost, "epoch", "cost", whole_x=True), legend))
     for name in _judged(history[-1]):
         line = [(e, _judged(r).get(name, float("nan"))) for e, r in zip(epochs, history, strict=True)]
-        charts.append((f"{name} by epoch", chart([Series(name, line, 1, marks=len(epochs) < 30)], "epoch", name), []))
+        drawn = chart([Series(name, line, 1, marks=len(epochs) < 30)], "epoch", name, whole_x=True)
+        charts.append((f"{name} by epoch", drawn, []))
     norms = [(e, r["norms"]) for e, r in zip(epochs, history, strict=True) if r.get("norms")]
     if norms:
         first = norms[0][1]
@@ -255,7 +263,7 @@ def _training(history: Sequence[dict[str, Any]]) -> list[tuple[str, Markup, list
                     points = [(e, values.get(key, 0.0) / first[key]) for e, values in norms]
                     lines.append(Series(key, points, 1 + index % (COLORS - 1)))
         title = "mean norm of the groups of each axis, relative to its first epoch"
-        charts.append((title, chart(lines, "epoch", "relative norm"), legend))
+        charts.append((title, chart(lines, "epoch", "relative norm", whole_x=True), legend))
     return [(title, Markup(drawn), legend) for title, drawn, legend in charts if drawn]
 
 
@@ -268,7 +276,9 @@ def _widths(report: Report) -> list[tuple[str, list[dict[str, Any]]]]:
     """Each axis with how much of it is left, by kind; the bar's length is the axis's share of the widest."""
     kinds: dict[str, list[dict[str, Any]]] = {}
     for axis in report.axes:
-        kinds.setdefault(axis.kind, []).append({"name": axis.name, "before": axis.before, "after": axis.after})
+        kinds.setdefault(axis.kind, []).append(
+            {"name": axis.name, "before": axis.before, "after": axis.after, "off": axis.off_grain}
+        )
     for rows in kinds.values():
         widest = max(row["before"] for row in rows) or 1
         for row in rows:
@@ -291,59 +301,3 @@ def _history(path: Path | None) -> list[dict[str, Any]]:
     found = json.loads(path.read_text(encoding="utf-8"))
     whole = isinstance(found, list) and all(isinstance(r, dict) and r.keys() >= DRAWN for r in found)
     return found if whole else []  # what another hand has changed is not drawn
-
-
-def _matrices(path: Path | None) -> list[dict[str, Any]]:
-    """Pictures of weights with removed rows or columns: as many as fit, spread over the network."""
-    if path is None or not path.is_file():
-        return []
-    found = []
-    try:
-        with safe_open(path, "numpy") as file:
-            for name in sorted(file.keys(), key=_natural):
-                shape = file.get_slice(name).get_shape()
-                if len(shape) < 2 or shape[0] < 4:
-                    continue
-                weight = file.get_tensor(name)
-                flat = weight.reshape(shape[0], shape[1], -1) != 0
-                rows, columns = int(flat.any((1, 2)).sum()), int(flat.any((0, 2)).sum())
-                if rows < shape[0] or columns < shape[1]:
-                    found.append((name, weight, rows, columns))
-    except (SafetensorError, TypeError):  # a type that numpy lacks
-        return []
-    spread = sorted({round(i) for i in np.linspace(0, len(found) - 1, MOST_MATRICES)}) if found else []
-    return [
-        {
-            "name": name,
-            "text": f"{rows} of {weight.shape[0]} rows, {columns} of {weight.shape[1]} columns",
-            "png": matrix_png(weight),
-        }
-        for name, weight, rows, columns in (found[i] for i in spread)
-    ]
-
-
-def _natural(name: str) -> list[tuple[int, str]]:
-    """layer2 before layer10."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
-
-
-def _count(value: int | float | None) -> str:
-    if value is None:
-        return "not known"
-    return f"{value:,.0f}" if value < 1e6 else f"{value / 1e6:,.2f} M" if value < 1e9 else f"{value / 1e9:,.2f} G"
-
-
-def _size(value: int | None) -> str:
-    if value is None:
-        return "not known"
-    return f"{value / 1e3:.1f} kB" if value < 1e6 else f"{value / 1e6:.2f} MB"
-
-
-def _score(name: str, value: float) -> str:
-    return f"{value:.2f} %" if name in PERCENT else f"{value:.4g}"
-
-
-def _ms(value: float | None) -> str:
-    if value is None:
-        return "not known"
-    return f"{value:.{3 if value < 1 else 2 if value < 10 else 1 if value < 100 else 0}f} ms"

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
+from sslprune.report.course import Course
 from sslprune.report.figures import Control, Figures, Size, Variant
 from sslprune.report.inspection import Sensitivity
 from sslprune.report.judgement import Baseline, Gate
@@ -22,7 +23,7 @@ SCHEMA_FILE = Path(__file__).parent / "report.schema.json"
 class Staircase(Record):
     """How long a lone convolution of each width takes on this machine, relative to the widest, and what follows.
 
-    Widths were kept on multiples of ``round_to``. ``gain``: what a width off the machine's ``step`` costs per
+    Widths were to be multiples of ``round_to``. ``gain``: what a width off the machine's ``step`` costs per
     multiply-accumulate, over one on it.
     """
 
@@ -45,12 +46,21 @@ class Equivalence(Record):
 
 
 class AxisChange(Record):
-    """How many groups of one axis there were and are."""
+    """How many groups of one axis there were and are.
+
+    ``grain``: what ``after`` was to be a multiple of, as far as the budget allowed; None where it is no width.
+    """
 
     name: str
     kind: str
     before: int
     after: int
+    grain: int | None = None
+
+    @property
+    def off_grain(self) -> bool:
+        """Whether what was taken left a width between two steps."""
+        return self.grain is not None and self.after not in (self.before, 0) and self.after % self.grain != 0
 
 
 class Budget(Record):
@@ -126,6 +136,7 @@ class Report(Record):
     staircase: Staircase | None = None
     baseline: Baseline | None = None
     sensitivity: Sensitivity | None = None  # of the dense model, where RUN/sensitivity.json has it
+    course: Course | None = None  # of reports since there is one
     recipe_sha256: str | None = None
     lower_is_better: list[str] = []  # the metrics in which less is better
     notes: list[str] = []

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from sslprune.errors import few
 from sslprune.report.figures import Variant
 from sslprune.report.values import Budget, Report
-from sslprune.values.measure import Speedup
+from sslprune.values.measure import Latency, Speedup
 
 INTEGER = ("QLinear", "QGemm", "MatMulInteger", "ConvInteger", "DynamicQuantize", "QAttention", "QuantizeLinear")
 
@@ -87,10 +88,34 @@ def realised(report: Report) -> list[str]:
     shares = [s for s in report.speedup if isinstance(s, Speedup) and s.realised is not None]
     told = ", ".join(f"{100 * (s.realised or 0):.0f} % ({setting_text(s)})" for s in shares)
     lines = [f"of {report.macs_ratio:.2f}x fewer MACs, the clock shows {told}"] if shares else []
+    return [*lines, *medians_apart(report), *widths_text(report)]
+
+
+def widths_text(report: Report) -> list[str]:
+    """What the widths that changed are: how many lie on their grain, and a warning that names those that do not."""
+    changed = [axis for axis in report.axes if axis.grain is not None and axis.grain > 1 and axis.after != axis.before]
+    if not changed:
+        return []
+    off = [f"{axis.name} {axis.after} (grain {axis.grain})" for axis in changed if axis.off_grain]
+    said = f"{len(changed) - len(off)} of {len(changed)} widths that changed are multiples of their grain"
+    if not off:
+        return [said]
     stairs = report.staircase
-    if stairs is not None and stairs.gain is not None:
-        lines.append(
-            f"widths on multiples of {stairs.round_to}: off this machine's step of {stairs.step},"
-            f" a lone convolution costs {stairs.gain:.2f}x per MAC"
-        )
-    return lines
+    costs = f"; off it a lone convolution costs {stairs.gain:.2f}x per MAC here" if stairs and stairs.gain else ""
+    return [f"{said}; not so {few(off, 6)}, for want of another way to the budget{costs}"]
+
+
+def medians_apart(report: Report) -> list[str]:
+    """Timings whose medians, divided, are not what the paired ratio says, with the reason."""
+    told = []
+    for dense, small, ratio in zip(report.dense.latency, report.repacked.latency, report.speedup, strict=False):
+        if isinstance(dense, Latency) and isinstance(small, Latency) and isinstance(ratio, Speedup):
+            alone = dense.median_ms / small.median_ms
+            if not 0.95 * ratio.low <= alone <= 1.05 * ratio.high:
+                told.append(f"{alone:.2f}x for {ratio.ratio:.2f}x at {setting_text(ratio)}")
+    if not told:
+        return []
+    return [
+        f"medians divided say {', '.join(told)}: something else ran beside some of the calls; the ratio is of calls "
+        "next to each other, which it touched alike"
+    ]

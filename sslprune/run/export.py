@@ -47,6 +47,7 @@ from sslprune.report.ci import write_ci
 from sslprune.report.page import write_page
 from sslprune.run.build import Built, build
 from sslprune.run.check import compares_metrics
+from sslprune.run.course import course_of
 from sslprune.run.directory import RunDirectory
 from sslprune.run.huggingface import write_directory
 from sslprune.show.terminal import Show
@@ -104,9 +105,10 @@ def _export(directory: RunDirectory, show: Show, program: Program | None) -> Rep
     example = _rows(built[0], data)
     times = measure_speed(recipe, built, data, example, show)
     report = assemble(recipe, result, built, checks, times, example, data.task.lower_is_better, show)
+    course = course_of(recipe, directory, data, result.equivalence.samples)
     untrained = compares_metrics(recipe) and at_chance(dense, data.train, data.task)
     gates = [gate.without_gain() for gate in report.gates] if untrained else report.gates
-    return report.model_copy(update={"recipe_sha256": digest, "gates": gates})
+    return report.model_copy(update={"recipe_sha256": digest, "gates": gates, "course": course})
 
 
 def beside(report: Report, directory: RunDirectory) -> Report:
@@ -281,7 +283,7 @@ def assemble(
         gates=judge(recipe, dense, repacked, speedup, result.equivalence, variants, lower_is_better),
         variants=variants,
         profiles=profiles,
-        staircase=_staircase(recipe),
+        staircase=_staircase(recipe) if any("Conv" in o.operator for p in profiles for o in p.operators) else None,
     )
 
 

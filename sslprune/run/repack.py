@@ -16,11 +16,13 @@ from sslprune.capture.trace import trace
 from sslprune.choose.constraints import constraints_of
 from sslprune.choose.sections import select_with_sections
 from sslprune.cost.counts import Cost
+from sslprune.cost.grain import grain as machine_grain
 from sslprune.data import Data, build_data
 from sslprune.errors import RepackError
 from sslprune.export.program import save_program
 from sslprune.files import write_atomic
 from sslprune.kinds.find import find_axes
+from sslprune.kinds.table import kind_of
 from sslprune.models.build import count_parameters, device_of, load_trained
 from sslprune.recipe import PruneSection, Recipe
 from sslprune.removal.plan import plan_of, read_plan, write_plan
@@ -88,7 +90,7 @@ def _repack(directory: RunDirectory, target: RunDirectory, show: Show, program: 
         dense=sizes[0],
         repacked=sizes[1],
         equivalence=equivalence,
-        axes=changes(removed, small),
+        axes=changes(removed, small, grains_of(recipe, chosen)),
         whole=Size.load(directory.training.whole) if directory.training.whole.is_file() else None,
     )
     with show.progress("writing the repacked model"):
@@ -179,7 +181,16 @@ def prove(
     )
 
 
-def changes(removed: Selection, small: nn.Module) -> list[AxisChange]:
+def grains_of(recipe: Recipe, chosen: Sequence[tuple[Axis, PruneSection]]) -> list[int | None]:
+    """What the width of each axis was to be a multiple of; None where it is no width, and where no budget chose."""
+    if not recipe.budget.given:
+        return [None] * len(chosen)
+    step = machine_grain() if recipe.budget.round_to == "auto" else recipe.budget.round_to
+    constraints = constraints_of(chosen, 0.0, step)
+    return [constraints.grain(i, step) if kind_of(axis).is_width else None for i, (axis, _) in enumerate(chosen)]
+
+
+def changes(removed: Selection, small: nn.Module, grains: Sequence[int | None]) -> list[AxisChange]:
     """How many groups of each axis remain; none of those inside a branch that is gone."""
     left = set(small.state_dict())
     return [
@@ -188,6 +199,7 @@ def changes(removed: Selection, small: nn.Module) -> list[AxisChange]:
             kind=axis.kind,
             before=axis.size,
             after=removed.left(axis) if any(member.name in left for member in axis.members) else 0,
+            grain=grain,
         )
-        for axis in removed.axes
+        for axis, grain in zip(removed.axes, grains, strict=True)
     ]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from rich.text import Text
 
 from sslprune.report import Speedup
-from sslprune.values.metrics import PERCENT
+from sslprune.values.amounts import count, score
 
 
 def faster(speedup: Speedup) -> Text:
@@ -20,23 +20,8 @@ def faster(speedup: Speedup) -> Text:
     return Text.assemble((f"{speedup.ratio:.2f}x {word}", style), interval)
 
 
-def ms(value: float) -> str:
-    return f"{value:.{3 if value < 1 else 2 if value < 10 else 1 if value < 100 else 0}f} ms"
-
-
-def size_text(value: int) -> str:
-    return f"{value / 1e3:.1f} kB" if value < 1e6 else f"{value / 1e6:.2f} MB"
-
-
-def score(name: str, value: float) -> str:
-    return f"{value:.2f} %" if name in PERCENT else f"{value:.4g}"
-
-
 def counts(*values: float) -> tuple[str, ...]:
-    return tuple(
-        f"{value:,.0f}" if value < 1e6 else f"{value / 1e6:,.2f} M" if value < 1e9 else f"{value / 1e9:,.2f} G"
-        for value in values
-    )
+    return tuple(map(count, values))
 
 
 def scores(metrics: Mapping[str, float]) -> str:

@@ -8,7 +8,8 @@ from rich.text import Text
 
 from sslprune.kinds.table import kind_of
 from sslprune.report import MEASURE_WORDS, Inspection, Sensitivity
-from sslprune.show.figures import counts, ms
+from sslprune.show.figures import counts
+from sslprune.values.amounts import ms
 from sslprune.values.metrics import figure
 
 TIED = {"indices": "tied: the same groups as in", "block": "tied: goes with"}

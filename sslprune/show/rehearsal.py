@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sslprune.report import RunPlan
-from sslprune.show.figures import ms, size_text
+from sslprune.values.amounts import ms, size_text
 from sslprune.values.durations import duration
 
 

@@ -20,7 +20,8 @@ from sslprune.report import (
     setting_text,
     why_not_faster,
 )
-from sslprune.show.figures import faster, ms, score, size_text
+from sslprune.show.figures import faster
+from sslprune.values.amounts import ms, score, size_text
 
 if TYPE_CHECKING:  # torch is heavy, and nothing here needs it
     from sslprune.bench import Comparison, Footprint

@@ -25,8 +25,9 @@ from sslprune.report import (
     prediction_text,
     realised,
 )
-from sslprune.show.figures import counts, faster, ms, score, scores, size_text
+from sslprune.show.figures import counts, faster, scores
 from sslprune.show.speed import changes, curve_table, operators, variants
+from sslprune.values.amounts import ms, score, size_text
 from sslprune.values.metrics import PERCENT, signed
 
 
@@ -73,7 +74,8 @@ def summary(report: Report, written: Written) -> RenderableType:
     if report.variants:
         speed += ["", variants(report)]
     if report.profiles:
-        speed += ["", operators(report.profiles[:2]), *realised(report)]
+        speed += ["", operators(report.profiles[:2])]
+    speed += ["", *notes] if (notes := realised(report)) else []
     if report.controls:
         speed += ["", _controls(report)]
     if report.baseline is not None:
@@ -114,10 +116,11 @@ def _gates(gates: Sequence[tuple[str, Gate]]) -> Table:
     for title, gate in gates:
         mark = Text("\u2713", style="bold green") if gate.passed else Text("\u2717", style="bold red")
         sign = "at least" if gate.name.startswith("min_") else "at most"
+        at = f" ({gate.judged})" if gate.judged else ""
         value = Text(
             "not measured" if gate.value is None else f"{gate.value:.4g}", style="" if gate.passed else "bold red"
         )
-        table.add_row(mark, title, value, Text(f"{sign} {gate.limit:g}", style="dim"))
+        table.add_row(mark, title, value, Text(f"{sign} {gate.limit:g}{at}", style="dim"))
     return table
 
 

@@ -41,8 +41,9 @@ class Schedule:
             if phase == "dense" and not dense:
                 continue
             count = math.ceil(left / epoch_steps)
+            word = "train" if phase == "heal" and not _makes_sparse(recipe) else phase  # nothing to heal from
             for i in range(count):
-                epochs.append(Epoch(phase, len(epochs), min(epoch_steps, left), f"{phase} {i + 1}/{count}"))
+                epochs.append(Epoch(phase, len(epochs), min(epoch_steps, left), f"{word} {i + 1}/{count}"))
                 left -= epoch_steps
         _check_fits(recipe, steps, epoch_steps)
         return cls(tuple(epochs), steps, epoch_steps)
@@ -64,6 +65,10 @@ class Schedule:
         elif epoch.phase == "sparse":
             section = section.model_copy(update={"lr": section.sparse_lr or section.lr})
         return (learning_rate(section, first + i, num_steps, self.epoch_steps) for i in range(epoch.num_steps))
+
+
+def _makes_sparse(recipe: Recipe) -> bool:
+    return bool(recipe.schedule.sparse.count or recipe.calibrate is not None)
 
 
 def _check_fits(recipe: Recipe, steps: dict[str, int], epoch_steps: int) -> None:
