@@ -12,6 +12,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+import sslprune
 from sslprune.cli import app
 from sslprune.data import build_data, reopen
 from sslprune.errors import DataError, RecipeError, RunError
@@ -115,6 +116,27 @@ def invoke(*words: object) -> Any:
     return CliRunner().invoke(app, [str(word) for word in words])
 
 
+def check_goes_on(run: RunDirectory, answer: dict[str, Any]) -> None:
+    """What is added is what the repacked program finds likeliest, token after token; drawn ones differ by seed."""
+    small, encoder = sslprune.load(run.path), reopen(run.recipe(), run.tokenizer, (None, None))
+    ids = encoder.begun("Anna sees")
+    first = len(ids)
+    while len(ids) < min(first + 20, PLACES) and (len(ids) == first or ids[-1] != encoder.end):
+        with torch.no_grad():
+            logits = small(torch.tensor([ids]))["logits"][0, -1]
+        ids.append(int(logits[: len(encoder.tokenizer)].argmax()))  # type: ignore[attr-defined]
+    assert answer["repacked"]["goes_on"] == encoder.text(ids[first:]) and answer["repacked"]["tokens_per_second"] > 0
+    drawn = [
+        json.loads(
+            invoke("predict", run, "Anna sees", "--tokens", 9, "--temperature", 5, "--seed", seed, "--json").stdout
+        )
+        for seed in (1, 1, 2)
+    ]
+    texts = [answers[0]["dense"]["goes_on"] for answers in drawn]
+    assert texts[0] == texts[1] != texts[2]
+    assert "tokens/s" in invoke("predict", run, "Anna sees", "--tokens", 3).stdout
+
+
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 def test_the_whole_road(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("WARM_UP", 0.005), ("ENOUGH", 0.01)):
@@ -137,6 +159,7 @@ def test_the_whole_road(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert 1 < len(words) <= 5 and 0 < sum(words.values()) <= 1.0001
     best = {answer["sample"]: next(iter(answer["dense"]["next_words"])) for answer in answers}
     assert best["Anna sees"] in (" the", " a", " Bob")
+    check_goes_on(run, answers[0])
     said = invoke("predict", run, "Anna sees " * 30)
     assert said.exit_code == 1 and f"takes at most {PLACES}" in said.stderr, said.output
 

@@ -189,8 +189,9 @@ def test_what_no_configuration_says_names_the_layer_and_the_field(models, tmp_pa
     model, program = models[name]
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "old").write_text("kept")
+    masked, small = cut(model, program, cuts)
     with pytest.raises(ExportError, match=said) as caught:
-        sslprune.export_huggingface(*cut(model, program, cuts), tmp_path / "out", program.args, program.kwargs)
+        sslprune.export_huggingface(masked, small, tmp_path / "out", program.args, program.kwargs)
     assert "\n" not in str(caught.value)
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "old"]
 

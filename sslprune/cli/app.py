@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from sslprune.cli import commands
+from sslprune.cli import asking, commands
 
 COMMANDS = {
     "init": commands.init,
@@ -23,7 +23,7 @@ COMMANDS = {
     "run": commands.run_all,
     "control": commands.control,
     "bench": commands.bench,
-    "predict": commands.predict,
+    "predict": asking.predict,
 }
 
 app = typer.Typer(

@@ -327,20 +327,3 @@ def bench(
         if found.profiles:
             show.result("")
             show.result(operators(found.profiles))
-
-
-@guarded
-def predict(
-    run: RunFolder,
-    samples: Annotated[list[str], typer.Argument(metavar="SAMPLE...", help="A sentence, a picture, or a .txt file.")],
-    as_json: Json = False,
-    debug: Debug = False,
-) -> None:
-    """Ask the dense and the repacked model of a run the same thing: both answers, with their times.
-
-    Example: sslprune predict runs/minilm-sst2 "a charming and often affecting journey"
-    """
-    from sslprune.run.predict import predict_run, side_by_side
-
-    answers = predict_run(run, samples)
-    print_json([answer.values() for answer in answers]) if as_json else print(side_by_side(answers))

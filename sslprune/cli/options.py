@@ -75,6 +75,16 @@ BudgetsOption = Annotated[
 ]
 
 
+TokensOption = Annotated[
+    int, typer.Option("--tokens", metavar="N", min=0, max=4096, help="Of a language model: how many it adds, at most.")
+]
+TemperatureOption = Annotated[
+    float,
+    typer.Option("--temperature", min=0.0, max=100.0, help="Draw them by their probabilities; 0 takes the likeliest."),
+]
+SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Of what is drawn.")]
+
+
 class Beginning(StrEnum):
     """Where a control starts from."""
 

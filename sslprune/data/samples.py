@@ -41,6 +41,24 @@ class Encoder:
         found, shares = likeliest(logits)
         return {" ".join(self.named(i) for i in found): float(shares.min())}
 
+    # what goes on from a text, where ``continues``
+
+    end: int | None = None  # the token after which nothing follows
+    longest_text: int | None = None  # tokens that the model reads at once; None: any number
+    num_tokens: int | None = None  # that have a text
+
+    def begun(self, sample: str) -> list[int]:
+        """The ids of a text that goes on, with what comes before it."""
+        raise NotImplementedError
+
+    def inputs(self, ids: list[int]) -> Inputs:
+        """What the model is called with for a text of these ids."""
+        raise NotImplementedError
+
+    def text(self, ids: list[int]) -> str:
+        """The ids as text."""
+        raise NotImplementedError
+
     def named(self, number: int) -> str:
         return self.classes[number] if number < len(self.classes) else str(number)
 

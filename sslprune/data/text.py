@@ -141,19 +141,35 @@ class TextEncoder(Encoder):
     def samples(self, given: str) -> list[str]:
         return lines_in(given)
 
+    @property
+    def end(self) -> int:  # type: ignore[override]
+        return self.vocabulary.ids[END]
+
+    @property
+    def longest_text(self) -> int | None:  # type: ignore[override]
+        return self.steps
+
+    @property
+    def num_tokens(self) -> int:  # type: ignore[override]
+        return len(self.vocabulary)
+
     def encode(self, sample: str) -> Inputs:
-        ids = self._ids(sample)
-        if self.steps is not None:
-            if len(ids) > self.steps:
-                raise DataError(
-                    f'"{sample[:60]}": {len(ids) - 1} words, this model reads {self.steps - 1} at once; give fewer'
-                )
-            ids = F.pad(ids, (0, self.steps - len(ids)))
-        return (ids[None],)
+        ids = self.begun(sample)
+        if self.steps is not None and len(ids) > self.steps:
+            raise DataError(
+                f'"{sample[:60]}": {len(ids) - 1} words, this model reads {self.steps - 1} at once; give fewer'
+            )
+        return self.inputs(ids)
+
+    def inputs(self, ids: list[int]) -> Inputs:
+        return (F.pad(torch.tensor(ids), (0, max(0, (self.steps or 0) - len(ids))))[None],)
+
+    def text(self, ids: list[int]) -> str:
+        return " ".join(self.vocabulary.words[i] for i in ids)
 
     def told(self, sample: str, logits: np.ndarray) -> dict[str, float]:
         """The likeliest next words, with their probabilities."""
-        shares = probabilities(logits[0, len(self._ids(sample)) - 1])
+        shares = probabilities(logits[0, len(self.begun(sample)) - 1])
         best = [int(i) for i in np.argsort(-shares, kind="stable")[:NEXT_WORDS] if i < len(self.vocabulary)]
         return {self.vocabulary.words[i]: float(shares[i]) for i in best}
 
@@ -162,10 +178,9 @@ class TextEncoder(Encoder):
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / VOCABULARY, json.dumps(self.vocabulary.words, ensure_ascii=False) + "\n")
 
-    def _ids(self, sample: str) -> Tensor:
-        """<eos> and the words, shape (words + 1,); no <eos> after them."""
-        words = self.vocabulary.encode([sample], "predict")[:-1]
-        return torch.cat([torch.tensor([self.vocabulary.ids[END]]), words])
+    def begun(self, sample: str) -> list[int]:
+        """<eos> and the words; no <eos> after them."""
+        return [self.vocabulary.ids[END], *self.vocabulary.encode([sample], "predict")[:-1].tolist()]
 
 
 def read(recipe: Recipe, task: Task, device: torch.device, show: Voice) -> Data:

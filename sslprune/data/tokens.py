@@ -71,20 +71,37 @@ class TokenEncoder(Encoder):
     def samples(self, given: str) -> list[str]:
         return lines_in(given)
 
+    @property
+    def end(self) -> int | None:  # type: ignore[override]
+        return self.tokenizer.eos_token_id
+
+    @property
+    def longest_text(self) -> int:  # type: ignore[override]
+        return self.steps or self.longest
+
+    @property
+    def num_tokens(self) -> int:  # type: ignore[override]
+        return len(self.tokenizer)
+
     def encode(self, sample: str) -> Inputs:
-        ids = torch.tensor(self._begun(sample), dtype=torch.int64)
-        if not len(ids):
+        ids = self.begun(sample)
+        if not ids:
             raise DataError(f'"{sample[:60]}": holds no token')
-        longest = self.steps or self.longest
-        if len(ids) > longest:
-            raise DataError(f'"{sample[:60]}": {len(ids)} tokens, the model takes at most {longest}; give fewer')
-        if self.steps is not None:
-            ids = F.pad(ids, (0, self.steps - len(ids)))
-        return (ids[None],)
+        if len(ids) > self.longest_text:
+            raise DataError(
+                f'"{sample[:60]}": {len(ids)} tokens, the model takes at most {self.longest_text}; give fewer'
+            )
+        return self.inputs(ids)
+
+    def inputs(self, ids: list[int]) -> Inputs:
+        return (F.pad(torch.tensor(ids), (0, max(0, (self.steps or 0) - len(ids))))[None],)
+
+    def text(self, ids: list[int]) -> str:
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
 
     def told(self, sample: str, logits: np.ndarray) -> dict[str, float]:
         """The likeliest next tokens, as text, with their probabilities."""
-        shares = probabilities(logits[0, len(self._begun(sample)) - 1])
+        shares = probabilities(logits[0, len(self.begun(sample)) - 1])
         found: dict[str, float] = {}
         for i in np.argsort(-shares, kind="stable")[:NEXT_TOKENS]:
             found.setdefault(self.tokenizer.decode([int(i)]), float(shares[i]))
@@ -94,7 +111,7 @@ class TokenEncoder(Encoder):
         """Write the tokenizer's own files into ``folder``."""
         self.tokenizer.save_pretrained(folder)
 
-    def _begun(self, sample: str) -> list[int]:
+    def begun(self, sample: str) -> list[int]:
         return ([] if self.start is None else [self.start]) + self.tokens(sample)
 
 

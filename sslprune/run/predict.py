@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from sslprune.errors import RunError
 from sslprune.export.file import feeds_of
 from sslprune.export.session import open_session
 from sslprune.run.directory import RunDirectory
+from sslprune.run.generate import Sampling, go_on
 from sslprune.values.inputs import Inputs, arguments
 from sslprune.values.outputs import Output
 from sslprune.values.tasks import Task
@@ -37,6 +38,8 @@ class Answer:
     probability: float | None
     milliseconds: float
     next_words: dict[str, float] = field(default_factory=dict)  # of a language model: the likeliest, with probabilities
+    goes_on: str | None = None  # of a language model: what it adds, token after token ...
+    tokens_per_second: float | None = None  # ... and how fast, each from the whole text so far
     values: dict[str, float] = field(default_factory=dict)
     mask: str | None = None
     shares: bool = False  # the values are parts of 1
@@ -55,11 +58,14 @@ class Prediction:
         return asdict(self)
 
 
-def predict_run(run: str | Path, samples: Sequence[str], threads: int = 1) -> list[Prediction]:
+def predict_run(
+    run: str | Path, samples: Sequence[str], threads: int = 1, sampling: Sampling | None = None
+) -> list[Prediction]:
     """Answer each sample: a sentence, a picture's file, or a text file (.txt) of one sentence a line.
 
     A mask is written as a picture of classes, below ``RUN/predictions``.
-    A language model's answer is how the sentence goes on: the likeliest next words, read from a state of zeros.
+    A language model's answer is how the sentence goes on, read from a state of zeros: the likeliest next words, and
+    what it adds by ``sampling`` (where it is left out 20 tokens, the likeliest each time).
 
     ONNX Runtime on the CPU, batch 1. Raises RunError where the run has not been exported, DataError for a sample that
     cannot be read or does not suit the model.
@@ -76,7 +82,10 @@ def predict_run(run: str | Path, samples: Sequence[str], threads: int = 1) -> li
     for sample in (sample for given in samples for sample in encoder.samples(given)):
         inputs = encoder.encode(sample)
         feeds = [_feeds(model, session, inputs) for model, session in zip(models, sessions, strict=True)]
-        found.append(_answered(sample, encoder, task, feeds, sessions, index, directory.predictions))
+        answered = _answered(sample, encoder, task, feeds, sessions, index, directory.predictions)
+        if encoder.continues:
+            answered = _continued(answered, encoder, models, sessions, index, sampling or Sampling())
+        found.append(answered)
     return found
 
 
@@ -87,6 +96,8 @@ def side_by_side(predictions: Sequence[Prediction]) -> str:
         lines.append(p.sample if len(p.sample) <= 100 else p.sample[:97] + "...")
         for name, answer in (("dense", p.dense), ("repacked", p.repacked)):
             lines.append(f"  {name:<9} {_told(answer)}  {answer.milliseconds:.3f} ms")
+            if answer.goes_on is not None:
+                lines.append(f"  {'':<9} {answer.goes_on!r}  {answer.tokens_per_second:.0f} tokens/s")
     return "\n".join(lines)
 
 
@@ -133,6 +144,28 @@ def _answered(
         label, share = next(iter(told.items()))
         answers.append(Answer(label, share, float(milliseconds), told if encoder.continues else {}))
     return Prediction(sample, *answers)
+
+
+def _continued(
+    answered: Prediction,
+    encoder: Encoder,
+    models: Sequence[Contender],
+    sessions: Sequence[onnxruntime.InferenceSession],
+    index: int,
+    sampling: Sampling,
+) -> Prediction:
+    """The same with what both models add to the sample."""
+    answers = []
+    for answer, model, session in zip((answered.dense, answered.repacked), models, sessions, strict=True):
+
+        def ask(
+            ids: list[int], model: Contender = model, session: onnxruntime.InferenceSession = session
+        ) -> np.ndarray:
+            return np.asarray(session.run(None, _feeds(model, session, encoder.inputs(ids)))[index])
+
+        made = go_on(encoder, answered.sample, ask, sampling)
+        answers.append(replace(answer, goes_on=made.text, tokens_per_second=made.tokens_per_second))
+    return Prediction(answered.sample, *answers)
 
 
 def _index_of(session: onnxruntime.InferenceSession, wanted: Output) -> int:
