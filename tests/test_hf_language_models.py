@@ -20,6 +20,7 @@ from sslprune.models.build import build_model
 from sslprune.recipe import Recipe, load_recipe
 from sslprune.report import Report
 from sslprune.run.directory import RunDirectory
+from sslprune.train.evaluate import evaluate
 
 pytest.importorskip("transformers")
 try:
@@ -178,6 +179,31 @@ def test_the_text_is_tokenised_as_it_stands(folder: Path) -> None:
     assert tokenizer.decode(every) == text
     first: Any = next(data.train.epoch(0))
     assert first[0][0].shape == (8, STEPS)
+
+
+def test_windows_that_overlap_give_the_perplexity_with_a_stride(folder: Path) -> None:
+    """Every token is predicted once, from the tokens before it in its window; by hand, window after window."""
+    made = recipe(folder, "data.stride=5")
+    data, model = build_data(made), build_model(made.model)[0].eval()
+    tokenizer = data.encoder.tokenizer  # type: ignore[attr-defined]
+    text = (folder / "test.txt").read_text()
+    ids = torch.tensor([tokenizer.eos_token_id, *tokenizer(text)["input_ids"]])
+    losses, done = [], 0
+    for begin in range(0, len(ids) - 1, 5):
+        window, wanted = ids[begin : begin + STEPS], ids[begin + 1 : begin + 1 + STEPS]
+        with torch.no_grad():
+            logits = model(window[None, : len(wanted)]).logits[0].double()
+        new = begin + len(wanted) - done
+        losses += torch.nn.functional.cross_entropy(logits, wanted, reduction="none")[len(wanted) - new :].tolist()
+        done = begin + len(wanted)
+        if done == len(ids) - 1:
+            break
+    assert len(losses) == len(ids) - 1
+    found = evaluate(model, data.test, data.task)["perplexity"]
+    assert found == pytest.approx(np.exp(np.mean(losses)), rel=1e-5)
+    assert found != evaluate(model, build_data(recipe(folder)).test, data.task)["perplexity"]
+    with pytest.raises(RecipeError, match=r"data.*stride 13 is beyond steps 12"):
+        recipe(folder, "data.stride=13")
 
 
 def test_what_does_not_fit(folder: Path, tmp_path: Path) -> None:

@@ -81,6 +81,13 @@ def test_perplexity_is_that_of_one_long_pass(tmp_path: Path, steps: int) -> None
     assert evaluate(model, data.test, data.task)["perplexity"] == pytest.approx(math.exp(whole), rel=1e-5)
 
 
+def test_a_state_that_is_carried_reads_no_word_twice(tmp_path: Path) -> None:
+    data = build_data(recipe(tmp_path, test="a b b\nb a\n", steps=3, stride=2))
+    assert len(data.test) == 3 and sum(int((t != IGNORED).sum()) for _, t in data.test) == 7
+    with pytest.raises(DataError, match=r"data\.stride: the model carries its state on"):
+        data.check(lstm_lm(vocabulary=4, hidden=6))
+
+
 def test_a_vocabulary_can_be_given(tmp_path: Path) -> None:
     for name, text in (("words.txt", "<eos>\nb\na\n"), ("words.json", json.dumps(["<eos>", "b", "a"]))):
         (tmp_path / name).write_text(text)

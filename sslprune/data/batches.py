@@ -17,7 +17,7 @@ from sslprune.data.samples import Encoder
 from sslprune.errors import DataError
 from sslprune.models.build import find_callable
 from sslprune.recipe import DataSection
-from sslprune.values.carry import carrying, example_for
+from sslprune.values.carry import carries, carrying, example_for
 from sslprune.values.inputs import Inputs, arguments, call, counts_rows, each, length_of, num_rows, tensors_in
 from sslprune.values.own_code import own_code, told
 from sslprune.values.task_table import Named, task_of
@@ -54,6 +54,7 @@ class Data:
 
     def check(self, model: nn.Module) -> None:
         """Raise DataError unless ``model`` (on the CPU) knows every token of the data."""
+        check_overlap(self.test, model)
         if self.num_ids is None:
             return
         args, kwargs = arguments(each(self.example, Tensor.cpu))
@@ -138,6 +139,12 @@ def _together(one: Inputs, other: Inputs) -> Inputs:
         )
     joined = iter(torch.cat(pair) if pair[0].dim() else pair[0] for pair in pairs)
     return each(one, lambda value: next(joined))
+
+
+def check_overlap(test: Any, model: nn.Module) -> None:
+    """Raise DataError for windows of text that overlap, where ``model`` carries what it has read on."""
+    if carries(model) and getattr(test, "overlap", 0):
+        raise DataError("data.stride: the model carries its state on, and would read words twice; leave it out")
 
 
 def task_for(section: DataSection) -> Task:

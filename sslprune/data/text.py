@@ -90,33 +90,48 @@ class TextBatches:
 
     Training has many ``streams``, and leaves out what does not fill them. Evaluation (``start`` is the id of ``<eos>``,
     which comes before the text, so that its first word is predicted too) has one. Places after the end are -100.
+    With a ``stride`` each batch begins so much later than the last, and what that one has predicted already is -100:
+    every word is predicted once, from ``steps - stride`` words or more but at the beginning.
     """
 
     def __init__(
-        self, ids: Tensor, steps: int, streams: int, device: torch.device, *, start: int | None = None
+        self,
+        ids: Tensor,
+        steps: int,
+        streams: int,
+        device: torch.device,
+        *,
+        start: int | None = None,
+        stride: int | None = None,
     ) -> None:
         if start is not None:
             ids = torch.cat([torch.tensor([start]), ids])
         length = len(ids) // streams
         self.streams = ids[: length * streams].view(streams, length).to(device)
         self.batch_size = streams
-        self.steps = steps
+        self.steps, self.stride = steps, stride or steps
+        self.overlap = steps - self.stride
 
     def __len__(self) -> int:
-        return -(-(self.streams.shape[1] - 1) // self.steps)
+        return 1 + -(-max(0, self.streams.shape[1] - 1 - self.steps) // self.stride)
 
     def __iter__(self) -> Iterator[Batch]:
         return self.epoch(0)
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """One pass, the same each time: a text has but one order."""
-        missing = len(self) * self.steps - (self.streams.shape[1] - 1)
+        missing = (len(self) - 1) * self.stride + self.steps - (self.streams.shape[1] - 1)
         words, targets = (
             F.pad(self.streams[:, :-1], (0, missing)),
             F.pad(self.streams[:, 1:], (0, missing), value=IGNORED),
         )
-        for pair in zip(words.split(self.steps, 1), targets.split(self.steps, 1), strict=True):
-            yield (pair[0],), pair[1]
+        for number in range(len(self)):
+            window = slice(number * self.stride, number * self.stride + self.steps)
+            wanted = targets[:, window]
+            if number and self.overlap:
+                wanted = wanted.clone()
+                wanted[:, : self.overlap] = IGNORED
+            yield (words[:, window],), wanted
 
     @property
     def example(self) -> tuple[Tensor, ...]:
@@ -227,7 +242,7 @@ def _batches(
     if section.steps > max(len(ids), SHORT):
         raise DataError(f"data.steps: {section.steps:,}, and {section.train} has {len(ids):,} words; give fewer steps")
     test, valid = (
-        TextBatches(encode(path), section.steps, 1, device, start=start) if path else None
+        TextBatches(encode(path), section.steps, 1, device, start=start, stride=section.stride) if path else None
         for path in (section.test, section.valid)
     )
     assert test is not None

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sslprune.data.batches import Data
+from sslprune.data.batches import Data, check_overlap
 from sslprune.data.samples import Encoder, lines_in, probabilities, read_lines
 from sslprune.errors import DataError, RunError
 from sslprune.models.huggingface import check_tokens, load_tokenizer
@@ -33,6 +33,7 @@ class TokenData(Data):
     def check(self, model: nn.Module) -> None:
         """Raise DataError unless ``model`` knows the tokenizer's tokens, and takes as many as are read at once."""
         assert isinstance(self.encoder, TokenEncoder)
+        check_overlap(self.test, model)
         steps = self.encoder.read_at_once
         check_tokens(self.encoder.tokenizer, model, steps, f"data.steps: {steps} tokens")
 

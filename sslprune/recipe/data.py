@@ -154,6 +154,9 @@ class RunningTextSection(DataSection, TextsSection):
     """A Hugging Face model directory; left out: that of a model "hf:<kind>"."""
     steps: Steps = 35
     """Words (or tokens) a batch, and of truncated backpropagation."""
+    stride: Steps | None = None
+    """Of evaluation, for a model without state: so far a window of ``steps`` moves on, and what it has seen before is
+    context alone; left out: each window begins anew."""
     fixed_length: bool = False
     """The model's graph has one length, as one unrolled in time does."""
 
@@ -165,6 +168,10 @@ class RunningTextSection(DataSection, TextsSection):
     def _one_reader(self) -> Self:
         if self.vocabulary is not None and self.tokenizer is not None:
             raise ValueError("vocabulary and tokenizer both say what a word is; leave one of them out")
+        if self.stride is not None and self.stride > self.steps:
+            raise ValueError(
+                f"stride {self.stride} is beyond steps {self.steps}, so that words would be skipped; lower it"
+            )
         return self
 
 

@@ -60,7 +60,7 @@ def write_directory(directory: RunDirectory, recipe: Recipe, data: Data, show: S
         tensors = load_file(directory.weights)
         changes = export_huggingface(model, small, directory.huggingface, args, kwargs, finish=finish, tensors=tensors)
     fields = ", ".join(f"{name} = {value}" for name, value in changes.items()) or "no field"
-    show.say(f"{directory.huggingface}: {fields}; loaded by transformers and equal")
+    show.say(f"export/huggingface: {fields}; loaded by transformers, and equal")
     return changes
 
 
