@@ -143,7 +143,7 @@ def _together(one: Inputs, other: Inputs) -> Inputs:
 
 def check_overlap(test: Any, model: nn.Module) -> None:
     """Raise DataError for windows of text that overlap, where ``model`` carries what it has read on."""
-    if carries(model) and getattr(test, "overlap", 0):
+    if carries(model) and getattr(test, "overlap", False):
         raise DataError("data.stride: the model carries its state on, and would read words twice; leave it out")
 
 

@@ -110,7 +110,7 @@ class TextBatches:
         self.streams = ids[: length * streams].view(streams, length).to(device)
         self.batch_size = streams
         self.steps, self.stride = steps, stride or steps
-        self.overlap = steps - self.stride
+        self.overlap = steps - self.stride  # words
 
     def __len__(self) -> int:
         return 1 + -(-max(0, self.streams.shape[1] - 1 - self.steps) // self.stride)

@@ -49,7 +49,6 @@ from sslprune.run.build import Built, build
 from sslprune.run.check import compares_metrics
 from sslprune.run.course import course_of
 from sslprune.run.directory import RunDirectory
-from sslprune.run.huggingface import write_directory
 from sslprune.show.terminal import Show
 from sslprune.train.chance import at_chance
 from sslprune.train.evaluate import evaluate, full_precision
@@ -94,8 +93,6 @@ def _export(directory: RunDirectory, show: Show, program: Program | None) -> Rep
     data = build_data(recipe, show)
     dense = load_trained(recipe.model, directory.dense)
     data = data.taught_by(dense)
-    if recipe.export.huggingface:  # what a class cannot hold is said before anything takes minutes
-        write_directory(directory, recipe, data, show)
     built = build(recipe, directory, result, dense, data, show, program)
     checks = measure_metrics(recipe, built, data, show)
     digest = _digest(directory)
