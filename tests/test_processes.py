@@ -272,6 +272,18 @@ def test_as_many_processes_as_you_like_train_the_same(tmp_path: Path, world: int
         assert other["parameters"] == one["parameters"]
 
 
+def test_factors_of_gradients_are_a_fraction_of_them_and_the_same_again(tmp_path: Path) -> None:
+    """PowerSGD sends again when an answer comes: no answer gets lost, also where groups leave the model."""
+    schedule = {"dense": "4it", "sparse": "24it", "heal": "4it", "shrink": "12it"}
+    values = recipe(train={"compress": "powersgd", "lr": 0.02}, schedule=schedule)
+    for name in ("one", "again"):
+        together(2, trained, values, tmp_path / name)
+    (one, _, history), (again, _, _) = of(tmp_path / "one"), of(tmp_path / "again")
+    assert all(torch.equal(value, again[name]) for name, value in one.items())
+    assert history[-1]["loss"] < history[0]["loss"] and history[-1]["parameters"] < history[0]["parameters"]
+    assert history[1]["bytes"] < 0.75 * 4 * history[1]["parameters"]
+
+
 def test_a_batch_in_time_is_the_batch(tmp_path: Path) -> None:
     for count in (1, 4):
         values = recipe(**PLAIN, train={"accumulate": count, "sync_batch_norm": False})

@@ -168,8 +168,9 @@ class TrainSection(Section):
     model's at the end."""
     accumulate: Count = 1
     """In how many backward passes a step takes its batch: it needs less memory, and gives the same gradient."""
-    compress: Literal["off", "ternary", "fp16", "bf16"] = "off"
-    """How processes send gradients: "ternary" as -1, 0 and 1 times a number a tensor (TernGrad), or in 16 bits."""
+    compress: Literal["off", "ternary", "powersgd", "fp16", "bf16"] = "off"
+    """How processes send gradients: "ternary" as -1, 0 and 1 times a number a tensor (TernGrad), "powersgd" as two
+    factors of rank 2 (Vogels et al. 2019), or in 16 bits."""
     sync_batch_norm: bool = False
     """Whether batch norms see the batch of all processes; else each sees its own part of it."""
     loss_factor: Positive = 1.0

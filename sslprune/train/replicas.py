@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook, fp16_compress_hook
+from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
@@ -31,6 +33,8 @@ from sslprune.values.inputs import Inputs
 from sslprune.values.tasks import MODEL, Task
 from sslprune.values.team import Team
 
+LARGEST = 1 << 20  # megabytes of a bucket of gradients: all of them
+RANK, BEGIN = 2, 2  # of PowerSGD's factors; the step from which it acts
 APART = 1e-4  # the share by which weights may differ between processes before something is wrong
 
 
@@ -45,6 +49,8 @@ class Replicas:
         self.wrapper: DistributedDataParallel | None = None  # of the model that trains, where there are several
         self._steps = 0  # that the wrapper has seen
         self.ternary: Ternary | None = None  # likewise, where gradients are
+        self.low_rank: PowerSGDState | None = None  # likewise
+        self._group: dist.ProcessGroup | None = None  # PowerSGD's own: it sends again when an answer comes
         self.last: frozenset[str] = frozenset()  # the names of the last layer's parameters, once they are asked for
 
     @property
@@ -76,18 +82,25 @@ class Replicas:
         if self.team.world == 1:
             return model
         self.wrapper, self._steps = None, 0  # its hooks on the parameters go before others come
-        self.wrapper = DistributedDataParallel(model, broadcast_buffers=False, find_unused_parameters=True)
+        bucket = LARGEST if self.recipe.train.compress == "powersgd" else None  # one, so that its answers keep an order
+        self.wrapper = DistributedDataParallel(
+            model, broadcast_buffers=False, find_unused_parameters=True, bucket_cap_mb=bucket
+        )
         self._compress(model, self.wrapper)
         return self.wrapper
 
     def _compress(self, model: nn.Module, wrapper: DistributedDataParallel) -> None:
         """Let ``wrapper`` send gradients as the recipe says; what that draws or remembers begins anew with it."""
-        kind, self.ternary = self.recipe.train.compress, None
+        kind, self.ternary, self.low_rank = self.recipe.train.compress, None, None
         if kind == "ternary":
             self.last = self.last or _last_layer(model)
             whole = [id(parameter) for name, parameter in model.named_parameters() if name in self.last]
             self.ternary = Ternary(self.team.world, whole, int(torch.randint(2**31, ())))
             wrapper.register_comm_hook(self.ternary, lambda state, bucket: ternary_hook(state, bucket))
+        elif kind == "powersgd":
+            self._group = self._group or dist.new_group()
+            self.low_rank = PowerSGDState(self._group, RANK, BEGIN, random_seed=self.recipe.run.seed)
+            wrapper.register_comm_hook(self.low_rank, powerSGD_hook)
         elif kind != "off":
             wrapper.register_comm_hook(None, {"bf16": bf16_compress_hook, "fp16": fp16_compress_hook}[kind])
 
@@ -102,8 +115,11 @@ class Replicas:
             return {}
         if self.ternary is not None:
             return {"bytes": self.ternary.sent // max(1, self._steps)}
-        size = 4 if self.recipe.train.compress == "off" else 2
-        return {"bytes": size * sum(p.numel() for p in model.parameters() if p.requires_grad)}
+        numbers = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        if self.low_rank is not None:
+            whole = min(BEGIN, self._steps) * numbers
+            return {"bytes": 4 * (whole + self.low_rank.total_numel_after_compression) // max(1, self._steps)}
+        return {"bytes": (2 if self.recipe.train.compress in ("fp16", "bf16") else 4) * numbers}
 
     def held(self, last: bool) -> AbstractContextManager[Any]:
         """Around a forward and a backward pass: gradients are kept here until the ``last`` of a step."""
