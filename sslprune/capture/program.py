@@ -29,8 +29,9 @@ class Program:
     graph name, ``constants`` those that are not the model's own. ``batch`` is the example's batch size. ``carried``
     is the state that the model carries from call to call, as pairs (input, output) of places among the inputs' and
     outputs' leaves: it starts at zero, and each output is that input of the next call. ``opened``: of each graph the
-    places among the outputs' leaves of which one dimension may go, with that dimension. ``exported`` is what
-    torch.export made of the model in evaluation mode.
+    places among the outputs' leaves of which one dimension may go, with that dimension; ``looked_up``: the weights
+    whose rows may go, since what looks them up is numbered anew. ``exported`` is what torch.export made of the model in
+    evaluation mode.
 
     A program serves every instance of the model's class, as far as `serves` says so: who reads numbers takes them from
     the instance.
@@ -53,6 +54,7 @@ class Program:
     random: tuple[str, ...] = ()  # the operators that draw random numbers in evaluation
     untrained: frozenset[str] = frozenset()  # the parameters that no gradient reaches, by graph name
     opened: tuple[Mapping[int, int], ...] = ()
+    looked_up: frozenset[str] = frozenset()
     exported: torch.export.ExportedProgram | None = field(default=None, repr=False, compare=False)
 
     @property

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from sslprune.data.kept import KeptClasses
+from sslprune.data.kept import KeptClasses, KeptTokens
 from sslprune.data.samples import Encoder
 from sslprune.errors import DataError
 from sslprune.models.build import find_callable
@@ -51,6 +51,7 @@ class Data:
     num_ids: int | None = None  # of the tokens: 0 to one less
     encoder: Encoder = field(default_factory=Encoder)  # of one more sample
     kept: KeptClasses | None = None  # the classes that are left, where the recipe keeps some alone
+    tokens: KeptTokens | None = None  # and the tokens
 
     def check(self, model: nn.Module) -> None:
         """Raise DataError unless ``model`` (on the CPU) knows every token of the data."""

@@ -68,15 +68,26 @@ def _number(wanted: str | int, classes: Sequence[str], count: int, source: str) 
     raise DataError(f'{FIELD}: "{wanted}" is no class of {source}; it has {known}')
 
 
+@dataclass(frozen=True, eq=False)
+class KeptTokens:
+    """The tokens that are left of a vocabulary, by their ``numbers`` among all, ascending: their new ones count from 0.
+
+    ``test``: the test texts as the whole tokenizer splits them, in the old numbers.
+    """
+
+    numbers: tuple[int, ...]
+    test: Any
+
+
 class AllNumbers:
     """Batches of another source, whose targets are the numbers that the classes have among all."""
 
-    def __init__(self, source: Any, kept: KeptClasses) -> None:
-        self.source, self.numbers = source, torch.tensor(kept.numbers)
+    def __init__(self, source: Any, kept: KeptClasses | None) -> None:
+        self.source, self.numbers = source, torch.tensor(kept.numbers) if kept is not None else None
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __iter__(self) -> Iterator[tuple[Inputs, Tensor]]:
         for inputs, targets in self.source:
-            yield inputs, self.numbers.to(targets.device)[targets]
+            yield inputs, targets if self.numbers is None else self.numbers.to(targets.device)[targets]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,14 @@ from torch import nn
 
 from sslprune.data.batches import Data, hold_out
 from sslprune.data.hub import read_dataset
-from sslprune.data.kept import KeptClasses
-from sslprune.data.samples import Encoder, likeliest, lines_in
+from sslprune.data.kept import KeptClasses, KeptTokens
+from sslprune.data.samples import Encoder, likeliest, lines_in, read_lines
 from sslprune.data.sentences import Encoded, SentenceBatches
 from sslprune.data.tables import Row, chosen, rows_of
 from sslprune.errors import DataError, RunError, few
 from sslprune.files import write_text
 from sslprune.models.huggingface import check_tokens, load_tokenizer
+from sslprune.models.vocabulary import kept_tokens, numbers_of, smaller_tokenizer
 from sslprune.recipe import LabelledTextSection, Recipe
 from sslprune.values.bounds import MOST_CLASSES
 from sslprune.values.inputs import Inputs
@@ -130,23 +131,50 @@ def read(recipe: Recipe, task: Task, device: torch.device, show: Voice) -> Data:
         classes = some.names
     if section.hold_out:
         kept, held = hold_out(len(tables["train"]), section.hold_out, section.train)
-        whole, names["valid"] = tables["train"], section.train
-        tables["train"], tables["valid"] = [whole[i] for i in kept], [whole[i] for i in held]
+        every, names["valid"] = tables["train"], section.train
+        tables["train"], tables["valid"] = [every[i] for i in kept], [every[i] for i in held]
     classes = classes or classes_of(section.train, tables["train"], tagging)
     of_classes = "data.labels" if section.labels else f"the labels of {Path(section.train).name}"
     encoder = _encoder(section, load_tokenizer(source), classes)
+    whole, left = encoder, None
+    if section.keep_tokens:
+        left = _tokens_of(section, _encode(names["train"], tables["train"], whole, of_classes)[0], whole)
+        encoder = replace(encoder, tokenizer=smaller_tokenizer(whole.tokenizer, left.tolist()))
     tokenizer, longest = encoder.tokenizer, encoder.longest
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
     batches = {}
     for part, rows in tables.items():
         data, cut = _encode(names[part], rows, encoder, of_classes)
         if cut:
             show.say(f"{Path(names[part]).name}: {cut:,} of {len(data):,} texts are cut to {longest} tokens")
-        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
         size, seed = (section.batch_size, recipe.run.seed) if part == "train" else (section.eval_batch_size, None)
         batches[part] = SentenceBatches(data, pad, section.pad_to, longest, size, device, seed)
     train, test, valid = (batches.get(part) for part in ("train", "test", "valid"))
     assert train is not None and test is not None
-    return SentenceData(train, test, task, longest, valid, encoder=encoder, kept=some)
+    tokens = None
+    if left is not None:
+        before, _ = _encode(names["test"], tables["test"], whole, of_classes)
+        gone = np.add.reduceat(~np.isin(before.ids, left), before.starts[:-1]) > 0
+        show.say(
+            f"{len(left):,} of {len(whole.tokenizer):,} tokens stay; {int(gone.sum()):,} of {len(gone):,} texts of "
+            f"{Path(names['test']).name} hold others, and are split anew"
+        )
+        old_pad = whole.tokenizer.pad_token_id if whole.tokenizer.pad_token_id is not None else int(left[pad])
+        old = SentenceBatches(before, old_pad, section.pad_to, longest, section.eval_batch_size, device, None)
+        tokens = KeptTokens(tuple(left.tolist()), old)
+    return SentenceData(train, test, task, longest, valid, encoder=encoder, kept=some, tokens=tokens)
+
+
+def _tokens_of(section: LabelledTextSection, train: Encoded, encoder: SentenceEncoder) -> np.ndarray:
+    """The numbers of the tokens that stay: those of the training texts, or of the file that ``keep_tokens`` names."""
+    wanted = np.unique(train.ids).tolist()
+    if isinstance(section.keep_tokens, str):
+        try:
+            lines = [line for line in read_lines(section.keep_tokens) if line.strip()]
+        except DataError as error:
+            raise DataError(f"data.keep_tokens: {str(error).partition(';')[0]}; expected a token a line") from error
+        wanted = numbers_of(encoder.tokenizer, lines, section.keep_tokens)
+    return kept_tokens(encoder.tokenizer, wanted)
 
 
 def _of_some(name: str, rows: list[Row], kept: KeptClasses) -> list[Row]:

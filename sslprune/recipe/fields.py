@@ -224,7 +224,7 @@ class Section(BaseModel):
                     else inner
                     for inner in value
                 ]
-            elif FILE in field.metadata:
+            elif FILE in field.metadata and not isinstance(value, bool):
                 found[name] = _located(value, folder)
             elif FACTORY in field.metadata:
                 found[name] = _located_factory(value, folder)

@@ -20,11 +20,11 @@ from torch.utils import _pytree as pytree
 from sslprune.capture.mode import evaluating
 from sslprune.capture.program import Program, quiet
 from sslprune.errors import RepackError, first_line
-from sslprune.kinds.find import analysis_of, find_axes
-from sslprune.removal.plan import Plan, apply_plan, plan_of
-from sslprune.removal.remove import TOLERANCE, kept_atoms
+from sslprune.kinds.find import analysis_of
+from sslprune.removal.keeping import plan_keeping
+from sslprune.removal.plan import Plan, apply_plan
+from sslprune.removal.remove import TOLERANCE
 from sslprune.values.compare import difference
-from sslprune.values.selection import Selection
 
 Logits = Callable[[Any], Tensor]  # of a model's outputs, those that say of the classes: (batch, classes, ...)
 CLASSES = 1  # the dimension
@@ -61,21 +61,9 @@ def _plan(program: Program, logits: Logits, kept: Sequence[int]) -> Plan:
     g = analysis_of(opened).inference
     leaf = opened.outputs(opened.evaluation)[next(iter(opened.opened[0]))]
     dim = g.dims(leaf)[CLASSES]
-    gone = np.ones(dim.size, bool)
     if max(kept) >= dim.size:
         raise RepackError(f"the model has {dim.size} classes, numbered from 0; {max(kept)} is none of them")
-    gone[list(kept)] = False
-    rows = g.atoms.expanded(dim)
-    if not rows.shape[1]:
-        raise RepackError(f"the classes of its output cannot go by themselves: {dim.why or 'it is computed'}")
-    axes = [axis for axis in find_axes(opened) if np.isin(axis.atoms, rows).any() and not axis.cuts]
-    stuck = next((axis for axis in axes if not axis.exact), None)
-    if stuck is not None or not axes:
-        raise RepackError(f"the classes of its output cannot go by themselves: {stuck.reason if stuck else dim.why}")
-    selection = Selection.of(axes, [np.isin(axis.atoms, rows[gone]).any(axis=1) for axis in axes])
-    if not np.array_equal(kept_atoms(opened, selection).mask(dim), ~gone):
-        raise RepackError("the classes of its output cannot go by themselves: some of them go together")
-    return plan_of(opened, selection)
+    return plan_keeping(opened, [dim], np.isin(np.arange(dim.size), kept), "the classes of its output")
 
 
 def _leaf(program: Program, index: int, logits: Logits) -> int:

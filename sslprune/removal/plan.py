@@ -226,6 +226,7 @@ def apply_plan(model: nn.Module, plan: Plan | str | Path, weights: str | Path | 
             )
     small: dict[int, torch.Tensor] = {}
     for name, change in plan.tensors.items():
+        _renumber(model, name, change)
         _replace(model, name, _shrunk(state[name], change, small))
     for module in {name.rpartition(".")[0] for name in plan.tensors}:
         _tell(model.get_submodule(module))
@@ -269,6 +270,21 @@ def _replace(model: nn.Module, name: str, tensor: torch.Tensor) -> None:
             f"{path}: an nn.{type(module).__name__} holds one width for all its layers; use sslprune.load"
         )
     setattr(module, leaf, tensor)
+
+
+def _renumber(model: nn.Module, name: str, change: TensorPlan) -> None:
+    """Tokens that a model knows by their number, where rows of its embedding go: padding, and the special ones."""
+    module = model.get_submodule(name.rpartition(".")[0])
+    if not isinstance(module, nn.Embedding) or 0 not in change.kept or len(module.weight) != change.before[0]:
+        return
+    new = {old: number for number, old in enumerate(change.kept[0])}
+    module.padding_idx = new.get(module.padding_idx) if module.padding_idx is not None else None
+    config: Any = getattr(model, "config", None)
+    if getattr(config, "vocab_size", None) == change.before[0]:
+        config.vocab_size = len(new)
+        for key, value in list(vars(config).items()):
+            if key.endswith("_token_id") and isinstance(value, int):
+                setattr(config, key, new.get(value, value))
 
 
 def _is_own(model: nn.Module, change: OperatorPlan) -> bool:

@@ -162,7 +162,7 @@ class Report(Record):
         if self.whole is None:
             return ""
         said = ", ".join(f"{name} {value:.2f}" for name, value in self.whole.metrics.items())
-        return f"{self.whole.parameters:,} parameters; chooses among all classes: {said} on the same test data"
+        return f"{self.whole.parameters:,} parameters, all classes and tokens: {said} on the same test data"
 
     def as_point(self, run: str) -> CurvePoint:
         """This report as a point of a sweep's curve."""

@@ -1,6 +1,6 @@
 """What is done to a model once, before anything is learned.
 
-It is cut to the classes that its data are of, and its routers get gates where experts may go.
+It is cut to the classes and to the tokens that its data are of, and its routers get gates where experts may go.
 """
 
 from __future__ import annotations
@@ -23,10 +23,12 @@ from sslprune.errors import RecipeError, RepackError
 from sslprune.kinds.find import find_axes
 from sslprune.kinds.table import KINDS
 from sslprune.models.build import count_parameters
+from sslprune.models.vocabulary import FIELD as TOKENS
 from sslprune.recipe import PruneSection
 from sslprune.removal.classes import keep_classes
 from sslprune.removal.gates import gate_, gates_for
 from sslprune.removal.plan import Plan
+from sslprune.removal.vocabulary import keep_tokens, tables_of
 from sslprune.report import Size
 from sslprune.train.evaluate import evaluate, full_precision
 from sslprune.values.voice import Voice
@@ -52,12 +54,20 @@ def prepare(model: nn.Module, data: Data, prune: Sequence[PruneSection] = ()) ->
     """
     prepared = Prepared(model)
     if data.kept is not None:
-        program = trace(model, *data.example_for(model), sequence=data.sequence)
+        program = _traced(model, data)
         try:
             small, plan = keep_classes(model, program, data.task.logits, data.kept.numbers)
         except RepackError as error:
             raise RecipeError(f"{FIELD}: {error}") from error
         prepared = Prepared(small, plan, model, program)
+    if data.tokens is not None:
+        program = _traced(prepared.model, data)
+        try:
+            small, plan = keep_tokens(prepared.model, program, data.tokens.numbers)
+        except RepackError as error:
+            raise RecipeError(f"{TOKENS}: {error}") from error
+        plan = plan.model_copy(update={"first": prepared.plan})
+        prepared = Prepared(small, plan, model, prepared.program or program)
     gates = _gates(prepared.model, data, prune)
     if not gates:
         return prepared
@@ -66,35 +76,43 @@ def prepare(model: nn.Module, data: Data, prune: Sequence[PruneSection] = ()) ->
     return replace(prepared, model=gate_(gated, gates), plan=plan)
 
 
+def _traced(model: nn.Module, data: Data) -> Program:
+    return trace(model, *data.example_for(model), sequence=data.sequence)
+
+
 def _gates(model: nn.Module, data: Data, prune: Sequence[PruneSection]) -> tuple[str, ...]:
     """The weights of routers that need gates, so that what the sections name is exact; not where they allow it not to
     be."""
     asking = [s for s in prune if s.kind in KINDS and KINDS[s.kind].prepares and not s.allow_inexact]
     if not asking:
         return ()
-    program = trace(model, *data.example_for(model), sequence=data.sequence)
+    program = _traced(model, data)
     axes = find_axes(program)
     return gates_for(program, [axis for section in asking for axis in named_by(axes, section)])
 
 
 def fitted(model: nn.Module, data: Data) -> nn.Module:
-    """Another model for the same data, a teacher or a control: cut as well where it knows more classes than are kept.
+    """Another model for the same data, a teacher or a control: cut as well where it knows more than is kept.
 
     Raises RecipeError where it cannot be.
     """
-    if data.kept is None:
-        return model
-    args, kwargs = data.example_for(model)
-    with torch.no_grad(), evaluating(model):
-        known = data.task.logits(model(*args, **kwargs)).shape[1]
-    return model if known == len(data.kept.numbers) else prepare(model, data).model
+    tokens, kept = data.tokens, data.kept
+    if tokens is not None and set(tables_of(_traced(model, data)).values()) == {len(tokens.numbers)}:
+        tokens = None
+    if kept is not None:
+        args, kwargs = data.example_for(model)
+        with torch.no_grad(), evaluating(model):
+            known = data.task.logits(model(*args, **kwargs)).shape[1]
+        kept = kept if known != len(kept.numbers) else None
+    return prepare(model, replace(data, kept=kept, tokens=tokens)).model
 
 
 def whole_size(prepared: Prepared, data: Data, device: torch.device, show: Voice) -> Size:
-    """The whole model, which chooses among all of its classes, on the test data of those that are kept."""
-    whole, program, kept = prepared.whole, prepared.program, data.kept
-    assert whole is not None and program is not None and kept is not None
-    with full_precision(), show.progress("evaluating the whole model", len(data.test)) as bar:
-        metrics = evaluate(whole.to(device), bar.over(AllNumbers(data.test, kept)), data.task)
+    """The whole model, which chooses among all of its classes and knows all of its tokens, on the same test data."""
+    whole, program = prepared.whole, prepared.program
+    assert whole is not None and program is not None
+    test = AllNumbers(data.tokens.test if data.tokens is not None else data.test, data.kept)
+    with full_precision(), show.progress("evaluating the whole model", len(test)) as bar:
+        metrics = evaluate(whole.to(device), bar.over(test), data.task)
     whole.cpu()
     return Size(parameters=count_parameters(whole), macs=round(Cost(program, []).macs()), metrics=metrics)

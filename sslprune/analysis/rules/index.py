@@ -16,7 +16,8 @@ from sslprune.analysis.zeros import AllOf, Keeps
 def embedding(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
     """weight (rows, width), indices (*) -> (*, width)."""
     weight = g.dims(a.weight)
-    g.freeze([weight[0]], node, "rows are looked up")
+    if a.weight.op != "get_attr" or str(a.weight.target) not in g.program.looked_up:
+        g.freeze([weight[0]], node, "rows are looked up")
     g.label(weight[1], "width")
     g.produces(a.weight, 1)
     g.out(node, [*g.dims(a.indices), weight[1]], Keeps(a.weight, (weight[1],)))
