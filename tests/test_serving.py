@@ -102,7 +102,8 @@ HELD: list[tuple[str, Cuts, dict[str, Any]]] = [
     ("llama", {"heads": ("/heads", 1)}, {"num_attention_heads": 1, "num_key_value_heads": 1}),
     ("qwen3", {"neurons": ("", 13), "layers": ("layers.1/", 1)},
      {"intermediate_size": 35, "num_hidden_layers": 1, "layer_types": ["full_attention"]}),
-    ("qwen3", {"heads": ("/heads.2", 1)}, {"num_attention_heads": 2}),
+    ("qwen3", {"width": ("", 8), "heads": ("/heads.2", 1)},  # its norms are rescaled
+     {"hidden_size": 24, "num_attention_heads": 2, "rms_norm_eps": pytest.approx(1e-6 * 32 / 24)}),
     ("gemma", {"neurons": ("", 13), "heads": ("", 1)}, {"intermediate_size": 35, "num_attention_heads": 3}),
     ("gemma", {"layers": ("layers.1/", 1)}, {"num_hidden_layers": 1}),
     ("phi", {"neurons": ("fc1", 13), "layers": ("layers.1", 1)}, {"intermediate_size": 35, "num_hidden_layers": 1}),
@@ -110,6 +111,8 @@ HELD: list[tuple[str, Cuts, dict[str, Any]]] = [
     ("mixtral", {"neurons": ("", 16), "layers": ("layers.0/", 1)},  # grouped products want rows of 16 bytes
      {"intermediate_size": 32, "num_hidden_layers": 1}),
     ("mixtral", {"heads": ("/heads.2", 1)}, {"num_attention_heads": 2, "head_dim": 8}),
+    ("mixtral", {"width": ("", 8)},
+     {"hidden_size": 24, "head_dim": 8, "rms_norm_eps": pytest.approx(1e-5 * 32 / 24)}),
 ]  # fmt: skip
 
 FRESH = """
@@ -181,6 +184,9 @@ REFUSED: list[tuple[str, Cuts, str]] = [
     ("gpt2", {"layers": ("layers.2", 1)}, r"mlp\.c_proj\.weight went with its branch"),  # of every layer
     ("llama", {"head_dim": ("", 2), "value_dim": ("", 4)}, r"with head_dim = 4 has the tensors .* something else"),
     ("mixtral", {"neurons": ("", 13)}, r"with intermediate_size = 35 has .* and cannot run: "),
+    ("gpt2", {"width": ("", 8)}, r"wte\.weight: 24 of 32 are left in dimension 1"),
+    ("vit", {"width": ("", 8)}, r"ViTForImageClassification with .*hidden_size = 24 has .* something else"),
+    ("gemma", {"width": ("", 8)}, r"GemmaForCausalLM with hidden_size = 24, .* something else"),
 ]  # fmt: skip
 
 

@@ -6,7 +6,7 @@ import contextlib
 import copy
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from sslprune.capture.mode import evaluating
 from sslprune.errors import ExportError, SslpruneError, first_line
-from sslprune.export.configuration import configurations
+from sslprune.export.configuration import Configurations, configurations
+from sslprune.export.norms import rescaled
 from sslprune.export.renumber import Held, renumbered
 from sslprune.models.huggingface import quiet_transformers
 from sslprune.values.axes import tensors_of
@@ -71,16 +72,14 @@ def _instance(model: Any, held: Held, small: nn.Module, calls: Sequence[Call]) -
     tried: list[tuple[dict[str, Any], float, str]] = []
     try:
         for changes, config in configurations(model, held):
-            instance = type(model)(config).to(torch.float32)
-            instance.load_state_dict(dict(held.tensors), strict=False)
-            instance.tie_weights()
-            try:
-                apart, why = _apart(instance, small, calls), ""
-            except (RuntimeError, ValueError, IndexError) as error:  # sizes that the class's own code cannot run
-                apart, why = float("inf"), first_line(error)
-            if apart <= HF_TOLERANCE:
-                return instance, changes
-            tried.append((changes, apart, why))
+            for more, instance in _instances(model, held, changes, config):
+                try:
+                    apart, why = _apart(instance, small, calls), ""
+                except (RuntimeError, ValueError, IndexError) as error:  # sizes that the class's own code cannot run
+                    apart, why = float("inf"), first_line(error)
+                if apart <= HF_TOLERANCE:
+                    return instance, more
+                tried.append((more, apart, why))
     except ExportError:
         if not tried:
             raise
@@ -93,6 +92,23 @@ def _instance(model: Any, held: Held, small: nn.Module, calls: Sequence[Call]) -
         f"outputs differ by {apart:.1e}, relative; {HF_TOLERANCE:g} is allowed): it makes numbers of these sizes, as "
         "rotary angles of the head's or means of the layer's width; leave that kind out"
     )
+
+
+def _instances(model: Any, held: Held, changes: dict[str, Any], config: Any) -> Iterator[tuple[dict[str, Any], Any]]:
+    """The class with the tensors of ``held``; then with norms rescaled, where there are any that got narrower."""
+    first = _filled(model, config, held.tensors)
+    yield changes, first
+    weights, fields = rescaled(model, first, held)
+    if weights:
+        changes = {**changes, **fields}
+        yield changes, _filled(model, Configurations(model).made(changes), {**held.tensors, **weights})
+
+
+def _filled(model: Any, config: Any, tensors: Mapping[str, Tensor]) -> Any:
+    instance = type(model)(config).to(torch.float32)
+    instance.load_state_dict(dict(tensors), strict=False)
+    instance.tie_weights()
+    return instance
 
 
 def _apart(instance: Any, small: nn.Module, calls: Sequence[Call]) -> float:
