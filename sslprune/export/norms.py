@@ -1,4 +1,4 @@
-"""Norms over a width that got smaller: what a repacked graph multiplies by goes into their weights and their epsilon."""
+"""Norms over a width that got smaller: what a repacked graph multiplies by goes into their weights and epsilon."""
 
 from __future__ import annotations
 
@@ -24,9 +24,11 @@ def rescaled(model: Any, instance: nn.Module, held: Held) -> tuple[dict[str, Ten
     for name, module in instance.named_modules():
         weight = getattr(module, "weight", None)
         old = model.state_dict().get(held.before.get(f"{name}.weight", ""))
-        if not isinstance(weight, nn.Parameter) or weight.dim() != 1 or old is None or getattr(module, "bias", None):
+        if not isinstance(weight, nn.Parameter) or weight.dim() != 1 or old is None:
             continue
-        if "norm" not in type(module).__name__.lower() or old.numel() == weight.numel():
+        if "norm" not in type(module).__name__.lower() or getattr(module, "bias", None) is not None:
+            continue
+        if old.numel() == weight.numel():
             continue
         grown = old.numel() / weight.numel()
         weights[f"{name}.weight"] = grown**0.5 * weight + (grown**0.5 - 1) * _offset(module, weight)
