@@ -2,10 +2,12 @@
 
 import io
 import json
+from typing import Any
 
 import numpy
 import pytest
 import torch
+from torch.utils.data import DataLoader, Dataset
 
 from sslprune.data import Batches, Data, Encoder, Images, build_data, digits, read_images, reopen
 from sslprune.data.batches import Source
@@ -340,3 +342,21 @@ def test_a_picture_that_its_codec_gives_up_on(tmp_path):
         open_picture(str(tmp_path / "broken.png"), grey=False, size=None)
     with pytest.raises(DataError, match="row 0 is not an image"):
         read_images(write(tmp_path / "b.parquet", [bytes(broken)], [0]))
+
+
+class Ending(Dataset[Any]):
+    """Says that it has six samples, and stops at the fourth."""
+
+    def __len__(self) -> int:
+        return 6
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        if index > 3:
+            raise StopIteration
+        return torch.zeros(3), 0
+
+
+def test_a_stop_iteration_in_a_dataset_is_not_the_end_of_the_data() -> None:
+    batches = LoaderBatches(DataLoader(Ending(), batch_size=2), torch.device("cpu"), None)
+    with pytest.raises(DataError, match="ends after 2 of 3 batches; a StopIteration"):
+        list(batches)

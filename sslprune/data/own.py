@@ -117,6 +117,7 @@ class LoaderBatches:
                     self.loader.set_epoch(epoch)
                 batches = iter(self.loader)
             drawn = torch.get_rng_state()
+        given = 0
         while True:
             # the loader's draws do not disturb the model's own (dropout), nor the other way round
             outer = torch.get_rng_state()
@@ -128,8 +129,19 @@ class LoaderBatches:
                 drawn = torch.get_rng_state()
                 torch.set_rng_state(outer)
             if item is END:
+                self._check_end(given)
                 return
+            given += 1
             yield self.read(item, self.device)
+
+    def _check_end(self, given: int) -> None:
+        """Raise DataError where a pass over numbered samples ends early: Python takes a StopIteration for the end."""
+        loader = self.loader
+        if isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset) and given < len(loader):
+            raise DataError(
+                f"data.factory: the loader ends after {given} of {len(loader)} batches; a StopIteration in the "
+                "dataset's __getitem__ reads as the end: raise another error there, or give it the length that it has"
+            )
 
 
 def _has_length(loader: Any) -> bool:
