@@ -315,6 +315,7 @@ class RunDirectory:
             self.training.whole.unlink(missing_ok=True)
             self.training.untell()
         if stage != "export":
+            shutil.rmtree(self.tokenizer, ignore_errors=True)
             self._clear_controls()
 
     def _clear_controls(self) -> None:
