@@ -429,3 +429,11 @@ def test_predict_reads_a_picture(finished: Path, tmp_path: Path) -> None:
     (tmp_path / "torn.png").write_bytes(b"no picture")
     torn = invoke("predict", finished / "run", tmp_path / "torn.png")
     assert torn.exit_code == 1 and "not a readable picture" in torn.output.replace("\n", " ")
+
+
+def test_a_model_that_is_not_of_transformers_has_no_directory(finished: Path) -> None:
+    there = sorted(path.name for path in (finished / "run").rglob("*"))
+    result = invoke("export", finished / "run", "--format", "huggingface")
+    assert result.exit_code == 1 and "is no class of transformers" in " ".join(result.output.split()), result.output
+    assert "Traceback" not in result.output and "apply_plan" in result.output
+    assert sorted(path.name for path in (finished / "run").rglob("*")) == there

@@ -217,3 +217,20 @@ def test_what_generates_does_so_with_and_without_a_cache(written):
     ids = torch.tensor([[5, 9, 11]])
     one, two = (model.generate(ids, max_new_tokens=9, do_sample=False, use_cache=cached) for cached in (True, False))
     assert one.tolist() == two.tolist() and one.shape == (1, 12)
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma", "phi"])
+def test_llama_cpp_has_a_place_for_every_tensor(written, kind):
+    """By the table of names in llama.cpp's own package, whose converter is not published on its own."""
+    gguf: Any = pytest.importorskip("gguf")
+    from safetensors import safe_open
+
+    number = next(i for i, (name, cuts, _) in enumerate(HELD) if name == kind and "neurons" in cuts)
+    folder, _ = written[number]
+    config = json.loads((folder / "config.json").read_text())
+    table = gguf.get_tensor_name_map(
+        gguf.MODEL_ARCH[{"phi": "PHI2"}.get(kind, kind.upper())], config["num_hidden_layers"]
+    )
+    with safe_open(folder / "model.safetensors", "pt") as stored:
+        names = list(stored.keys())
+    assert len(names) > 8 and [n for n in names if not table.get_name(n, try_suffixes=(".weight", ".bias"))] == []
