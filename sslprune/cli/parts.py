@@ -46,7 +46,7 @@ def tell_verdict(report: Report, directory: RunDirectory, show: Show, as_json: b
     if as_json:
         print_json(report.model_dump(mode="json"))
     else:
-        names = ("onnx", "program", "weights", "page", "report")
+        names = ("onnx", "program", "weights", "page", "report", "huggingface")
         written = Written(directory.path, **{name: getattr(directory, name) for name in names})
         show.result(summary(report, written))
     if not report.passed:

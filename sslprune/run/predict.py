@@ -14,7 +14,7 @@ import torch
 from sslprune.bench import Contender, interleave
 from sslprune.data import Encoder, reopen
 from sslprune.data.batches import task_for
-from sslprune.errors import RunError
+from sslprune.errors import RunError, printable
 from sslprune.export.file import feeds_of
 from sslprune.export.session import open_session
 from sslprune.run.directory import RunDirectory
@@ -108,7 +108,7 @@ def _told(answer: Answer) -> str:
         shares = shares or {answer.label: answer.probability}
     if answer.values and not answer.shares:
         return "  ".join(f"{name}  {value:.4g}".strip() for name, value in answer.values.items())
-    words = "  ".join(f"{label}  {100 * share:.1f} %" for label, share in (answer.values or shares).items())
+    words = "  ".join(f"{printable(label)}  {100 * share:.1f} %" for label, share in (answer.values or shares).items())
     return f"{words}  {answer.mask}" if answer.mask else words
 
 

@@ -41,6 +41,7 @@ class Written:
     weights: Path
     page: Path
     report: Path
+    huggingface: Path | None = None
 
 
 def summary(report: Report, written: Written) -> RenderableType:
@@ -106,6 +107,8 @@ def _files(report: Report, written: Written) -> Table:
         (written.report, "for programs"),
     ):
         table.add_row(str(file.relative_to(written.folder)), use)
+    if written.huggingface is not None and written.huggingface.is_dir():
+        table.add_row(f"{written.huggingface.relative_to(written.folder)}{os.sep}", "for from_pretrained")
     if report.curve:
         table.add_row(f"points{os.sep}", "the earlier points of the sweep, each a run of its own")
     return table
