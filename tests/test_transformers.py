@@ -285,6 +285,7 @@ def test_some_of_the_labels(folder, tmp_path):
     data.check(whole)
     prepared = prepare(whole.eval(), data)
     assert prepared.plan is not None and set(prepared.plan.tensors) == {"classifier.weight", "classifier.bias"}
+    assert prepared.model.config.num_labels == 2 and whole.config.num_labels == 3  # type: ignore[union-attr]
     small = prepared.model(**inputs).logits
     torch.testing.assert_close(small, whole(**inputs).logits[:, [0, 2]])
     known = whole_size(prepared, data, torch.device("cpu"), SILENT).metrics["accuracy"]

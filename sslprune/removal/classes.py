@@ -63,7 +63,8 @@ def _plan(program: Program, logits: Logits, kept: Sequence[int]) -> Plan:
     dim = g.dims(leaf)[CLASSES]
     if max(kept) >= dim.size:
         raise RepackError(f"the model has {dim.size} classes, numbered from 0; {max(kept)} is none of them")
-    return plan_keeping(opened, [dim], np.isin(np.arange(dim.size), kept), "the classes of its output")
+    plan = plan_keeping(opened, [dim], np.isin(np.arange(dim.size), kept), "the classes of its output")
+    return plan.model_copy(update={"labels": len(kept)})
 
 
 def _leaf(program: Program, index: int, logits: Logits) -> int:

@@ -104,6 +104,7 @@ class Plan(Frozen):
     tensors: dict[str, TensorPlan]
     zeroed: tuple[str, ...]
     operators: tuple[OperatorPlan, ...]
+    labels: int | None = None  # how many classes are left, where it is for some of them
     gates: tuple[str, ...] = ()  # the weights of routers that got gates, before all else
     first: Plan | None = None  # what was done to the whole model before anything was learned
 
@@ -230,6 +231,10 @@ def apply_plan(model: nn.Module, plan: Plan | str | Path, weights: str | Path | 
         _replace(model, name, _shrunk(state[name], change, small))
     for module in {name.rpartition(".")[0] for name in plan.tensors}:
         _tell(model.get_submodule(module))
+    holders: tuple[Any, ...] = (model, getattr(model, "config", None))
+    for holder in holders:
+        if plan.labels is not None and hasattr(holder, "num_labels"):
+            holder.num_labels = plan.labels
     for operator in plan.operators:
         if _is_own(model, operator):
             setattr(model.get_submodule(operator.module), operator.argument, operator.value)
