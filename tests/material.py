@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+RECIPES = Path(__file__).parents[1] / "recipes"
 WORDS = "the film was a very long one of them and it is good bad dull fine".split()  # noqa: SIM905
 TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
 Sets = list[str]
@@ -175,6 +176,14 @@ def on_speech(folder: Path) -> Sets:
             "data.arguments.tokens=12", "data.workers=0", *FEW]  # fmt: skip
 
 
+def on_voices(folder: Path) -> Sets:
+    """Two voices, of four tones each; two of them are for the test."""
+    for n in range(8):
+        sound(folder / f"voice{n % 2}" / "words" / f"{n}.wav", 150 + 100 * (n % 2) + 5 * n)
+    model = f"model={{ factory = '{RECIPES / 'voices.py'}:Encoder', arguments = {{ hidden = 8 }} }}"  # no checkpoint
+    return [model, f"data.arguments.root={folder}", *FEW]
+
+
 def on_tags(folder: Path) -> Sets:
     file = text(folder)
     return ["model.arguments.width=8", "model.arguments.hidden=8", "model.arguments.vocabulary=20",
@@ -197,6 +206,7 @@ MATERIAL: dict[str, Callable[[Path], Sets]] = {
     "resnet56-cifar10": on_parquet,
     "digits-segmentation": lambda folder: ["model.arguments.width=4"],
     "lstm-ptb": on_words,
+    "voice-encoder": on_voices,
     "lstm-tagger": on_tags,
     "gru-tagger": on_tags,
 }

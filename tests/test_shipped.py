@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from scripts.shipped_looks import look
@@ -15,7 +18,7 @@ from sslprune.kinds.find import find_axes
 from sslprune.models.example import example_of
 from sslprune.recipe import load_recipe
 from sslprune.run.nearest import SHIPPED_FILE, Shipped, nearest, sections_of, traits
-from tests.material import MATERIAL, sets_for
+from tests.material import MATERIAL, sets_for, sound
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -49,6 +52,20 @@ def test_init_knows_the_recipes_as_they_are(tmp_path: Path) -> None:
     for name in ("resnet56-cifar10", "lstm-tagger"):
         (tmp_path / name).mkdir()
         assert look(name, tmp_path / name) == known[name], f"{name}: run python scripts/shipped_looks.py"
+
+
+def test_the_documented_factory_reads_a_folder_of_sounds(tmp_path: Path) -> None:
+    page = (RECIPES.parent / "docs" / "data.md").read_text(encoding="utf-8")
+    block = next(text for text in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "def sounds" in text)
+    names: dict[str, Any] = {}
+    exec(compile(block, "data.md", "exec"), names)
+    for n in range(10):
+        sound(tmp_path / ("low", "high")[n % 2] / f"{n}.wav", 200 + 300 * (n % 2))
+    train, test = names["sounds"](str(tmp_path))
+    assert [tuple(part.tensors[0].shape) for part in (train, test)] == [(8, 8000), (2, 8000)]
+    assert sorted(train.tensors[1].tolist()) == [0] * 4 + [1] * 4
+    pitches = [torch.fft.rfft(heard[:4000]).abs().argmax().item() * 4 for heard in train.tensors[0]]
+    assert [{200: 1, 500: 0}[pitch] for pitch in pitches] == train.tensors[1].tolist()  # 16,000 a second: 4 Hz a line
 
 
 SMALL = dict(hidden_size=48, num_hidden_layers=1, num_attention_heads=4, intermediate_size=80)
