@@ -26,6 +26,7 @@ from sslprune.run.directory import RunDirectory
 from sslprune.train.prepare import fitted, prepare
 from sslprune.values.outputs import logits_of
 from sslprune.zoo import digits_cnn
+from tests.test_pictures import needs_torchvision
 
 KEPT = [1, 3, 7]
 
@@ -155,6 +156,7 @@ def test_a_model_that_has_no_such_class_is_refused() -> None:
         prepare(nn.Sequential(nn.Flatten(), nn.Linear(64, 4)), build_data(parsed))
 
 
+@needs_torchvision
 def test_rows_of_labelled_tables_are_filtered(tmp_path: Path) -> None:
     image = pytest.importorskip("PIL.Image")
     names = ["owl", "cat", "dog", "cat", "owl", "dog"]

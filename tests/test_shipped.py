@@ -17,6 +17,7 @@ from sslprune.cli import app
 from sslprune.kinds.find import find_axes
 from sslprune.models.example import example_of
 from sslprune.recipe import load_recipe
+from sslprune.recipe.data import PicturesSection
 from sslprune.run.nearest import SHIPPED_FILE, Shipped, nearest, sections_of, traits
 from tests.material import MATERIAL, sets_for, sound
 
@@ -30,6 +31,8 @@ def test_a_dry_run_takes_every_phase(name: str, tmp_path: Path) -> None:
     loaded = load_recipe(recipe)
     library = loaded.model.factory.partition(":")[0]
     needs = {"torchvision": ["torchvision"], "timm": ["timm"], "hf": ["transformers"]}.get(library, [])
+    if isinstance(loaded.data, PicturesSection) and loaded.data.size is not None:
+        needs.append("torchvision")
     for package in needs:
         pytest.importorskip(package)
     shrinks = ["schedule.shrink=1it"] if loaded.schedule.shrink is not None else []
