@@ -360,3 +360,19 @@ def test_a_stop_iteration_in_a_dataset_is_not_the_end_of_the_data() -> None:
     batches = LoaderBatches(DataLoader(Ending(), batch_size=2), torch.device("cpu"), None)
     with pytest.raises(DataError, match="ends after 2 of 3 batches; a StopIteration"):
         list(batches)
+
+
+def test_a_test_picture_of_a_factory_has_a_number() -> None:
+    values = {
+        "model": {"factory": "sslprune.zoo:digits_cnn"},
+        "data": {"factory": "sslprune.data:digits"},
+        "prune": [{"kind": "filters"}],
+        "budget": {"macs": 0.5},
+        "schedule": {"sparse": "1ep", "heal": "1ep"},
+    }
+    data = build_data(parse_recipe(values))
+    (pictures,) = tensors_in(next(iter(data.test))[0])
+    (seventh,) = tensors_in(data.encoder.encode("7"))
+    assert torch.equal(seventh, pictures[7:8])
+    with pytest.raises(DataError, match="999: the test data have 360 samples, from 0 to 359"):
+        data.encoder.encode("999")

@@ -19,6 +19,7 @@ from sslprune.data.changes import Change, evaluating, mixing, training
 from sslprune.data.images import Images, classes_in, count_images, open_picture, read_images
 from sslprune.data.kept import KeptClasses
 from sslprune.data.labelled import LABELS
+from sslprune.data.numbered import NumberedSamples
 from sslprune.data.rows import HubRows, Rows, open_file, open_rows
 from sslprune.data.samples import Encoder
 from sslprune.data.stream import Part, PictureStream
@@ -324,6 +325,12 @@ class _ReadAtOnce(PictureEncoder):
     """Of pictures that are decoded on first use: the names of their classes are known then."""
 
     source: Batches | None = None
+
+    def encode(self, sample: str) -> Inputs:
+        """A picture's file, or the number of a test picture, from 0, where there is no such file."""
+        if self.source is not None and sample.isdecimal() and not Path(sample).exists():
+            return NumberedSamples(self.source).encode(sample)
+        return super().encode(sample)
 
     def save(self, folder: Path) -> None:
         assert self.source is not None
