@@ -104,7 +104,8 @@ class Trainer:
         first = None  # kept until there is a run to keep it for
         writes = self.team.first
         if not self.history and self.recipe.model.checkpoint is None and self.previous is None:
-            first = weights_of(self._restored())
+            whole = self._restored()
+            first = weights_of(whole) if writes else None
         left = self.schedule.epochs[len(self.history) :]
         if writes and left:
             self.log = Log(self.recipe, self.files, self.show, left[0].number, self.schedule.steps_before(left[0]))
@@ -127,9 +128,9 @@ class Trainer:
                     "seconds": round(time.perf_counter() - started, 3),
                 }
             )
-            if first is not None and writes:
+            if first is not None:
                 write_weights(self.files.initial, first)
-            first = None
+                first = None
             self._tell(epoch, epoch.num_steps, {k: v for k, v in self.history[-1].items() if k != "norms"})
             state = self.state_dict()
             if writes:
@@ -144,9 +145,8 @@ class Trainer:
             self.team.agree("selection", digest(selection))
             if writes:
                 write_text(self.files.selection, selection)
-        self._restored()
-        self._recalibrate(self.model)
-        masked = self._restored()
+        self._recalibrate(self.model)  # which is whole again; what trained has the statistics of before
+        masked = self.replicas.whole(self.model)
         if writes:
             if not self.schedule.epochs:  # a point of a sweep that nothing is trained for
                 write_json(self.files.history, self.history)

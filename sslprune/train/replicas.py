@@ -185,9 +185,12 @@ class Replicas:
             optimizer.state[p] for group in optimizer.param_groups for p in group["params"] if p in optimizer.state
         ]
         self.team.share_(value for state in states for value in state.values() if isinstance(value, Tensor))
+        self.settle_lasso(sparsity)
+
+    def settle_lasso(self, sparsity: Sparsity | None) -> None:
+        """Give the lasso's state the numbers that it has on the first process."""
         if sparsity is not None:
-            lasso = sparsity.controller.lasso
-            self.team.share_(getattr(lasso, name) for name in STATE)
+            self.team.share_(getattr(sparsity.controller.lasso, name) for name in STATE)
 
 
 def _last_layer(model: nn.Module) -> frozenset[str]:

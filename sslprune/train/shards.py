@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,6 @@ from torch.optim import Optimizer
 from sslprune.errors import RecipeError
 from sslprune.models.build import load_weights
 from sslprune.recipe import Recipe
-from sslprune.train.lasso import STATE
 from sslprune.train.replicas import Replicas
 from sslprune.train.sparsity import Sparsity
 from sslprune.values.tasks import Task
@@ -66,9 +65,7 @@ class Shards(Replicas):
             fully_shard(block, mesh=mesh)
         self.sharded = fully_shard(model, mesh=mesh)
         for module in model.modules():
-            if isinstance(
-                module, nn.RNNBase
-            ):  # it keeps a list of its weights besides, which nobody else brings up to date
+            if isinstance(module, nn.RNNBase):  # its own list of its weights is brought up to date by nobody else
                 module.register_forward_pre_hook(_relist)
         if sparsity is not None:
             lasso = sparsity.controller.lasso
@@ -97,11 +94,8 @@ class Shards(Replicas):
     def wrap(self, model: nn.Module) -> nn.Module:
         return model
 
-    def held(self, last: bool) -> AbstractContextManager[Any]:
-        return self._held(last)
-
     @contextmanager
-    def _held(self, last: bool) -> Iterator[None]:
+    def held(self, last: bool) -> Iterator[None]:
         assert self.sharded is not None
         self.sharded.set_requires_gradient_sync(last)
         yield
@@ -110,9 +104,7 @@ class Shards(Replicas):
     def settle(self, model: nn.Module, optimizer: Optimizer, sparsity: Sparsity | None) -> None:
         """Make the running statistics and the lasso's state the same on all; each parameter is nobody else's."""
         self.average_(model)
-        if sparsity is not None:
-            lasso = sparsity.controller.lasso
-            self.team.share_(getattr(lasso, name) for name in STATE)
+        self.settle_lasso(sparsity)
 
 
 def _relist(module: nn.RNNBase, _: Any) -> None:
