@@ -40,6 +40,11 @@ class KeptClasses:
             raise DataError(f"{FIELD}: {source} has these {count} classes and no others; leave it out")
         return cls(tuple(numbers), tuple(classes[n] if classes else str(n) for n in numbers))
 
+    @property
+    def renumbered(self) -> dict[int, int]:
+        """The new number of each, by its old one."""
+        return {number: i for i, number in enumerate(self.numbers)}
+
     def images(self, images: Images) -> Images:
         """The pictures of these classes; raises DataError for one that has none."""
         new = torch.full((images.num_classes,), -1)

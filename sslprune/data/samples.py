@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 
 from sslprune.data.foreign import read_text, require_file
 from sslprune.data.images import PICTURE_FILES, draw_mask
@@ -43,6 +45,7 @@ class Encoder:
 
     # what goes on from a text, where ``continues``
 
+    steps: int | None = None  # the one length that the model reads; None: any
     end: int | None = None  # the token after which nothing follows
     longest_text: int | None = None  # tokens that the model reads at once; None: any number
     num_tokens: int | None = None  # that have a text
@@ -52,8 +55,8 @@ class Encoder:
         raise NotImplementedError
 
     def inputs(self, ids: list[int]) -> Inputs:
-        """What the model is called with for a text of these ids."""
-        raise NotImplementedError
+        """What the model is called with for a text of these ids, padded to ``steps``."""
+        return (F.pad(torch.tensor(ids), (0, max(0, (self.steps or 0) - len(ids))))[None],)
 
     def text(self, ids: list[int]) -> str:
         """The ids as text."""

@@ -60,13 +60,13 @@ class Classes(Targets):
 
     def of_some(self, kept: KeptClasses) -> Classes:
         """The targets where only the classes ``kept`` are left."""
-        new = {number: i for i, number in enumerate(kept.numbers)}
+        new = kept.renumbered
         return Classes(kept.names, {said: new[n] for said, n in self.known.items() if n in new}, self.named)
 
     def some_rows(self, rows: Rows, kept: KeptClasses) -> SomeRows:
         """The rows of the classes ``kept``; raises DataError where one of them has none."""
         numbers = [int(self(rows, row)) for row in range(len(rows))]
-        new = {number: i for i, number in enumerate(kept.numbers)}
+        new = kept.renumbered
         chosen = [row for row, number in enumerate(numbers) if number in new]
         kept.check((new[numbers[row]] for row in chosen), rows.source)
         return SomeRows(rows, chosen)

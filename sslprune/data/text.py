@@ -176,9 +176,6 @@ class TextEncoder(Encoder):
             )
         return self.inputs(ids)
 
-    def inputs(self, ids: list[int]) -> Inputs:
-        return (F.pad(torch.tensor(ids), (0, max(0, (self.steps or 0) - len(ids))))[None],)
-
     def text(self, ids: list[int]) -> str:
         return " ".join(self.vocabulary.words[i] for i in ids)
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslprune.data.batches import Data, check_overlap
@@ -93,9 +92,6 @@ class TokenEncoder(Encoder):
                 f'"{sample[:60]}": {len(ids)} tokens, the model takes at most {self.longest_text}; give fewer'
             )
         return self.inputs(ids)
-
-    def inputs(self, ids: list[int]) -> Inputs:
-        return (F.pad(torch.tensor(ids), (0, max(0, (self.steps or 0) - len(ids))))[None],)
 
     def text(self, ids: list[int]) -> str:
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))
