@@ -78,11 +78,10 @@ def measured(rank: int, options: argparse.Namespace, folder: str) -> None:
         optimizer.step()
 
     def dense(batch: Any) -> None:
-        trainer.step(trainer.trained, students, None, trainer.optimizer, batch, 0.05)
+        trainer.step(trainer.trained, students, None, trainer.optimizer, batch, 0.05, None, False)
 
     def sparse(batch: Any) -> None:
-        steers = {"observe": sparsity.observe, "steer": sparsity.step}
-        trainer.step(trainer.trained, students, None, trainer.optimizer, batch, 0.05, **steers)  # type: ignore[arg-type]
+        trainer.step(trainer.trained, students, None, trainer.optimizer, batch, 0.05, sparsity, True)
 
     times: dict[str, list[float]] = {"plain": [], "dense": [], "sparse": []}
     for turn in range(TURNS + 1):

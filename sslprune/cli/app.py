@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from sslprune.cli import asking, commands
+from sslprune.cli import asking, commands, cutting
 
 COMMANDS = {
     "init": commands.init,
@@ -20,6 +20,7 @@ COMMANDS = {
     "calibrate": commands.calibrate,
     "repack": commands.repack,
     "export": commands.export,
+    "cut": cutting.cut,
     "run": commands.run_all,
     "control": commands.control,
     "bench": commands.bench,

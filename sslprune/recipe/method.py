@@ -63,6 +63,16 @@ class BudgetSection(Section):
     """Of milliseconds in ONNX Runtime on this machine, at the first of bench.batch_sizes (or 1), one thread."""
     round_to: Grain = "auto"
     """Widths stay multiples of this; "auto": of what is fast on this machine."""
+    nested: bool = False
+    """Whether the points of a list are trained together, as one set of weights: each smaller model is a part of the
+    larger ones, and `sslprune cut` gives any of them."""
+
+    @model_validator(mode="after")
+    def _several_nested(self) -> BudgetSection:
+        if self.nested and len(self.points) < 2:
+            given = f"{self.measure} = {self.points[0]:g} is one" if self.points else "there is none"
+            raise ValueError(f"nested: it takes a falling list of budgets, as macs = [0.6, 0.36]; {given}")
+        return self
 
     @model_validator(mode="after")
     def _one_measure(self) -> BudgetSection:
@@ -98,7 +108,7 @@ class ScheduleSection(Section):
     sparse: Duration
     """Groups go to zero, along a planned curve of cost; of each point of a sweep."""
     heal: Duration
-    """The rest trains on, zeros held; of each point of a sweep."""
+    """The rest trains on, zeros held; of each point of a sweep, and of nested ones once."""
     shrink: Interval = None
     """How often zero groups leave the model that trains; "never": only at the end."""
 

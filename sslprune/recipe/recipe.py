@@ -126,6 +126,20 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _nested(self) -> Recipe:
+        others = {
+            "run.shard": (self.run.shard, "needs the weights of all points whole in each process"),
+            "schedule.shrink": (self.schedule.shrink is not None, "would take away what only the largest point needs"),
+            "calibrate": (self.calibrate is not None, "repairs weights for one point alone"),
+            "train.compress": (self.train.compress != "off", "remembers the gradients of one model"),
+            "schedule.sparse": (not self.schedule.sparse.count, "is 0, and the points are found by sparse training"),
+        }
+        found = next(((name, why) for name, (given, why) in others.items() if given), None)
+        if self.budget.nested and found is not None:
+            raise ValueError(f"budget.nested: {found[0]} {found[1]}; change it, or leave nested out for a sweep")
+        return self
+
+    @model_validator(mode="after")
     def _teachable(self) -> Recipe:
         if self.data.task in UNLABELLED and self.schedule.dense.count:
             raise ValueError(
@@ -162,8 +176,17 @@ class Recipe(Section):
         return self
 
     def points(self) -> list[Recipe]:
-        """The recipe of each point of a sweep: the sweep as far as that point; the last is this recipe."""
+        """The recipe of each point of a sweep: the sweep as far as that point; the last is this recipe.
+
+        A nested point's is that of one budget, trained for as long as all of them were.
+        """
         fractions, budget = self.budget.points, self.budget
+        if budget.nested:
+            span = self.schedule.sparse
+            sparse = Span(span.count * len(fractions), span.unit)
+            alone = self.model_copy(update={"schedule": self.schedule.model_copy(update={"sparse": sparse})})
+            each = [budget.model_copy(update={budget.measure: (f,), "nested": False}) for f in fractions[:-1]]
+            return [alone.model_copy(update={"name": f"{self.name}-{b.fraction}", "budget": b}) for b in each] + [self]
         earlier = [budget.model_copy(update={budget.measure: fractions[: i + 1]}) for i in range(len(fractions) - 1)]
         return [self.model_copy(update={"name": f"{self.name}-{b.fraction}", "budget": b}) for b in earlier] + [self]
 

@@ -69,7 +69,7 @@ class Budget(Record):
     Where the recipe gave a ``strength`` (λ) in place of a budget, ``fraction`` is null and ``reached`` what λ left.
     Of latency, ``reached`` is measured, with the models whole and in turns; ``low`` to ``high`` is its 95 % interval.
     ``predicted`` is what the table of layers said, ``table_ms`` the sum that it has for the dense model, to which
-    ``whole_ms``, measured before training, was held.
+    ``whole_ms``, measured before training, was held. ``nested``: the run's points are parts of one set of weights.
     """
 
     measure: str
@@ -81,6 +81,7 @@ class Budget(Record):
     predicted: float | None = None
     table_ms: float | None = None
     whole_ms: float | None = None
+    nested: bool = False
 
     @property
     def met(self) -> bool:

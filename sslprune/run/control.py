@@ -101,8 +101,9 @@ def _train(
 def _without_sparsity(recipe: Recipe, name: ControlName, epoch_steps: int) -> Recipe:
     """The recipe with as many steps, none of them sparse."""
     spans = recipe.schedule
-    steps = spans.sparse.steps(epoch_steps) + spans.heal.steps(epoch_steps)
-    steps *= max(1, len(recipe.budget.points))  # a sweep went through as many to get here
+    times = max(1, len(recipe.budget.points))  # a sweep went through as many to get here, and nested points heal once
+    steps = times * spans.sparse.steps(epoch_steps)
+    steps += (1 if recipe.budget.nested else times) * spans.heal.steps(epoch_steps)
     whole = Span(steps, "it") if steps % epoch_steps else Span(steps // epoch_steps, "ep")
     dense = Span(0, "ep") if name == "dense" else spans.dense
     schedule = spans.model_copy(update={"dense": dense, "sparse": Span(0, "ep"), "heal": whole})

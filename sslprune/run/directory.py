@@ -3,13 +3,14 @@
 RUN/recipe.toml                                              the recipe with its overrides, paths made absolute
 RUN/train/     checkpoint.pt  dense.safetensors  masked.safetensors  selection.json  history.json
                initial.safetensors, the weights that it began with, where the model has no checkpoint
+               nested.safetensors  cuts.json, of nested points: see ``train.cuts``
 RUN/repacked/  model.pt2  weights.safetensors  plan.json  result.json
                tokenizer/, where the data are text: the tokenizer's own files, and labels.json, the classes' names
 RUN/export/    model.onnx  dense.onnx, and one file for each quantized variant and control
 RUN/report.json  report.html  junit.xml  summary.md
 RUN/sensitivity.json, if a person puts it there: what `inspect --sensitivity N --json` prints, for the report
 RUN/controls/NAME/  as RUN/train/, weights.safetensors at the end; result.json
-RUN/points/0.5/  an earlier point of a sweep: a run directory of its own; the last point is RUN itself
+RUN/points/0.5/  an earlier point of a sweep, nested or not: a run directory of its own; the last point is RUN itself
 files.json, in train, repacked and export: what was written there, see ``run.record``
 RUN/.lock  .writer.json  .new-STAGE/  .done-STAGE/  while a command writes: see ``run.writer`` and ``run.swap``
 """
@@ -308,11 +309,8 @@ class RunDirectory:
         if stage == "train":
             for point in self.points:
                 point.clear("train")
-            self.checkpoint.unlink(missing_ok=True)
-            self.initial.unlink(missing_ok=True)
-            self.selection.unlink(missing_ok=True)
-            self.training.prepared.unlink(missing_ok=True)
-            self.training.whole.unlink(missing_ok=True)
+            for file in self.training.all:
+                file.unlink(missing_ok=True)
             self.training.untell()
         if stage != "export":
             shutil.rmtree(self.tokenizer, ignore_errors=True)
@@ -334,6 +332,8 @@ TRAIN_FILES = {
     "selection.json",
     "history.json",
     "prepared.json",
+    "nested.safetensors",
+    "cuts.json",
     "whole.json",
     FILE,
 }

@@ -18,6 +18,7 @@ from sslprune.recipe import Recipe
 from sslprune.report import MEASURE_WORDS
 from sslprune.run.check import check_chance, check_model
 from sslprune.run.directory import RunDirectory
+from sslprune.run.points import lay_points
 from sslprune.train.checkpoint import TrainingFiles, write_weights
 from sslprune.train.training import train as train_model
 from sslprune.values.team import Alone, Team
@@ -60,12 +61,18 @@ def _follow(recipe: Recipe, directory: RunDirectory, show: Voice, team: Team) ->
     """What a process does that is not the first one: train what that one trains."""
     program: Program | None = None
     previous: TrainingFiles | None = None
-    for point, run in directory.each_point(recipe):
+    for point, run in _trainings(recipe, directory):
         if not team.broadcast(False):
             goal = min(recipe.budget.points, default=None)
             program = train_model(point, run.training, show, previous=previous, goal=goal, team=team)
         previous = run.training
     return program
+
+
+def _trainings(recipe: Recipe, directory: RunDirectory) -> list[tuple[Recipe, RunDirectory]]:
+    """What is trained one after the other: the points of a sweep, and nested ones together."""
+    points = directory.each_point(recipe)
+    return points[-1:] if recipe.budget.nested else points
 
 
 def _train_points(
@@ -93,7 +100,7 @@ def _train_points(
 
     previous: RunDirectory | None = None
     program: Program | None = None
-    for point, run in directory.each_point(recipe):
+    for point, run in _trainings(recipe, directory):
         if resume:
             _mend(point, run, show, first=previous is None)
         if team.broadcast(resume and run.finished("train")):
@@ -110,6 +117,7 @@ def _train_points(
             )
             run.record("train")
         previous = run
+    lay_points(directory, show, program)
     return program
 
 
@@ -122,7 +130,7 @@ def _mend(recipe: Recipe, run: RunDirectory, show: Voice, *, first: bool) -> Non
     for file in dict.fromkeys(damaged):
         show.say(f"{file}: {'damaged' if file.is_file() else 'missing'}; it is made again", "yellow")
         file.unlink(missing_ok=True)
-    if damaged and run.training.prepared in damaged:
+    if {run.training.prepared, run.training.nested, run.training.cuts} & set(damaged):
         run.masked.unlink(missing_ok=True)  # to train to the same end, which writes it again
     if not run.checkpoint.is_file():
         return
@@ -164,8 +172,11 @@ def _plan(recipe: Recipe, first: bool) -> str:
     elif not spans.sparse.count:
         goal = "without a sparse phase (nothing is removed)"
     elif recipe.budget.given:
-        goal = f"to {100 * recipe.budget.fraction:g} % of the {measure}"
+        percents = [f"{100 * fraction:g}" for fraction in recipe.budget.points]
+        goal = f"to {' and '.join(percents) if recipe.budget.nested else percents[-1]} % of the {measure}"
+        goal += ", nested" if recipe.budget.nested else ""
     else:
         goal = f"at λ = {recipe.lasso.strength:g}"
     begin = f"{spans.dense} dense" if first else f"from {100 * recipe.budget.points[-2]:g} %"
-    return f"{recipe.name} {goal}: {begin}, {spans.sparse} sparse, {spans.heal} heal, on {device}"
+    times = f"{len(recipe.budget.points)} x " if recipe.budget.nested else ""
+    return f"{recipe.name} {goal}: {begin}, {times}{spans.sparse} sparse, {spans.heal} heal, on {device}"

@@ -48,7 +48,7 @@ def run(
         if team is not None:
             team.leave()
         program = program.on("cpu") if program is not None else None  # where the stages after it work
-        if resume and not directory.damaged("repack"):
+        if resume and not any(run.damaged("repack") for run in (directory, *directory.points)):
             show.stage("repack", f"finished already: {directory.program}")
         else:
             with _training_kept(directory, "repack", "export"):

@@ -68,7 +68,7 @@ def rehearse(recipe: Recipe, show: Show, *, force: bool = False) -> RunPlan:
         write_checkpoint(files.checkpoint, trainer.state_dict())
         weights = sum(value.numel() * value.element_size() for value in model.state_dict().values())
         written = files.checkpoint.stat().st_size
-    points = max(1, len(recipe.budget.points))
+    points = 1 if recipe.budget.nested else max(1, len(recipe.budget.points))  # nested ones are trained together
     shrinks, seconds = smaller is not None and trainer.shrinks, 0.0
     for phase in phases:
         share = {"dense": 1.0, "sparse": (1 + (smaller or 1)) / 2, "heal": smaller or 1}[phase.name] if shrinks else 1.0
@@ -99,6 +99,7 @@ def _timed(trainer: Trainer, name: str, show: Show) -> PhasePlan:
         began = time.perf_counter()
         trainer.epoch(replace(epochs[0], num_steps=steps))
         taken = (time.perf_counter() - began) / steps
+        taken *= trainer.sparsity.passes_in(name) if trainer.sparsity is not None else 1.0
     return PhasePlan(name=name, epochs=len(epochs), steps=trainer.schedule.steps[name], step_seconds=taken)
 
 

@@ -29,6 +29,7 @@ from sslprune.removal.plan import plan_of, read_plan, write_plan
 from sslprune.removal.remove import removable, remove
 from sslprune.report import AxisChange, Budget, Equivalence, RepackResult, Size
 from sslprune.run.directory import RunDirectory
+from sslprune.run.points import lay_points
 from sslprune.show.terminal import Show
 from sslprune.train.evaluate import evaluate, full_precision
 from sslprune.values.axes import Axis
@@ -48,6 +49,7 @@ def repack(directory: RunDirectory, show: Show, program: Program | None = None) 
     """
     directory.require("train")
     with directory.writing():
+        lay_points(directory, show, program)
         for point in directory.points:
             if point.damaged("repack"):
                 repack(point, show, program)
@@ -121,8 +123,10 @@ def _reached(recipe: Recipe, sizes: Sequence[Size], fitted: Fitted | None, remov
     if fitted is None:
         dense, small = (getattr(size, budget.measure) for size in sizes)
         fraction = budget.fraction if budget.given else None
-        strength = recipe.lasso.strength
-        return Budget(measure=budget.measure, fraction=fraction, strength=strength, reached=small / dense)
+        strength, nested = recipe.lasso.strength, budget.nested
+        return Budget(
+            measure=budget.measure, fraction=fraction, strength=strength, reached=small / dense, nested=nested
+        )
     reached = fitted.cost.latency(removed) / fitted.cost.latency()
     return Budget(
         measure="latency",
@@ -131,6 +135,7 @@ def _reached(recipe: Recipe, sizes: Sequence[Size], fitted: Fitted | None, remov
         predicted=reached,
         table_ms=fitted.table / 1e3,
         whole_ms=fitted.whole / 1e3,
+        nested=budget.nested,
     )
 
 

@@ -110,7 +110,8 @@ def _files(report: Report, written: Written) -> Table:
     if written.huggingface is not None and written.huggingface.is_dir():
         table.add_row(f"{written.huggingface.relative_to(written.folder)}{os.sep}", "for from_pretrained")
     if report.curve:
-        table.add_row(f"points{os.sep}", "the earlier points of the sweep, each a run of its own")
+        which = "the larger points" if report.budget.nested else "the earlier points of the sweep"
+        table.add_row(f"points{os.sep}", f"{which}, each a run of its own")
     return table
 
 

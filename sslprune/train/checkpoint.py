@@ -58,6 +58,16 @@ class TrainingFiles:
         return self.folder / "selection.json"
 
     @property
+    def nested(self) -> Path:
+        """Of nested points: the weights that all of them share, the largest one's, and the statistics of each."""
+        return self.folder / "nested.safetensors"
+
+    @property
+    def cuts(self) -> Path:
+        """The cut list: of each nested point what goes, largest first."""
+        return self.folder / "cuts.json"
+
+    @property
     def history(self) -> Path:
         """A record an epoch."""
         return self.folder / "history.json"
@@ -91,7 +101,7 @@ class TrainingFiles:
     def all(self) -> tuple[Path, ...]:
         """In the order in which they may be removed: what says that training is finished goes first."""
         told = self.masked, self.selection, self.history, self.dense, self.initial, self.checkpoint
-        return *told, self.prepared, self.whole
+        return *told, self.nested, self.cuts, self.prepared, self.whole
 
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:

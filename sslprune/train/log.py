@@ -150,12 +150,18 @@ class Log:
 
 def line_of(epoch: Epoch, record: Mapping[str, Any], judge: str, smaller: bool) -> str:
     """What a person is told at the end of an epoch; ``judge``: the data that it was judged by."""
-    scores = ", ".join(f"{name} {figure(value)}" for name, value in record[judge].items())
+    points = record.get("points", {})  # that are nested, so far
+    scores = "; ".join(f"at {at} {_scores(point[judge])}" for at, point in points.items())
+    scores = scores if len(points) > 1 else _scores(record[judge])
     plan = f" (plan {record['plan']:.3f})" if record["plan"] is not None else ""
     cost = f", cost {record['cost']:.3f}{plan}" if epoch.phase == "sparse" else ""
     size = f", {record['parameters']:,} parameters" if smaller else ""
     size += f", {record['bytes']:,} bytes of gradients a step" if "bytes" in record else ""
     return f"{epoch.label}: loss {record['loss']:.4f}, {judge} {scores}{cost}{size}, {record['seconds']:.1f} s"
+
+
+def _scores(metrics: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {figure(value)}" for name, value in metrics.items())
 
 
 def attach(recipe: Recipe, files: TrainingFiles, show: Voice, report: Path) -> None:

@@ -22,9 +22,11 @@ from sslprune.models.build import count_parameters, device_of, load_checkpoint, 
 from sslprune.recipe import Recipe, parse_recipe
 from sslprune.train.calibrate import calibrate_
 from sslprune.train.checkpoint import TrainingFiles, weights_of, write_checkpoint, write_weights
+from sslprune.train.cuts import finish_
 from sslprune.train.evaluate import evaluate
 from sslprune.train.layout import lay_out_
 from sslprune.train.log import Log, line_of
+from sslprune.train.nested import Nested
 from sslprune.train.optimizer import build_optimizer
 from sslprune.train.pace import Pace
 from sslprune.train.parts import OwnParts
@@ -39,6 +41,7 @@ from sslprune.train.teacher import build_teacher
 from sslprune.values.axes import tensors_of
 from sslprune.values.carry import carrying
 from sslprune.values.inputs import each
+from sslprune.values.selection import Selection
 from sslprune.values.team import Alone, Team, digest
 from sslprune.values.voice import Voice
 
@@ -123,7 +126,7 @@ class Trainer:
                     "plan": self.sparsity.planned if self.sparsity and epoch.phase != "dense" else 1.0,
                     "norms": self._mean_norms(),
                     "parameters": count_parameters(self.trained),
-                    self.judge: self._evaluated(),
+                    **self._judged(),
                     **(self.replicas.sent(self.trained) if epoch.num_steps else {}),
                     "seconds": round(time.perf_counter() - started, 3),
                 }
@@ -140,17 +143,24 @@ class Trainer:
         if self.log is not None:
             self.log.close()
         self.enter("done")
-        if self.sparsity is not None:
-            selection = self.sparsity.selected(self._restored()).to_json()
-            self.team.agree("selection", digest(selection))
-            if writes:
-                write_text(self.files.selection, selection)
-        self._recalibrate(self.model)  # which is whole again; what trained has the statistics of before
+        if isinstance(self.sparsity, Nested):
+            self._select(finish_(self.sparsity, self._recalibrate, self.files if writes else None))
+        else:
+            if self.sparsity is not None:
+                self._select(self.sparsity.selected(self._restored()))
+            self._recalibrate(self.model)  # which is whole again; what trained has the statistics of before
         masked = self.replicas.whole(self.model)
         if writes:
             if not self.schedule.epochs:  # a point of a sweep that nothing is trained for
                 write_json(self.files.history, self.history)
             write_weights(self.files.masked, masked)
+
+    def _select(self, selection: Selection) -> None:
+        """Write down what goes, which is the same on all processes."""
+        text = selection.to_json()
+        self.team.agree("selection", digest(text))
+        if self.team.first:
+            write_text(self.files.selection, text)
 
     def _calibrate(self) -> tuple[float, float]:
         """Choose and repair without training; returns how far the outputs are from the dense model's, and no rate."""
@@ -238,8 +248,11 @@ class Trainer:
         """The whole model as it is trained so far: every process asks, the first one's has its numbers."""
         return self.replicas.whole(self.sparsity.restore() if self.sparsity is not None else self.model)
 
-    def _evaluated(self) -> dict[str, float]:
-        return evaluate(self.trained, self.data.valid or self.data.test, self.data.task, self.replicas.judges)
+    def _judged(self) -> dict[str, Any]:
+        """What goes into the history of an epoch: the scores, of each nested point where there are any."""
+        judges = self.data.valid or self.data.test
+        scores = partial(evaluate, self.trained, judges, self.data.task, self.replicas.judges)
+        return self.sparsity.judged(self.judge, scores) if self.sparsity is not None else {self.judge: scores()}
 
     def epoch(self, epoch: Epoch) -> tuple[float, float]:
         """Train one epoch; returns the mean loss and the last learning rate."""
@@ -249,19 +262,18 @@ class Trainer:
         self.trained.train()
         students = self._students()  # over one epoch: a text begins anew with the next
         count = self.recipe.train.accumulate
-        tutors = [carrying(self.teacher) for _ in range(count)] if self.teacher is not None else None
         sparsity = self.sparsity if epoch.phase != "dense" else None
-        observe = sparsity.observe if sparsity is not None and epoch.phase == "sparse" else None
+        num_passes = self.sparsity.num_passes if self.sparsity is not None else 1
+        teacher = self.teacher
+        tutors = [[carrying(teacher) for _ in range(count)] for _ in range(num_passes)] if teacher is not None else None
         self.pace.begin()
         with self.show.progress(epoch.label, epoch.num_steps) as bar:
             batches = self.data.train.epoch(epoch.number)
             for step, (lr, batch) in enumerate(zip(rates, batches, strict=False)):
                 if self._shrink(epoch, step):
                     students = self._students()  # a carried state begins anew
-                steer = sparsity.step if sparsity is not None else None
-                total += self.step(
-                    self.trained, students, tutors, self.optimizer, batch, lr, observe=observe, steer=steer
-                )
+                observes = epoch.phase == "sparse"
+                total += self.step(self.trained, students, tutors, self.optimizer, batch, lr, sparsity, observes)
                 self.step.checked = self.step.checked or bool(self.history)
                 fields: dict[str, Any] = {}
                 if step % CHECK_EVERY == CHECK_EVERY - 1 or step == epoch.num_steps - 1:
@@ -288,10 +300,11 @@ class Trainer:
                 record["strength"] = float(self.sparsity.controller.lasso.strength.max())
             self.log.add(step, {"epoch": epoch.number + 1, "phase": epoch.phase, **record})
 
-    def _students(self) -> list[Callable[..., Any]]:
-        """What is called for each part of a batch, to train."""
-        wrapper = self.replicas.wrap(self.trained)
-        return [carrying(self.trained, wrapper) for _ in range(self.recipe.train.accumulate)]
+    def _students(self) -> list[list[Callable[..., Any]]]:
+        """What is called for each pass over a batch and each part of it, to train."""
+        wrapper, count = self.replicas.wrap(self.trained), range(self.recipe.train.accumulate)
+        passes = self.sparsity.num_passes if self.sparsity is not None else 1
+        return [[carrying(self.trained, wrapper) for _ in count] for _ in range(passes)]
 
     def _check(self, finite: bool, found: str) -> None:
         if not finite:

@@ -6,7 +6,7 @@ also gives every process the first one's weights, and makes an epoch the same wh
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -154,10 +154,11 @@ class Replicas:
         return len(each) == self.team.world
 
     @torch.no_grad()
-    def average_(self, model: nn.Module) -> None:
-        """Make the running statistics of ``model`` the mean over all processes; counts are the first one's."""
+    def average_(self, model: nn.Module, others: Iterable[Tensor] = ()) -> None:
+        """Make the running statistics of ``model``, and ``others``, the mean over all processes; counts are the first
+        one's."""
         if self.team.world > 1:
-            for buffer in model.buffers():
+            for buffer in (*model.buffers(), *others):
                 if buffer.is_floating_point():
                     buffer.copy_(self.team.mean(buffer))
                 else:
@@ -171,7 +172,7 @@ class Replicas:
         """
         if self.team.world == 1:
             return
-        self.average_(model)
+        self.average_(model, sparsity.statistics if sparsity is not None else ())
         weights = [parameter.data for parameter in model.parameters()]
         sizes = self.team.gather(float(sum(weight.double().abs().sum() for weight in weights)))
         other = next((rank for rank, size in enumerate(sizes) if abs(size - sizes[0]) > APART * sizes[0]), None)
@@ -190,7 +191,7 @@ class Replicas:
     def settle_lasso(self, sparsity: Sparsity | None) -> None:
         """Give the lasso's state the numbers that it has on the first process."""
         if sparsity is not None:
-            self.team.share_(getattr(sparsity.controller.lasso, name) for name in STATE)
+            self.team.share_(getattr(lasso, name) for lasso in sparsity.lassos for name in STATE)
 
 
 def _last_layer(model: nn.Module) -> frozenset[str]:

@@ -35,7 +35,10 @@ class Schedule:
         epochs: list[Epoch] = []
         steps = {}
         for phase in ("dense", "sparse", "heal"):
-            left = steps[phase] = getattr(recipe.schedule, phase).steps(epoch_steps)
+            left = getattr(recipe.schedule, phase).steps(epoch_steps)
+            if phase == "sparse" and recipe.budget.nested:
+                left *= len(recipe.budget.points)  # one after the other
+            steps[phase] = left
             if phase == "sparse" and recipe.calibrate is not None:
                 epochs.append(Epoch("calibrate", len(epochs), 0, "calibrate"))
             if phase == "dense" and not dense:
@@ -88,7 +91,8 @@ def _check_fits(recipe: Recipe, steps: dict[str, int], epoch_steps: int) -> None
     for name in ("decay", "interval"):
         value = getattr(recipe.lasso, name)
         if value != LassoSection.model_fields[name].default:
-            planned.append((f"lasso.{name}", value, "sparse", steps["sparse"]))
+            times = len(recipe.budget.points) if recipe.budget.nested else 1
+            planned.append((f"lasso.{name}", value, "sparse", steps["sparse"] // times))
     for field, length, phase, room in planned:
         if room and length > room:
             raise RecipeError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -59,22 +59,23 @@ def build_controller(
     num_steps: int,
     begin: Selection | None = None,
     team: Team | None = None,
+    lasso: type[GroupLasso] = GroupLasso,
 ) -> Controller:
     """What steers the ``chosen`` axes of ``model`` to a budget, or by an explicit strength where there is none.
 
     ``cost`` is over those axes. ``begin``: what is at zero from the beginning, and stays there. Of a ``team`` only the
-    first process chooses, and needs to know what its budget is in.
+    first process chooses, and needs to know what its budget is in. ``lasso``: the class that acts.
     """
     budget, section = settings.budget, settings.lasso
     if team is not None and not team.first and budget.given:
         budget = BudgetSection(macs=budget.points, round_to=1)
-    lasso = GroupLasso(model, [axis for axis, _ in chosen], method=section.method)
+    acting = lasso(model, [axis for axis, _ in chosen], method=section.method)
     strengths = [s.strength for _, s in chosen]
     if not budget.given:
         floors = constraints_of(chosen, section.floor, 1).floors
-        return StrengthController(lasso, cost, section, num_steps, floors, strengths)
+        return StrengthController(acting, cost, section, num_steps, floors, strengths)
     goal = goal_of(chosen, cost, budget, section.floor)
-    return BudgetController(lasso, goal, section, num_steps, strengths, begin, team)
+    return BudgetController(acting, goal, section, num_steps, strengths, begin, team)
 
 
 class Sparsity:
@@ -139,10 +140,37 @@ class Sparsity:
         """The fraction that the plan allows now; None where a strength decides."""
         return self.controller.planned
 
+    @property
+    def lassos(self) -> list[GroupLasso]:
+        """Everything that acts."""
+        return [self.controller.lasso]
+
+    @property
+    def num_passes(self) -> int:
+        """How often a batch is looked at, at most."""
+        return 1
+
+    def passes_in(self, phase: str) -> float:
+        """How often a batch of a phase is looked at, on average."""
+        return 1.0
+
+    @property
+    def statistics(self) -> list[Tensor]:
+        """The buffers that are not the model's own, but of points that are nested in it."""
+        return []
+
     def check_reachable(self, fraction: float) -> None:
         """Raise BudgetError if ``fraction`` of the dense cost, smaller than the budget, cannot be reached from here."""
         if isinstance(self.controller, BudgetController):
             self.controller.goal.check_reachable(self.controller.selection, fraction)
+
+    def passes(self, backward: Callable[[int], Tensor]) -> Tensor:
+        """The loss and the gradients of a batch, by ``backward(i)`` for each pass ``i`` that it takes."""
+        return backward(0)
+
+    def judged(self, name: str, scores: Callable[[], dict[str, float]]) -> dict[str, Any]:
+        """What an epoch's record says of the model as it is now: under ``name`` its scores."""
+        return {name: scores()}
 
     def observe(self, loss: float | Tensor) -> None:
         """Take note of a batch's loss and gradients: call between ``backward`` and the optimizer's step."""

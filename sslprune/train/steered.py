@@ -14,6 +14,7 @@ from sslprune.cost.counts import Cost
 from sslprune.data import Data
 from sslprune.kinds.find import find_axes
 from sslprune.recipe import Recipe
+from sslprune.train.nested import Nested
 from sslprune.train.sparsity import Sparsity, build_controller
 from sslprune.values.selection import Selection
 from sslprune.values.team import Team, digest
@@ -38,6 +39,8 @@ def steered(
     team.agree("list of axes", digest(str([(axis.name, axis.size) for axis in pruned])))
     timed = recipe.budget.measure == "latency" and team.first
     cost = _latency(recipe, data, model, show) if timed else Cost(program, pruned)
+    if recipe.budget.nested:
+        return Nested.of(model, program, chosen, cost, recipe, steps, team)
     begin = Selection.zeros(model, pruned) if begun else None
     return Sparsity.over(model, program, build_controller(model, chosen, cost, recipe, steps, begin, team), team)
 

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from sslprune.recipe import Recipe
 from sslprune.train.parts import Part
 from sslprune.train.replicas import Replicas
+from sslprune.train.sparsity import Sparsity
 from sslprune.train.teacher import mixed_loss
 from sslprune.values.inputs import Inputs, call, each
 from sslprune.values.outputs import loss_in
@@ -23,7 +24,8 @@ from sslprune.values.tasks import MODEL, Task
 class Step:
     """Calls ``students`` (and ``tutors``, where one teaches) on a batch, and trains ``model`` by it.
 
-    There is one of each for every part that a step takes its batch in, as each carries a state of its own, if any.
+    For each pass over a batch there is a list of either, with one for every part that a step takes its batch in, as
+    each carries a state of its own, if any.
 
     ``laid_out`` lays an input out as the model's filters are; ``replicas`` says how processes share the batch.
     """
@@ -42,31 +44,35 @@ class Step:
     def __call__(
         self,
         model: nn.Module,
-        students: Sequence[Callable[..., Any]],
-        tutors: Sequence[Callable[..., Any]] | None,
+        students: Sequence[Sequence[Callable[..., Any]]],
+        tutors: Sequence[Sequence[Callable[..., Any]]] | None,
         optimizer: Optimizer,
         batch: tuple[Inputs, Any],
         lr: float,
-        *,
-        observe: Callable[[Tensor], None] | None = None,
-        steer: Callable[[float], None] | None = None,
+        sparsity: Sparsity | None,
+        observes: bool,
     ) -> Tensor:
         """The loss of this process's part of ``batch``, a number without gradients.
 
-        ``observe`` and ``steer`` are a Sparsity's, if it acts.
+        ``sparsity`` steers, if it acts; whether it ``observes``: while groups still go.
         """
         section = self.recipe.train
         for group in optimizer.param_groups:
             group["lr"] = lr
         optimizer.zero_grad(set_to_none=True)
-        loss = self._backward(students, tutors, self.replicas.parts(batch))
+        parts = self.replicas.parts(batch)
+
+        def backward(i: int) -> Tensor:
+            return self._backward(students[i], tutors[i] if tutors is not None else None, parts)
+
+        loss = sparsity.passes(backward) if sparsity is not None else backward(0)
         if section.clip_norm is not None:
             nn.utils.clip_grad_norm_(model.parameters(), section.clip_norm)
-        if observe is not None:
-            observe(loss)
+        if sparsity is not None and observes:
+            sparsity.observe(loss)
         optimizer.step()
-        if steer is not None:
-            steer(lr)
+        if sparsity is not None:
+            sparsity.step(lr)
         return loss.detach() / section.loss_factor
 
     def _backward(
