@@ -24,6 +24,7 @@ _HOMES = {
     "Shrinker": "train.shrink",
     "shrink": "train.shrink",
     "Sparsity": "train.sparsity",
+    "export_decoder": "export.decoder",
     "export_huggingface": "export.huggingface",
     "export_onnx": "export.onnx",
     "load": "export.program",
@@ -50,6 +51,7 @@ __all__ = [
     "__version__",
     "apply_plan",
     "calibrate",
+    "export_decoder",
     "export_huggingface",
     "export_onnx",
     "find_axes",
@@ -69,6 +71,7 @@ if TYPE_CHECKING:
     from sslprune.capture.trace import trace
     from sslprune.cost.counts import Cost
     from sslprune.errors import SslpruneError
+    from sslprune.export.decoder import export_decoder
     from sslprune.export.huggingface import export_huggingface
     from sslprune.export.onnx import export_onnx
     from sslprune.export.program import load

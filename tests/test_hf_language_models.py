@@ -143,12 +143,17 @@ def test_the_whole_road(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for name, value in (("WARM_UP", 0.005), ("ENOUGH", 0.01)):
         monkeypatch.setattr(f"sslprune.bench.timing.{name}", value)
     write(tmp_path, kind)
-    result = invoke("run", tmp_path / "lm.toml", "--run", tmp_path / "run")
+    with_cache = ("--set", "export.decoder=true") if kind == "llama" else ()
+    result = invoke("run", tmp_path / "lm.toml", "--run", tmp_path / "run", *with_cache)
     assert result.exit_code == 0, result.output
     assert "tokens of model; loss and perplexity are per token, not per word" in " ".join(result.stderr.split())
     run = RunDirectory(tmp_path / "run")
     report = Report.load(run.report)
     assert report.repacked.macs < 0.81 * report.dense.macs
+    assert [(row.part, row.prompt) for row in report.decoding] == [("prompt", PLACES - 1), ("token", PLACES - 1)][
+        : len(with_cache)
+    ]
+    assert ("each token after" in result.output) == bool(with_cache) == run.decoder.is_file()
     assert 1 < report.repacked.metrics["perplexity"] < 30  # of 300 tokens, in sentences of a few forms
     shutil.rmtree(tmp_path / "model")  # the run has its own tokenizer
     (tmp_path / "train.txt").unlink()

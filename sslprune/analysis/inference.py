@@ -78,7 +78,10 @@ class Inference:
             state = set(self._carried.values())
             for old, new in self._carried.items():
                 for one, other in zip(self.dims(old)[1:], self.dims(new)[1:], strict=True):
-                    self.unify(one, other, new)
+                    if one.size == other.size:
+                        self.unify(one, other, new)
+                    else:  # steps, which a cache has more of after each call
+                        self.freeze([one, other], node, "a length")
                 self.freeze(self.dims(new)[:1], node, "the batch")
             plain = [leaf for leaf in node.all_input_nodes if leaf not in state or self._also_given(node, leaf)]
             opened = self.program.open_dims(node.graph)

@@ -25,6 +25,7 @@ PROVIDERS = {
     ("cuda", "onnxruntime"): "CUDAExecutionProvider",
     ("cuda", "tensorrt"): "TensorrtExecutionProvider",
 }
+PAST = "past_key_values"
 ONNX_TYPES: dict[str, Any] = {
     "tensor(float)": np.float32,
     "tensor(double)": np.float64,
@@ -41,7 +42,8 @@ ONNX_TYPES: dict[str, Any] = {
 class Input:
     """One input of a model: ``dtype`` as numpy names it; a size that is not an int may be chosen, and has a name.
 
-    ``state``: it is carried from call to call (an output ``next_<name>`` feeds it), and its sizes are the model's own.
+    ``state``: it is carried from call to call (an output ``next_<name>`` feeds it, or of ``past_key_values.0.key``
+    ``present.0.key``), and its sizes are the model's own.
     """
 
     name: str
@@ -86,7 +88,7 @@ class Contender:
             session = open_session(self.onnx, 1)
             outputs = {node.name for node in session.get_outputs()}
             return tuple(
-                Input(node.name, _dtype(node, self.onnx), tuple(node.shape), f"next_{node.name}" in outputs)
+                Input(node.name, _dtype(node, self.onnx), tuple(node.shape), bool(_nexts(node.name) & outputs))
                 for node in session.get_inputs()
             )
         if self.program is None:
@@ -173,6 +175,11 @@ def packed_as(spec: Any) -> Callable[[list[torch.Tensor]], tuple[tuple[Any, ...]
     return lambda values: pytree.tree_unflatten(values, spec)
 
 
+def _nexts(name: str) -> set[str]:
+    """What the output may be called that is the input ``name`` of the next call."""
+    return {f"next_{name}", name.replace(PAST, "present", 1)} - {name}
+
+
 def check_same_inputs(models: Sequence[Contender]) -> None:
     """Raise ExportError, naming the input, where a model takes other inputs than the first.
 
@@ -181,7 +188,11 @@ def check_same_inputs(models: Sequence[Contender]) -> None:
     for model in models[1:]:
         by_name = models[0].onnx is not None and model.onnx is not None
         first, other = (
-            {found.name if by_name else str(index): str(found) for index, found in enumerate(side.inputs)}
+            {
+                found.name if by_name else str(index): str(found)
+                for index, found in enumerate(side.inputs)
+                if not (by_name and found.state and found.name.startswith(PAST))  # layers are a model's own
+            }
             for side in (models[0], model)
         )
         for name in {**first, **other}:
@@ -220,7 +231,7 @@ def feeds_for(
             continue
         shape = []
         for index, size in enumerate(wanted.shape):
-            named = (dims or {}).get(str(size))
+            named = _named_size(str(size), dims or {})
             if isinstance(size, int):
                 shape.append(size)
             elif named is not None or index == 0 or size == first:
@@ -235,6 +246,12 @@ def feeds_for(
         noise *= not wanted.state
         feeds[wanted.name] = noise.astype(dtype)
     return feeds
+
+
+def _named_size(name: str, dims: Mapping[str, int]) -> int | None:
+    """The size called ``name``, or the sum of those in "past_sequence_length + sequence_length"; None: not given."""
+    sizes = [dims.get(part) for part in name.split(" + ")]
+    return dims.get(name, None if None in sizes else sum(size for size in sizes if size is not None))
 
 
 def _is_open(wanted: Input) -> bool:

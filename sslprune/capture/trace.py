@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from sslprune.capture.export import Exported, export_fixed, export_open, export_
 from sslprune.capture.functional import functional
 from sslprune.capture.gradients import reached, switches_gradients, who_stays, without_gradient
 from sslprune.capture.mode import row_major, set_mode, unchanged
-from sslprune.capture.program import Program, operator_name
+from sslprune.capture.program import Program, operator_name, quiet
 from sslprune.capture.refusals import own_failure, own_failure_text, reason, where, why_not
 from sslprune.errors import TraceError
 from sslprune.values.axes import tensors_of
@@ -83,9 +83,25 @@ def trace(
             training, untrained = None, frozenset()
             notes.append(f"no training graph: {reason(error)}{where(error, model)}")
     own = tensors_of(model)
+    holders = [(evaluation, module), *([(training, training_module)] if training is not None else [])]
+    tensors, constants, aliases = _state_of(holders, own)
+    notes += who_stays([name for name in tensors if name in untrained])
+    return Program(
+        evaluation=evaluation, training=training, args=args, kwargs=kwargs, tensors=tensors, constants=constants,
+        aliases=aliases, in_spec=exported.program.call_spec.in_spec, out_specs=out_specs,
+        batch=num_rows((args, kwargs)), dynamic_batch=exported.dynamic_batch, sequence=sequence, notes=tuple(notes),
+        carried=carried_state(model, args, kwargs, exported.program), random=random, untrained=untrained,
+        exported=exported.program,
+    )  # fmt: skip
+
+
+def _state_of(
+    holders: Sequence[tuple[fx.Graph, nn.Module]], own: Mapping[str, torch.Tensor]
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str, tuple[str, ...]]]:
+    """The tensors of graphs by their names, those of them that are not the model's ``own``, and all names of each."""
     tensors: dict[str, torch.Tensor] = {}
     constants: dict[str, torch.Tensor] = {}
-    for graph, holder in ((evaluation, module), *(((training, training_module),) if training is not None else ())):
+    for graph, holder in holders:
         for node in graph.nodes:
             if node.op == "get_attr":
                 tensor = operator.attrgetter(str(node.target))(holder)
@@ -101,13 +117,30 @@ def trace(
         for name, tensor in tensors.items()
         if name in own
     }
-    notes += who_stays([name for name in tensors if name in untrained])
+    return tensors, constants, aliases
+
+
+def trace_evaluation(model: nn.Module, args: tuple[Any, ...], shapes: Any) -> Program:
+    """``model``, which carries state, in evaluation alone: a `Program` without a training graph.
+
+    ``shapes``: what is open of ``args``, as torch.export takes it (``dynamic_shapes``). Of the state, the last of
+    ``args``, that may be sizes that grow from call to call. Raises TraceError.
+    """
+    with unchanged(model), row_major(model), quiet():
+        set_mode(model, False)
+        try:
+            with torch.no_grad():
+                exported = torch.export.export(model, args, dynamic_shapes=shapes, strict=False)
+        except Exception as error:
+            raise TraceError(f"{type(model).__name__} {why_not(model, args, {}, error)}") from error
+        graph, module = functional(exported)
+    tensors, constants, aliases = _state_of([(graph, module)], tensors_of(model))
+    state = len(pytree.tree_leaves(args[-1]))
+    inputs, spec = len(pytree.tree_leaves(args)) - state, exported.call_spec.out_spec
     return Program(
-        evaluation=evaluation, training=training, args=args, kwargs=kwargs, tensors=tensors, constants=constants,
-        aliases=aliases, in_spec=exported.program.call_spec.in_spec, out_specs=out_specs,
-        batch=num_rows((args, kwargs)), dynamic_batch=exported.dynamic_batch, sequence=sequence, notes=tuple(notes),
-        carried=carried_state(model, args, kwargs, exported.program), random=random, untrained=untrained,
-        exported=exported.program,
+        evaluation=graph, training=None, args=args, kwargs={}, tensors=tensors, constants=constants, aliases=aliases,
+        in_spec=exported.call_spec.in_spec, out_specs=(spec,), batch=num_rows(args), dynamic_batch=True,
+        carried=tuple((inputs + i, spec.num_leaves - state + i) for i in range(state)),
     )  # fmt: skip
 
 

@@ -34,11 +34,11 @@ from sslprune.cli.options import (
     SensitivityOption,
     Sets,
     dims_of,
-    huggingface_alone,
     is_model,
+    one_format,
     one_of,
 )
-from sslprune.cli.parts import directory_of, load, print_json, show_of, tell_verdict, write_huggingface
+from sslprune.cli.parts import directory_of, load, print_json, show_of, tell_verdict, write_decoder, write_huggingface
 from sslprune.cli.together import agreed, joined, launched, restarted
 from sslprune.values.bounds import MOST_REPETITIONS, MOST_SAMPLES, MOST_THREADS
 
@@ -177,9 +177,10 @@ def export(
     from sslprune.run.directory import RunDirectory
 
     directory = RunDirectory(run)
-    if format is Format.huggingface:
-        huggingface_alone(baseline, sets)
-        return write_huggingface(directory, show, as_json)
+    if format is not Format.onnx:
+        one_format(format, baseline, sets)
+        alone = write_huggingface if format is Format.huggingface else write_decoder
+        return alone(directory, show, as_json)
     from sslprune.run.export import export as export_model
 
     with directory.changed(load(directory.recipe_file, sets)) if sets else nullcontext():

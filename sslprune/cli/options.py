@@ -101,10 +101,15 @@ class Device(StrEnum):
 class Format(StrEnum):
     onnx = "onnx"
     huggingface = "huggingface"
+    decoder = "decoder"
 
 
 FormatOption = Annotated[
-    Format, typer.Option("--format", help="huggingface: RUN/export/huggingface alone, for from_pretrained.")
+    Format,
+    typer.Option(
+        "--format",
+        help="One of the others alone: huggingface, for from_pretrained; decoder, ONNX with past keys and values.",
+    ),
 ]
 
 
@@ -121,10 +126,10 @@ def one_of(resume: bool, force: bool) -> None:
         raise typer.BadParameter("--resume goes on with a run and --force trains over it; give one of them")
 
 
-def huggingface_alone(baseline: Path | None, sets: list[str] | None) -> None:
-    """Raise BadParameter for what that format does not read."""
+def one_format(format: Format, baseline: Path | None, sets: list[str] | None) -> None:
+    """Raise BadParameter for what a ``format`` written alone does not read."""
     if baseline is not None or sets:
-        raise typer.BadParameter("--format huggingface times and judges nothing: leave --baseline and --set out")
+        raise typer.BadParameter(f"--format {format} judges nothing: leave --baseline and --set out")
 
 
 def dims_of(dims: list[str]) -> dict[str, int]:

@@ -63,6 +63,19 @@ def write_huggingface(directory: RunDirectory, show: Show, as_json: bool) -> Non
     print_json(found) if as_json else print(directory.huggingface)
 
 
+def write_decoder(directory: RunDirectory, show: Show, as_json: bool) -> None:
+    """Write the decoders of a run, and say how long they take."""
+    from sslprune.run.decoder import export_decoders
+    from sslprune.show.speed import decoding
+
+    found = export_decoders(directory, show)
+    if as_json:
+        values = {"decoder": str(directory.decoder), "decoding": [row.model_dump(mode="json") for row in found]}
+        return print_json(values)
+    show.result(decoding(found))
+    print(directory.decoder)
+
+
 def print_json(value: Any) -> None:
     """The result, and nothing else."""
     print(json.dumps(value, indent=2))

@@ -48,6 +48,7 @@ class Encoder:
     steps: int | None = None  # the one length that the model reads; None: any
     end: int | None = None  # the token after which nothing follows
     longest_text: int | None = None  # tokens that the model reads at once; None: any number
+    longest: int | None = None  # tokens that it has places for, read one after the other
     num_tokens: int | None = None  # that have a text
 
     def begun(self, sample: str) -> list[int]:

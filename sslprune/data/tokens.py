@@ -50,7 +50,7 @@ class TokenEncoder(Encoder):
     steps: int | None = None
 
     @property
-    def longest(self) -> int:
+    def longest(self) -> int:  # type: ignore[override]
         """How many tokens the model takes, as the tokenizer knows it."""
         return min(int(self.tokenizer.model_max_length), LONGEST)
 

@@ -57,7 +57,6 @@ def export_onnx(
     or differs by more than 1e-3.
     """
     path = Path(path)
-    size = sum(t.numel() * t.element_size() for t in module.state_dict().values() if isinstance(t, Tensor))
     with quiet(), evaluating(module), row_major(module), torch.no_grad():
         made = export_program(module, args, kwargs, sequence=sequence, onnx=True, exported=exported)
         args, kwargs = made.args, made.kwargs
@@ -68,37 +67,65 @@ def export_onnx(
         _check_names(path, module, args, kwargs, input_names, output_names)
         if carries(module) and output_names is None:  # what comes out as next_state_0 goes in as state_0
             input_names, names = _names_with_state(module, args, kwargs, names)
-        try:
-            with any_length(), near_matches():
-                converted = torch.onnx.export(
-                    made.program,
-                    dynamo=True,
-                    verbose=False,
-                    opset_version=opset,
-                    input_names=input_names,
-                    output_names=names,
-                    dynamic_shapes=_names_of_sizes(module, args, kwargs, sequence),
-                )
-        except Exception as error:
-            raise ExportError(f"{path.name}: ONNX export failed: {first_line(_told(error))}") from error
-        assert converted is not None
-        written = converted.model.opset_imports[""]
-        if opset is not None and written != opset:
-            raise ExportError(
-                f"{path.name}: opset {opset} was asked for, and the exporter writes {written}; set export.opset = "
-                f"{written}, or leave it out"
-            )
+        sizes = _names_of_sizes(module, args, kwargs, sequence)
+        converted = convert(path, made.program, opset, input_names, names, sizes)
         largest = 0.0
 
         def write(temporary: Path) -> None:
             nonlocal largest
-            converted.save(temporary, external_data=size > PROTOBUF_LIMIT)
+            save_onnx(converted, temporary, module)
             if dynamic_axes:
                 rename_dimensions(temporary, dynamic_axes)
             largest = _verify_onnx(module, made, temporary, path, sequence)
 
         write_beside(path, write)
     return largest
+
+
+def convert(
+    path: Path,
+    program: torch.export.ExportedProgram,
+    opset: int | None,
+    input_names: Sequence[str] | None,
+    output_names: Sequence[str],
+    sizes: Any,
+) -> torch.onnx.ONNXProgram:
+    """``program`` as ONNX, which will be ``path``; ``sizes``: the names of open dimensions. Raises ExportError."""
+    try:
+        with any_length(), near_matches():
+            converted = torch.onnx.export(
+                program,
+                dynamo=True,
+                verbose=False,
+                opset_version=opset,
+                input_names=input_names,
+                output_names=output_names,
+                dynamic_shapes=sizes,
+            )
+    except Exception as error:
+        raise ExportError(f"{path.name}: ONNX export failed: {first_line(_told(error))}") from error
+    assert converted is not None
+    written = converted.model.opset_imports[""]
+    if opset is not None and written != opset:
+        raise ExportError(
+            f"{path.name}: opset {opset} was asked for, and the exporter writes {written}; set export.opset = "
+            f"{written}, or leave it out"
+        )
+    return converted
+
+
+def save_onnx(converted: torch.onnx.ONNXProgram, file: Path, module: nn.Module) -> None:
+    """Write ``converted``, made of ``module``; beside it a file of its weights where they are too many for one."""
+    size = sum(t.numel() * t.element_size() for t in module.state_dict().values() if isinstance(t, Tensor))
+    converted.save(file, external_data=size > PROTOBUF_LIMIT)
+
+
+def check_graph(file: Path, path: Path) -> None:
+    """Raise ExportError for a ``file``, to be called ``path``, that onnx.checker rejects."""
+    try:
+        onnx.checker.check_model(str(file), full_check=True)
+    except Exception as error:
+        raise ExportError(f"{path.name}: onnx.checker rejects it: {first_line(error)}") from error
 
 
 def _told(error: BaseException) -> BaseException:
@@ -151,10 +178,7 @@ def _verify_onnx(module: nn.Module, made: Exported, file: Path, path: Path, sequ
 
     At other batch sizes too where the batch is open.
     """
-    try:
-        onnx.checker.check_model(str(file), full_check=True)
-    except Exception as error:
-        raise ExportError(f"{path.name}: onnx.checker rejects it: {first_line(error)}") from error
+    check_graph(file, path)
     session, example = open_session(file), (made.args, made.kwargs)
     others = [random_like(example, n, n, made.closed) for n in (1, 5)] if made.dynamic_batch else []
     worst = 0.0

@@ -8,7 +8,7 @@ concatenation then drops it. Either way one operand has to stay.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -219,3 +219,30 @@ def _of(g: Inference, zero: Zero | None, body: set[fx.Node]) -> set[str] | None:
 
 def _weights(g: Inference, names: set[str]) -> int:
     return int(any(g.program.tensors[name].dim() > 1 for name in names))
+
+
+def is_zero(g: Inference, node: fx.Node, zeroed: Collection[str], known: dict[fx.Node, bool] | None = None) -> bool:
+    """Whether ``node`` is zero all over once the weights ``zeroed`` are; a carried state is so, where it stays so."""
+    known = {} if known is None else known
+    if node not in known:
+        if node.op == "get_attr":
+            known[node] = str(node.target) in zeroed
+        elif node.op == "placeholder":
+            known[node] = node in g.program.carried_inputs(node.graph)
+        else:
+            zeros = g.facts[node].zeros
+            known[node] = bool(zeros) and _is_zero(g, zeros[0], zeroed, known)
+    return known[node]
+
+
+def _is_zero(g: Inference, zero: Zero | None, zeroed: Collection[str], known: dict[fx.Node, bool]) -> bool:
+    match zero:
+        case Keeps(node, _, _):
+            return is_zero(g, node, zeroed, known)
+        case AllOf(parts):
+            return all(_is_zero(g, part, zeroed, known) for part in parts)
+        case AnyOf(parts):
+            return any(_is_zero(g, part, zeroed, known) for part in parts)
+        case Joined(parts, _):
+            return all(is_zero(g, node, zeroed, known) for node, _ in parts)
+    return False

@@ -28,6 +28,8 @@ class ExportSection(Section):
 
     huggingface: bool = False
     """Whether RUN/export/huggingface is written, for a model of transformers whose widths are uniform (see `tie`)."""
+    decoder: bool = False
+    """Whether RUN/export/decoder.onnx is written: a causal language model of transformers with past keys and values."""
     opset: int | None = Field(default=None, ge=17)
     """The version of ONNX's operators; left out: what the exporter writes."""
     input_names: list[str] = []

@@ -57,6 +57,11 @@ class Packed(nn.Module):
                 self._graphs, self._runs = graphs, tuple(map(_compile, graphs))
         return self
 
+    @property
+    def graph(self) -> fx.Graph:
+        """The evaluation graph."""
+        return self._graphs[0]
+
     def deployed(self) -> Packed:
         """The evaluation graph alone, with the tensors that it reads: no heads that only training uses; shared.
 

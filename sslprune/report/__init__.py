@@ -1,7 +1,7 @@
 """Values: the verdict on a run, the gates that judge it, and the forms in which it is told."""
 
 from sslprune.report.curve import curve_rows
-from sslprune.report.figures import Control, Figures, OnnxCheck, Size, Variant, read_controls
+from sslprune.report.figures import Control, Decoding, Figures, OnnxCheck, Size, Variant, read_controls
 from sslprune.report.gates import compare_reports, judge
 from sslprune.report.inspection import (
     AxisFacts,
@@ -29,6 +29,7 @@ from sslprune.report.words import (
     CONTROL_WORDS,
     MEASURE_WORDS,
     budget_text,
+    decoding_text,
     prediction_text,
     realised,
     setting_text,
@@ -54,6 +55,7 @@ __all__ = [
     "Change",
     "Control",
     "CurvePoint",
+    "Decoding",
     "Equivalence",
     "Figures",
     "Gate",
@@ -75,6 +77,7 @@ __all__ = [
     "budget_text",
     "compare_reports",
     "curve_rows",
+    "decoding_text",
     "environment",
     "has_vnni",
     "judge",

@@ -17,6 +17,20 @@ class OnnxCheck(Record):
     samples: int
 
 
+class Decoding(Record):
+    """How long a decoder with past keys and values takes for one text: a ``prompt`` of so many tokens at once.
+
+    ``part``: "prompt", all of them with no past, or "token", one more after them; ``samples_per_second`` of a token are
+    tokens a second.
+    """
+
+    part: Literal["prompt", "token"]
+    prompt: int
+    dense: Latency
+    repacked: Latency
+    speedup: Speedup
+
+
 class Size(Record):
     """One model. ``macs`` are for one sample; ``metrics`` are on the test data after the last epoch."""
 

@@ -26,6 +26,7 @@ from sslprune.report.values import Report
 from sslprune.report.words import (
     CONTROL_WORDS,
     budget_text,
+    decoding_text,
     medians_apart,
     prediction_text,
     setting_text,
@@ -77,6 +78,7 @@ def render(report: Report, history: Sequence[dict[str, Any]] = (), pictures: Seq
         models=models,
         metrics=list(report.dense.metrics),
         count=count,
+        decoding_text=decoding_text,
         size=size_text,
         score=score,
         ms=ms,

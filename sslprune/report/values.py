@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 from sslprune.report.course import Course
-from sslprune.report.figures import Control, Figures, Size, Variant
+from sslprune.report.figures import Control, Decoding, Figures, Size, Variant
 from sslprune.report.inspection import Sensitivity
 from sslprune.report.judgement import Baseline, Gate
 from sslprune.values.measure import SCHEMA, Absent, Profile, Record, Speedup
@@ -134,6 +134,7 @@ class Report(Record):
     curve: list[CurvePoint] = []  # of a sweep: every point, the largest budget first
     variants: list[Variant] = []
     profiles: list[Profile] = []
+    decoding: list[Decoding] = []  # where the decoder was written with a cache
     staircase: Staircase | None = None
     baseline: Baseline | None = None
     sensitivity: Sensitivity | None = None  # of the dense model, where RUN/sensitivity.json has it

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sslprune.errors import few
-from sslprune.report.figures import Variant
+from sslprune.report.figures import Decoding, Variant
 from sslprune.report.values import Budget, Report
 from sslprune.values.measure import Latency, Speedup
 
@@ -40,6 +40,13 @@ def prediction_text(budget: Budget) -> str | None:
         f"the table of layers predicted {100 * budget.predicted:.1f} %; for the dense model it sums to"
         f" {budget.table_ms:.3f} ms, and {budget.whole_ms:.3f} ms were measured"
     )
+
+
+def decoding_text(row: Decoding) -> str:
+    """What a decoder's time is of: "a prompt of 128 tokens, 1 thread"."""
+    threads = f"{row.speedup.threads} thread{'s' * (row.speedup.threads != 1)}"
+    what = f"a prompt of {row.prompt} tokens" if row.part == "prompt" else f"each token after {row.prompt}"
+    return f"{what}, {threads}"
 
 
 def setting_text(setting: Speedup | object) -> str:

@@ -26,8 +26,8 @@ from sslprune.removal.plan import prepared_as
 from sslprune.removal.remove import removable, remove
 from sslprune.report import Control, Report
 from sslprune.run.directory import ControlName, RunDirectory
-from sslprune.run.export import beside, write_report
 from sslprune.run.repack import selection_of
+from sslprune.run.written import beside, write_report
 from sslprune.show.terminal import Show
 from sslprune.train.evaluate import evaluate, full_precision
 from sslprune.train.training import train

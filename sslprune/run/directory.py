@@ -91,6 +91,7 @@ class RunDirectory:
         self.export_dir = exported / "export"
         self.onnx = self.export_dir / "model.onnx"
         self.dense_onnx = self.export_dir / "dense.onnx"
+        self.decoder, self.dense_decoder = self.export_dir / "decoder.onnx", self.export_dir / "dense-decoder.onnx"
         self.huggingface = self.export_dir / "huggingface"
         self.report = exported / "report.json"
         self.page = exported / "report.html"

@@ -29,7 +29,6 @@ from sslprune.report import (
     Absent,
     Budget,
     Figures,
-    Inspection,
     OnnxCheck,
     Profile,
     RepackResult,
@@ -41,14 +40,14 @@ from sslprune.report import (
     compare_reports,
     environment,
     judge,
-    read_controls,
 )
 from sslprune.report.ci import write_ci
-from sslprune.report.page import write_page
 from sslprune.run.build import Built, build
 from sslprune.run.check import compares_metrics
 from sslprune.run.course import course_of
+from sslprune.run.decoder import write_decoders
 from sslprune.run.directory import RunDirectory
+from sslprune.run.written import beside, tell_sweep, write_alone
 from sslprune.show.terminal import Show
 from sslprune.train.chance import at_chance
 from sslprune.train.evaluate import evaluate, full_precision
@@ -81,8 +80,8 @@ def export(
             variants = [v.model_copy(update={"file": v.file.replace(new, there)}) for v in report.variants]
             report = beside(report.model_copy(update={"variants": variants}), directory)
             write_ci(report, target.junit, target.summary)
-            _write(report, target)
-        _tell_sweep(directory)
+            write_alone(report, target)
+        tell_sweep(directory)
     return report
 
 
@@ -103,35 +102,11 @@ def _export(directory: RunDirectory, show: Show, program: Program | None) -> Rep
     times = measure_speed(recipe, built, data, example, show)
     report = assemble(recipe, result, built, checks, times, example, data.task.lower_is_better, show)
     course = course_of(recipe, directory, data, result.equivalence.samples)
+    if recipe.export.decoder:
+        report = report.model_copy(update={"decoding": write_decoders(directory, recipe, dense, show)})
     untrained = compares_metrics(recipe) and at_chance(dense, data.train, data.task)
     gates = [gate.without_gain() for gate in report.gates] if untrained else report.gates
     return report.model_copy(update={"recipe_sha256": digest, "gates": gates, "course": course})
-
-
-def beside(report: Report, directory: RunDirectory) -> Report:
-    """``report`` with what lies beside it in ``directory``: its controls, its map, and the curve of a sweep."""
-    felt = Inspection.load(directory.sensitivity).sensitivity if directory.sensitivity.is_file() else None
-    report = report.model_copy(update={"controls": read_controls(directory.control_results), "sensitivity": felt})
-    points = [point for point in directory.points if point.finished("export")]
-    curve = [Report.load(point.report).as_point(str(point.path.relative_to(directory.path))) for point in points]
-    return report.model_copy(update={"curve": [*curve, report.as_point(".")] if curve else []})
-
-
-def write_report(report: Report, directory: RunDirectory) -> None:
-    """Write the page and report.json, and those of the sweep that ``directory`` is a point of."""
-    _write(report, directory)
-    _tell_sweep(directory)
-
-
-def _write(report: Report, directory: RunDirectory) -> None:
-    write_page(report, directory.page, history=directory.history, weights=directory.masked)
-    report.save(directory.report)
-
-
-def _tell_sweep(directory: RunDirectory) -> None:
-    sweep = directory.sweep
-    if sweep is not directory and sweep.report.is_file():
-        write_report(beside(Report.load(sweep.report), sweep), sweep)
 
 
 def _digest(directory: RunDirectory) -> str:

@@ -1,4 +1,4 @@
-"""How a text goes on: token after token from an ONNX file, each from the whole text so far."""
+"""How a text goes on: token after token from an ONNX file, with a cache where the file has one."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import onnxruntime
 
 from sslprune.data.samples import Encoder, probabilities
+from sslprune.export.decoder import Cache
 
 
 @dataclass(frozen=True)
@@ -29,18 +31,26 @@ class Continued:
     tokens_per_second: float
 
 
-def go_on(encoder: Encoder, sample: str, ask: Callable[[list[int]], np.ndarray], sampling: Sampling) -> Continued:
-    """How ``sample`` goes on, as far as its end, the model's longest text or ``sampling.tokens``.
+def cached(session: onnxruntime.InferenceSession) -> Callable[[list[int]], np.ndarray]:
+    """What `go_on` asks for the next token of a text that grows, of a decoder's file: it reads what is new alone."""
+    cache = Cache(session)
+    return lambda ids: cache.tokens(np.array([ids[cache.length :]]))[0, -1]
 
-    ``ask(ids)`` gives the logits (1, tokens, vocabulary). A file of a graph without a cache reads the text anew for
-    each token: the time is for comparing two such files, and a server with a cache is faster.
+
+def go_on(
+    encoder: Encoder, sample: str, ask: Callable[[list[int]], np.ndarray], sampling: Sampling, longest: int | None
+) -> Continued:
+    """How ``sample`` goes on, as far as its end, ``longest`` tokens or ``sampling.tokens``.
+
+    ``ask(ids)`` gives the logits (vocabulary,) of the next token. A file of a graph without a cache reads the text anew
+    for each token: the time is for comparing two such files, and one with a cache is faster.
     """
     random = np.random.default_rng(sampling.seed)
     ids = encoder.begun(sample)
-    first, longest = len(ids), encoder.longest_text
+    first = len(ids)
     began = time.perf_counter()
     while len(ids) - first < sampling.tokens and (longest is None or len(ids) < longest):
-        ids.append(_next(ask(ids)[0, len(ids) - 1, : encoder.num_tokens], sampling, random))
+        ids.append(_next(ask(ids)[: encoder.num_tokens], sampling, random))
         if ids[-1] == encoder.end:
             break
     seconds = time.perf_counter() - began

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from sslprune.errors import RunError, printable
 from sslprune.export.file import feeds_of
 from sslprune.export.session import open_session
 from sslprune.run.directory import RunDirectory
-from sslprune.run.generate import Sampling, go_on
+from sslprune.run.generate import Sampling, cached, go_on
 from sslprune.values.inputs import Inputs, arguments
 from sslprune.values.outputs import Output
 from sslprune.values.tasks import Task
@@ -39,7 +39,7 @@ class Answer:
     milliseconds: float
     next_words: dict[str, float] = field(default_factory=dict)  # of a language model: the likeliest, with probabilities
     goes_on: str | None = None  # of a language model: what it adds, token after token ...
-    tokens_per_second: float | None = None  # ... and how fast, each from the whole text so far
+    tokens_per_second: float | None = None  # ... and how fast: with a cache where there is decoder.onnx
     values: dict[str, float] = field(default_factory=dict)
     mask: str | None = None
     shares: bool = False  # the values are parts of 1
@@ -65,7 +65,8 @@ def predict_run(
 
     A mask is written as a picture of classes, below ``RUN/predictions``.
     A language model's answer is how the sentence goes on, read from a state of zeros: the likeliest next words, and
-    what it adds by ``sampling`` (where it is left out 20 tokens, the likeliest each time).
+    what it adds by ``sampling`` (where it is left out 20 tokens, the likeliest each time): token by token from the
+    decoders with a cache, where the run has them, else each from the whole text.
 
     ONNX Runtime on the CPU, batch 1. Raises RunError where the run has not been exported, DataError for a sample that
     cannot be read or does not suit the model.
@@ -78,13 +79,19 @@ def predict_run(
     recipe = directory.recipe()
     encoder = reopen(recipe, directory.tokenizer, models[1].inputs[0].shape)
     task = encoder.task(task_for(recipe.data))
+    decoders = (directory.dense_decoder, directory.decoder)
+    with_cache = [open_session(path, threads) for path in decoders if all(file.is_file() for file in decoders)]
     index, found = _index_of(sessions[1], task.output), []
     for sample in (sample for given in samples for sample in encoder.samples(given)):
         inputs = encoder.encode(sample)
         feeds = [_feeds(model, session, inputs) for model, session in zip(models, sessions, strict=True)]
         answered = _answered(sample, encoder, task, feeds, sessions, index, directory.predictions)
         if encoder.continues:
-            answered = _continued(answered, encoder, models, sessions, index, sampling or Sampling())
+            asked = [cached(session) for session in with_cache] or [
+                _whole(encoder, model, session, index) for model, session in zip(models, sessions, strict=True)
+            ]
+            longest = encoder.longest if with_cache else encoder.longest_text
+            answered = _continued(answered, encoder, asked, sampling or Sampling(), longest)
         found.append(answered)
     return found
 
@@ -146,24 +153,26 @@ def _answered(
     return Prediction(sample, *answers)
 
 
+def _whole(
+    encoder: Encoder, model: Contender, session: onnxruntime.InferenceSession, index: int
+) -> Callable[[list[int]], np.ndarray]:
+    """What `go_on` asks for the next token, of a file that reads the whole text each time."""
+    return lambda ids: np.asarray(session.run(None, _feeds(model, session, encoder.inputs(ids)))[index])[
+        0, len(ids) - 1
+    ]
+
+
 def _continued(
     answered: Prediction,
     encoder: Encoder,
-    models: Sequence[Contender],
-    sessions: Sequence[onnxruntime.InferenceSession],
-    index: int,
+    asked: Sequence[Callable[[list[int]], np.ndarray]],
     sampling: Sampling,
+    longest: int | None,
 ) -> Prediction:
     """The same with what both models add to the sample."""
     answers = []
-    for answer, model, session in zip((answered.dense, answered.repacked), models, sessions, strict=True):
-
-        def ask(
-            ids: list[int], model: Contender = model, session: onnxruntime.InferenceSession = session
-        ) -> np.ndarray:
-            return np.asarray(session.run(None, _feeds(model, session, encoder.inputs(ids)))[index])
-
-        made = go_on(encoder, answered.sample, ask, sampling)
+    for answer, ask in zip((answered.dense, answered.repacked), asked, strict=True):
+        made = go_on(encoder, answered.sample, ask, sampling, longest)
         answers.append(replace(answer, goes_on=made.text, tokens_per_second=made.tokens_per_second))
     return Prediction(answered.sample, *answers)
 

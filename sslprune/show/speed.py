@@ -12,11 +12,13 @@ from rich.text import Text
 from sslprune.report import (
     Absent,
     Baseline,
+    Decoding,
     Latency,
     Profile,
     Report,
     Speedup,
     curve_rows,
+    decoding_text,
     setting_text,
     why_not_faster,
 )
@@ -27,6 +29,17 @@ if TYPE_CHECKING:  # torch is heavy, and nothing here needs it
     from sslprune.bench import Comparison, Footprint
 
 MOST_OPERATORS = 8  # rows of the table; the rest is one row
+
+
+def decoding(rows: Sequence[Decoding]) -> RenderableType:
+    """A decoder's prompt and tokens, dense and repacked."""
+    table = _table("generating", "dense", "repacked", right=(1, 2))
+    table.add_column("")
+    for row in rows:
+        table.add_row(
+            f"  {decoding_text(row)}", ms(row.dense.median_ms), ms(row.repacked.median_ms), faster(row.speedup)
+        )
+    return table
 
 
 def comparison(measured: Comparison, files: Mapping[str, tuple[int, Footprint | None]]) -> RenderableType:

@@ -26,7 +26,7 @@ from sslprune.report import (
     realised,
 )
 from sslprune.show.figures import counts, faster, scores
-from sslprune.show.speed import changes, curve_table, operators, variants
+from sslprune.show.speed import changes, curve_table, decoding, operators, variants
 from sslprune.values.amounts import ms, score, size_text
 from sslprune.values.metrics import PERCENT, signed
 
@@ -74,6 +74,8 @@ def summary(report: Report, written: Written) -> RenderableType:
     curve: list[RenderableType] = ["", curve_table(report)] if report.curve else []
     if report.variants:
         speed += ["", variants(report)]
+    if report.decoding:
+        speed += ["", decoding(report.decoding)]
     if report.profiles:
         speed += ["", operators(report.profiles[:2])]
     speed += ["", *notes] if (notes := realised(report)) else []
@@ -109,6 +111,10 @@ def _files(report: Report, written: Written) -> Table:
         table.add_row(str(file.relative_to(written.folder)), use)
     if written.huggingface is not None and written.huggingface.is_dir():
         table.add_row(f"{written.huggingface.relative_to(written.folder)}{os.sep}", "for from_pretrained")
+    if report.decoding:
+        table.add_row(
+            str(written.onnx.with_name("decoder.onnx").relative_to(written.folder)), "to generate with a cache"
+        )
     if report.curve:
         which = "the larger points" if report.budget.nested else "the earlier points of the sweep"
         table.add_row(f"points{os.sep}", f"{which}, each a run of its own")
