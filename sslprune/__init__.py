@@ -20,6 +20,7 @@ _HOMES = {
     "Axis": "values.axes",
     "Member": "values.axes",
     "calibrate": "calibration.calibrate",
+    "factor": "calibration.factor",
     "GroupLasso": "train.lasso",
     "Shrinker": "train.shrink",
     "shrink": "train.shrink",
@@ -54,6 +55,7 @@ __all__ = [
     "export_decoder",
     "export_huggingface",
     "export_onnx",
+    "factor",
     "find_axes",
     "gate_",
     "gates_for",
@@ -67,6 +69,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from sslprune.calibration.calibrate import calibrate
+    from sslprune.calibration.factor import factor
     from sslprune.capture.program import Program
     from sslprune.capture.trace import trace
     from sslprune.cost.counts import Cost

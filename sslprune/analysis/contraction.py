@@ -27,6 +27,11 @@ class Window:
     conv_groups: int = 1
     transposed: bool = False
 
+    @property
+    def has_columns(self) -> bool:
+        """Whether single input channels at single positions of the kernel can go."""
+        return self.conv_groups == 1 and not (self.transposed or isinstance(self.padding, str))
+
 
 @dataclass(frozen=True, eq=False)
 class Contraction:

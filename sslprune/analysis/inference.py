@@ -20,6 +20,7 @@ from torch import fx
 from sslprune.analysis.atoms import Atoms, Dim, fixed
 from sslprune.analysis.columns import Columns
 from sslprune.analysis.contraction import Contraction
+from sslprune.analysis.factors import is_factor, makes_rank
 from sslprune.analysis.facts import Facts, Part
 from sslprune.analysis.folding import folded
 from sslprune.analysis.pointers import MOVING, Pointer, freeze_unread, pass_on
@@ -243,11 +244,11 @@ class Inference:
         for d in contraction.makes:
             self.produces(weight, d)
         self.readers.update((str(weight.target), d) for d in contraction.reads if weight.op == "get_attr")
-        if (
-            window is not None
-            and window.conv_groups == 1
-            and not (window.transposed or isinstance(window.padding, str))
-        ):
+        if weight.op == "get_attr" and is_factor(str(weight.target)):
+            self.freeze(self.dims(weight)[2:], node, "a factor keeps its kernel")
+            for dim in contraction.made if makes_rank(str(weight.target)) else ():
+                self.label(dim, "rank")
+        elif window is not None and window.has_columns:
             self._add_columns(weight)
 
     def _add_columns(self, weight: fx.Node) -> None:

@@ -33,6 +33,7 @@ from sslprune.export.session import open_session
 from sslprune.kinds.find import find_axes
 from sslprune.kinds.table import kind_of
 from sslprune.recipe import Recipe
+from sslprune.removal.factors import fold_
 from sslprune.removal.remove import remove
 from sslprune.values.axes import Axis
 from sslprune.values.carry import example_for
@@ -132,7 +133,7 @@ class _Whole:
     def timed(self, selection: Selection) -> tuple[float, float]:
         """Microseconds of the dense model, and the share of them without the groups of ``selection``."""
         if not self.dense.is_file():
-            self._export(self.model, self.dense, None)
+            self._export(fold_(copy.deepcopy(self.model)), self.dense, None)
         session = open_session(self.dense, 1)
         narrow = remove(self.model, self.program, selection, verify=False)
         path = self.dense.with_name("narrow.onnx")

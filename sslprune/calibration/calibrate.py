@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from sslprune.calibration.divergence import Divergence, OfClasses, OfNumbers
 from sslprune.calibration.evidence import TOGETHER, felt, magnitudes
+from sslprune.calibration.factor import SAMPLES, as_inputs, factored_, first_of
 from sslprune.calibration.lockstep import Lockstep
+from sslprune.calibration.matrices import asked, chosen
 from sslprune.calibration.repair import Fitted, Repair, gone_entries
 from sslprune.calibration.samples import Samples, collect
 from sslprune.capture.mode import evaluating
@@ -27,7 +29,7 @@ from sslprune.cost.counts import Cost
 from sslprune.errors import BudgetError, CalibrationError, RecipeError, first_line
 from sslprune.kinds.find import find_axes
 from sslprune.kinds.table import kind_of
-from sslprune.recipe import CalibrateSection
+from sslprune.recipe import CalibrateSection, PruneSection
 from sslprune.recipe.settings import Prune, calibration_of
 from sslprune.removal.packed import Packed
 from sslprune.removal.remove import removable, remove
@@ -214,6 +216,22 @@ def _copied(model: nn.Module) -> nn.Module:
         ) from error
 
 
+def _factored(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    prune: Sequence[PruneSection],
+    samples: Sequence[Any],
+    sequence: int | None,
+) -> nn.Module:
+    """A copy of ``model`` with two factors for each matrix that the sections name."""
+    model = _copied(model)
+    program = trace(model, args, kwargs, sequence=sequence)
+    names, _ = chosen(model, program, prune)
+    factored_(model, program, names, list(map(as_inputs, first_of(samples, SAMPLES))))
+    return model
+
+
 def calibrate(
     model: nn.Module,
     args: tuple[Any, ...],
@@ -246,6 +264,9 @@ def calibrate(
     if task is not None and not isinstance(task, Task):
         raise RecipeError(f"task: {type(task).__name__}; expected a sslprune.values.tasks.Task, or None")
     with torch.inference_mode(False), evaluating(model):
+        if asked(found.prune):
+            samples = list(first_of(samples, section.samples))
+            model = _factored(model, args, dict(kwargs or {}), found.prune, samples, sequence)
         program = trace(model, args, dict(kwargs or {}), sequence=sequence)
         chosen = select_with_sections(find_axes(program), found.prune)
         axes = [axis for axis, _ in chosen]

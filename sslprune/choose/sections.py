@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 
 from sslprune.choose.ties import inner_branches, ties_of
 from sslprune.errors import RecipeError
+from sslprune.kinds.table import KINDS
 from sslprune.recipe import PruneSection
 from sslprune.values.axes import Axis
 
@@ -36,15 +37,21 @@ def select_with_sections(axes: Sequence[Axis], sections: Sequence[PruneSection])
 
 def named_by(axes: Sequence[Axis], section: PruneSection) -> list[Axis]:
     """The axes that a section names, whether they can go or not."""
-    of_kind = (axis for axis in axes if axis.kind == section.kind)
-    return [axis for axis in of_kind if _any(axis.name, section.include) and not _any(axis.name, section.exclude)]
+    return [axis for axis in axes if axis.kind == section.kind and names(section, axis.name)]
+
+
+def names(section: PruneSection, name: str) -> bool:
+    """Whether a section means the axis of that ``name``: by it, or without the kind behind it ("fc1/rank": "fc1")."""
+    alike = {name, name.removesuffix(f"/{section.kind}")}
+    return any(_any(one, section.include) for one in alike) and not any(_any(one, section.exclude) for one in alike)
 
 
 def _matching(axes: Sequence[Axis], section: PruneSection, field: str) -> list[Axis]:
     of_kind = [axis for axis in axes if axis.kind == section.kind]
     if not of_kind:
         kinds = ", ".join(sorted({axis.kind for axis in axes})) or "none"
-        raise RecipeError(f'{field}.kind: no axis is of kind "{section.kind}"; the model has {kinds}')
+        missing = KINDS[section.kind].missing if section.kind in KINDS else ""
+        raise RecipeError(f'{field}.kind: no axis is of kind "{section.kind}"; the model has {kinds}{missing}')
     named = named_by(axes, section)
     if not named:
         names = ", ".join(axis.name for axis in of_kind[:6]) + (", ..." if len(of_kind) > 6 else "")

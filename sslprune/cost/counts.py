@@ -10,8 +10,10 @@ import numpy as np
 from torch import fx, nn
 
 from sslprune.analysis.atoms import Dim
+from sslprune.analysis.factors import pairs_of
 from sslprune.capture.program import Program
-from sslprune.cost.layers import Asked, Layer, Table, layers_of
+from sslprune.cost.layers import Asked, Layer, Table, layer_of_product, layers_of
+from sslprune.cost.terms import Factored, Folding, Summand, Term
 from sslprune.kinds.branches import too_many
 from sslprune.kinds.closed import Left, closed
 from sslprune.kinds.find import analysis_of
@@ -22,18 +24,24 @@ from sslprune.values.selection import Selection
 Measure = Literal["macs", "parameters", "latency"]
 
 
-class _Term:
-    """constant x product over dimensions of the number of kept indices, while one of ``nodes`` is needed."""
-
-    def __init__(self, constant: float, factors: list[int], nodes: list[fx.Node]) -> None:
-        self.constant, self.factors, self.nodes = constant, factors, nodes
-
-
 class _Timed:
-    """One layer of ``node``, whose operands' sizes are the kept indices of ``operands``."""
+    """One layer of ``node``, whose operands' sizes are the kept indices of ``operands``.
 
-    def __init__(self, asked: Asked, operands: list[list[int]], node: fx.Node) -> None:
-        self.make, self.operands, self.nodes = asked.make, operands, [node]
+    Of the layers of a factored weight either the two are there or the one, as ``folding`` says.
+    """
+
+    def __init__(
+        self,
+        asked: Asked,
+        operands: list[list[int]],
+        node: fx.Node,
+        folding: Folding | None = None,
+        folded: bool = False,
+    ) -> None:
+        self.make, self.operands, self.nodes, self.folding, self.folded = asked.make, operands, [node], folding, folded
+
+    def is_there(self, counts: np.ndarray) -> bool:
+        return self.folding is None or self.folding.folds(counts) == self.folded
 
 
 class Cost:
@@ -87,19 +95,34 @@ class Cost:
             whole, column = columns[name]
             return [*(dim for dim in dims if not any(dim is one for one in whole)), column]
 
-        def term(dims: Sequence[Dim], times: float, nodes: list[fx.Node]) -> _Term:
+        def term(dims: Sequence[Dim], times: float, nodes: list[fx.Node]) -> Term:
             moving = [d for d in dims if d.rows.shape[1]]
             constant = times * prod(d.size for d in dims if not d.rows.shape[1])
-            return _Term(constant, [index(d) for d in moving], nodes)
+            return Term(constant, [index(d) for d in moving], nodes)
 
-        self._terms: dict[str, list[_Term]] = {"macs": [], "parameters": []}
+        self._terms: dict[str, list[Summand]] = {"macs": [], "parameters": []}
+        self._folding: dict[fx.Node, Folding] = {}  # of each node of a factored weight
+        self._ranks: dict[int, tuple[Folding, int]] = {}  # of axes, by their index; which layer is one matrix
+        pairs = pairs_of(g.facts, graph)
+        for pair in pairs:
+            nodes = [pair.up.node]
+            parts = [term(part.dims, 1 / program.batch, nodes) for part in (pair.down, pair.up)]
+            folding = Folding(parts, term(pair.product, 1 / program.batch, nodes), index(pair.rank))
+            self._folding |= {pair.down.node: folding, pair.up.node: folding}
+            self._terms["macs"].append(Factored(folding, parts, folding.whole, folding.rank))
+            down, up = (g.dims(part.weight) for part in (pair.down, pair.up))
+            held = [term(dims, 1.0, nodes) for dims in (down, up)]
+            whole = term([up[0], *down[1:], *up[2:]], 1.0, nodes)
+            self._terms["parameters"].append(Factored(folding, held, whole, folding.rank))
         counted: dict[str, list[fx.Node]] = {}
         for node in graph.nodes:
-            for contraction in g.facts[node].contractions:
+            for contraction in g.facts[node].contractions if node not in self._folding else ():
                 dims = by_column(str(contraction.weight.target), contraction.dims)
                 self._terms["macs"].append(term(dims, contraction.times / program.batch, [node]))
             if node.op == "get_attr" and node.users:
                 counted.setdefault(str(node.target), []).append(node)
+        for name in [name for pair in pairs for name in pair.weights]:
+            del counted[name]
         for name, nodes in counted.items():
             if name in program.aliases and isinstance(program.tensors[name], nn.Parameter):
                 self._terms["parameters"].append(term(by_column(name, g.state[name]), 1.0, nodes))
@@ -110,11 +133,18 @@ class Cost:
         self.whole: Callable[[Selection], float] | None = None  # measures a model's share of the dense latency
         self._timed: list[_Timed] = []
         for node in graph.nodes if layers is not None else ():
-            asked = layers_of(g, node, batch, columns)
-            self._timed += [_Timed(a, [[index(d) for d in dims] for dims in a.operands], node) for a in asked]
+            asked, when = layers_of(g, node, batch, columns), self._folding.get(node)
+            self._timed += [_Timed(a, [[index(d) for d in dims] for dims in a.operands], node, when) for a in asked]
+        for pair in pairs if layers is not None else ():
+            one, node = layer_of_product(g, pair, batch), pair.up.node
+            operands = [[index(d) for d in dims] for dims in one.operands]
+            self._timed.append(_Timed(one, operands, node, self._folding[node], folded=True))
+            for i, axis in enumerate(self.axes):
+                if np.isin(g.atoms.of([pair.rank]), axis.atoms).any():
+                    self._ranks[i] = self._folding[node], len(self._timed) - 1
         self._output = next(node for node in reversed(graph.nodes) if node.op == "output")
         self._left: dict[frozenset[int], set[fx.Node]] = {}
-        self._live_terms: dict[tuple[str, frozenset[int]], list[_Term]] = {}
+        self._live_terms: dict[tuple[str, frozenset[int]], list[Summand]] = {}
 
     def _kept(self, selection: Selection | None) -> tuple[np.ndarray, set[int]]:
         """Which slots are kept, and which branches are gone."""
@@ -146,7 +176,7 @@ class Cost:
             self._left[key] = live
         return self._left[key]
 
-    def _live(self, measure: str, gone: set[int]) -> list[_Term]:
+    def _live(self, measure: str, gone: set[int]) -> list[Summand]:
         key = measure, frozenset(gone)
         if key not in self._live_terms:
             live = self._needed(gone)
@@ -158,7 +188,7 @@ class Cost:
         return np.array([flags[rows].all(axis=1).sum() for rows in self._rows], float)
 
     def _sum(self, measure: str, counts: np.ndarray, gone: set[int]) -> float:
-        return float(sum(t.constant * counts[t.factors].prod() for t in self._live(measure, gone)))
+        return float(sum(term.value(counts) for term in self._live(measure, gone)))
 
     def _measure(self, measure: str, selection: Selection | None) -> float:
         flags, gone = self._kept(selection)
@@ -206,7 +236,22 @@ class Cost:
             return [sum(float(savings[i][groups].sum()) for i, groups in block.items()) for block in blocks]
         cases = [self._kept(selection), *(self._kept(selection.plus(block)) for block in blocks)]
         now, *without = self._latencies(cases)
-        return [now - then for then in without]
+        flags, _ = cases[0]
+        shares = [self._share(self._counts(flags), block) for block in blocks]
+        return [now - then if share is None else share for then, share in zip(without, shares, strict=True)]
+
+    def _share(self, counts: np.ndarray, block: Mapping[int, np.ndarray]) -> float | None:
+        """What groups of a rank save, by their share, of a matrix that is one at these ``counts``; None of others."""
+        found = 0.0
+        for i, groups in block.items():
+            folding, at = self._ranks.get(i, (None, 0))
+            if folding is None or not folding.folds(counts):
+                return None
+            timed, sizes = self._timed[at], counts.astype(int).tolist()
+            layer = timed.make([[sizes[d] for d in dims] for dims in timed.operands])
+            taken = self.fit[1] * self._table.microseconds([layer])[0]
+            found += taken * len(groups) / max(1.0, counts[folding.rank])
+        return found
 
     @property
     def _table(self) -> Table:
@@ -217,7 +262,8 @@ class Cost:
     def _asked(self, counts: np.ndarray, gone: set[int]) -> list[Layer]:
         live = self._needed(gone)
         sizes = counts.astype(int).tolist()
-        return [t.make([[sizes[d] for d in dims] for dims in t.operands]) for t in self._timed if t.nodes[0] in live]
+        there = [t for t in self._timed if t.nodes[0] in live and t.is_there(counts)]
+        return [t.make([[sizes[d] for d in dims] for dims in t.operands]) for t in there]
 
     def _latencies(self, cases: Sequence[tuple[np.ndarray, set[int]]]) -> list[float]:
         """Microseconds in each case of (flags, branches gone); what the table lacks for any is measured at once."""
@@ -236,13 +282,11 @@ class Cost:
         masks = [flags[rows] for rows in self._rows]  # each (n, k)
         counts = np.array([mask.all(axis=1).sum() for mask in masks], float)
         slope = np.zeros(len(self._rows))  # of the cost, by the count of each dimension
-        totals: dict[_Term, float] = {}
+        totals: dict[Summand, float] = {}
         for term in self._live(measure, gone):
-            values = counts[term.factors]
-            totals[term] = term.constant * values.prod()
-            for position, factor in enumerate(term.factors):
-                others = np.delete(values, position).prod()
-                slope[factor] += term.constant * others
+            totals[term] = term.value(counts)
+            for factor, value in term.slopes(counts):
+                slope[factor] += value
         whole = sum(totals.values())
         by_slot = np.zeros(self._starts[-1])
         for rows, mask, value in zip(self._rows, masks, slope, strict=True):

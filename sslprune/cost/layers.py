@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
+from operator import add, mul
 from types import SimpleNamespace
 from typing import Protocol
 
@@ -16,6 +17,7 @@ from torch import fx
 
 from sslprune.analysis.atoms import Dim
 from sslprune.analysis.contraction import Contraction
+from sslprune.analysis.factors import Pair
 from sslprune.analysis.inference import Inference, arguments
 
 Sizes = list[list[int]]  # the kept sizes of each operand
@@ -62,6 +64,24 @@ def layers_of(g: Inference, node: fx.Node, batch: int, columns: Collection[str] 
     for contraction in g.facts[node].contractions:
         parts.setdefault(contraction.part, []).append(contraction)
     return [_layer(g, found, batch, columns) for found in parts.values()]
+
+
+def layer_of_product(g: Inference, pair: Pair, batch: int) -> Asked:
+    """The one layer that a factored weight is where it is folded."""
+    down, up = (_layer(g, [part], batch, ()) for part in (pair.down, pair.up))
+
+    def make(sizes: Sizes) -> Layer:
+        first, second = down.make(sizes[: len(down.operands)]), up.make(sizes[len(down.operands) :])
+        widths = (*first.widths[:-1], second.widths[-1])
+        if first.kind != "Conv":
+            return Layer(first.kind, widths, second.settings)
+        rows, sides, *windows = first.settings
+        joins: tuple[Callable[[int, int], int], ...] = (mul, mul, add, max)  # kernel, stride, padding, dilation
+        both = zip(joins, windows, second.settings[2:], strict=True)
+        joined = [tuple(map(join, one, other)) for join, one, other in both]
+        return Layer("Conv", widths, (rows, sides, *joined))
+
+    return Asked([*down.operands, *up.operands], make)
 
 
 def _layer(g: Inference, found: list[Contraction], batch: int, columns: Collection[str]) -> Asked:

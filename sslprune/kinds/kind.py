@@ -28,11 +28,17 @@ class Kind:
     is_usual: bool = False  # a first recipe prunes them
     is_whole: bool = False  # an axis can go to its last group, since something else stands beside it
     prepares: bool = False  # a model may need something done to it first: see `gates`
+    factors: bool = False  # its axes are of matrices that a model is rewritten for first
 
     @property
     def is_width(self) -> bool:
         """Whether fewer groups make layers narrower."""
         return not (self.is_inside or self.is_whole)
+
+    @property
+    def missing(self) -> str:
+        """What else there is to say where a model has none of it."""
+        return ""
 
     def find(self, analysis: Analysis, labelled: Sequence[Axis]) -> list[Axis]:
         """The axes of this kind; ``labelled`` are all those whose kind the rules say, in the graph's order."""

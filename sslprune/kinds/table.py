@@ -9,6 +9,8 @@ from sslprune.kinds.columns import ColumnKind
 from sslprune.kinds.experts import ExpertKind
 from sslprune.kinds.kernel import KernelKind
 from sslprune.kinds.kind import Kind
+from sslprune.kinds.rank import NAME as RANK
+from sslprune.kinds.rank import RankKind
 
 
 class Named(Protocol):
@@ -26,6 +28,7 @@ KINDS: dict[str, Kind] = {
         KernelKind("kernel", is_feature=False, is_inside=True),
         Kind("neurons", is_usual=True),
         Kind("filters", is_usual=True),
+        RankKind(RANK, is_feature=False, factors=True),
         Kind("width"),
         Kind("hidden", is_usual=True),
         Kind("value_dim"),

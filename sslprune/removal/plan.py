@@ -25,6 +25,8 @@ from sslprune.capture.program import Program, module_of, operator_name
 from sslprune.errors import RepackError, RunError
 from sslprune.files import write_text
 from sslprune.kinds.find import analysis_of
+from sslprune.removal.factors import Form, factor_, fold_
+from sslprune.removal.fold import folding
 from sslprune.removal.gates import gate_
 from sslprune.removal.remove import changed_operators, dropped_branches, kept_atoms, removable
 from sslprune.values.axes import Axis, tensors_of
@@ -106,6 +108,8 @@ class Plan(Frozen):
     operators: tuple[OperatorPlan, ...]
     labels: int | None = None  # how many classes are left, where it is for some of them
     gates: tuple[str, ...] = ()  # the weights of routers that got gates, before all else
+    factors: dict[str, Form] = {}  # the weights that became two factors, before all else but gates
+    folded: tuple[str, ...] = ()  # those of them that are one again, after all else
     first: Plan | None = None  # what was done to the whole model before anything was learned
 
 
@@ -146,6 +150,7 @@ def plan_of(program: Program, selection: Selection) -> Plan:
             dict.fromkeys(m.name for axis in dropped_branches(selection) if not axis.atoms.size for m in axis.members)
         ),
         operators=tuple(_operator(change) for change in changed_operators(program, selection)),
+        folded=tuple(pair.name for pair in folding(program, kept)),
     )
 
 
@@ -213,6 +218,7 @@ def apply_plan(model: nn.Module, plan: Plan | str | Path, weights: str | Path | 
     if plan.first is not None:
         apply_plan(model, plan.first)
     gate_(model, plan.gates)
+    factor_(model, plan.factors)
     state = tensors_of(model)
     for name, change in plan.tensors.items():
         if 0 in change.after:
@@ -235,6 +241,7 @@ def apply_plan(model: nn.Module, plan: Plan | str | Path, weights: str | Path | 
     for holder in holders:
         if plan.labels is not None and hasattr(holder, "num_labels"):
             holder.num_labels = plan.labels
+    fold_(model, plan.folded)
     for operator in plan.operators:
         if _is_own(model, operator):
             setattr(model.get_submodule(operator.module), operator.argument, operator.value)

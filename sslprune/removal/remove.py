@@ -22,6 +22,7 @@ from sslprune.kinds.branches import operands_of
 from sslprune.kinds.closed import closed
 from sslprune.kinds.find import analysis_of
 from sslprune.kinds.table import kind_of
+from sslprune.removal.fold import folded_, folding, given_back
 from sslprune.removal.packed import Packed
 from sslprune.removal.verify import as_traced, relative_difference
 from sslprune.values.axes import Axis, Cut, tensors_of
@@ -36,7 +37,8 @@ def removable(
 ) -> Selection:
     """What of ``wanted`` repack can take away, with all of ``before``, which an earlier removal took.
 
-    Frozen axes stay, and inexact ones unless they are allowed; of the others goes what their kinds let go.
+    Frozen axes stay, and inexact ones unless they are allowed; of the others goes what their kinds let go. Two factors
+    that cost as much as their product keep their rank: they become one matrix again.
     """
     axes, g = wanted.axes, analysis_of(program).inference
     usable = [not axis.frozen and (axis.exact or allow_inexact) for axis in axes]
@@ -48,7 +50,8 @@ def removable(
         return lambda i: kept.mask(sizes[i])
 
     before = before if before is not None else Selection.none(axes)
-    return Selection.of(axes, closed(axes, masks, sizes, left_by, before.masks)) | before
+    found = Selection.of(axes, closed(axes, masks, sizes, left_by, before.masks))
+    return given_back(program, found, kept_atoms(program, found)) | before
 
 
 def repack(
@@ -62,15 +65,21 @@ def repack(
     """``model`` without the groups of ``axes`` that are exactly zero: smaller dense tensors, the same function.
 
     The result runs in ``train()`` and ``eval()`` mode, each with the outputs that ``model`` has there, and keeps the
-    names of parameters and buffers. It is compared with ``model`` on the program's example inputs in both modes:
+    names of parameters and buffers; two factors that do not pay are one matrix, by the name that it had. It is compared
+    with ``model`` on the program's example inputs in both modes:
     RepackError above a relative difference of 1e-4 (not checked where ``allow_inexact`` takes inexact axes away).
     """
     selection = removable(program, Selection.zeros(model, axes), allow_inexact=allow_inexact)
     return remove(model, program, selection, verify=verify and not allow_inexact)
 
 
-def remove(model: nn.Module, program: Program, selection: Selection, *, verify: bool = True) -> Packed:
-    """``model`` without the groups that ``selection`` names, which `removable` allows."""
+def remove(
+    model: nn.Module, program: Program, selection: Selection, *, verify: bool = True, fold: bool = True
+) -> Packed:
+    """``model`` without the groups that ``selection`` names, which `removable` allows.
+
+    ``fold``: of two factors that cost as much as their product, or more, one matrix is made.
+    """
     g = analysis_of(program).inference
     kept = kept_atoms(program, selection)
     state, own = tensors_of(model), set(program.aliases)
@@ -91,6 +100,8 @@ def remove(model: nn.Module, program: Program, selection: Selection, *, verify: 
             small = nn.Parameter(small, requires_grad=source.requires_grad)
         for alias in program.aliases.get(name, (name,)):
             tensors[alias] = small
+    if fold:
+        folded_(graphs, tensors, [pair.name for pair in folding(program, kept) if set(pair.weights) <= set(tensors)])
     cuts = _cuts(program, kept)
     carried = _without(model.initial_state(2), cuts) if cuts else None  # type: ignore[operator]
     small_model = Packed(tuple(graphs), tensors, tuple(program.kwargs), program.out_specs, carried)

@@ -22,6 +22,7 @@ from sslprune.errors import RunError
 from sslprune.kinds.find import find_axes
 from sslprune.models.build import build_model, count_parameters, device_of, load_checkpoint, load_trained, load_weights
 from sslprune.recipe import Recipe, Span, load_recipe
+from sslprune.removal.factors import fold_
 from sslprune.removal.plan import prepared_as
 from sslprune.removal.remove import removable, remove
 from sslprune.report import Control, Report
@@ -64,7 +65,7 @@ def _train(
 ) -> Control:
     files = directory.control(name)
     recipe = load_recipe(directory.recipe_file, overrides)
-    dense = load_trained(recipe.model, directory.dense)
+    dense = fold_(load_trained(recipe.model, directory.dense))
     data = build_data(recipe, show).taught_by(dense)
     recipe = _without_sparsity(recipe, name, len(data.train))
     spans = recipe.schedule
@@ -113,7 +114,7 @@ def _without_sparsity(recipe: Recipe, name: ControlName, epoch_steps: int) -> Re
 def _start(directory: RunDirectory, recipe: Recipe, name: ControlName) -> nn.Module:
     """The model at its full size with the weights that the control begins with."""
     if name == "dense":
-        return load_trained(recipe.model, directory.dense)
+        return fold_(load_trained(recipe.model, directory.dense))
     if name == "ticket" and recipe.model.checkpoint is not None:
         return prepared_as(build_model(recipe.model)[0], directory.masked)
     if name == "ticket" and not directory.initial.is_file():

@@ -25,6 +25,7 @@ from sslprune.export.quantize import notes
 from sslprune.export.session import open_session
 from sslprune.models.build import device_of, load_trained
 from sslprune.recipe import Recipe
+from sslprune.removal.factors import fold_
 from sslprune.report import (
     Absent,
     Budget,
@@ -90,7 +91,7 @@ def _export(directory: RunDirectory, show: Show, program: Program | None) -> Rep
     recipe, result = directory.recipe(), RepackResult.load(directory.result)
     show.stage("export", f"{recipe.name}: ONNX, checked against torch on the test data, and timed in turns with dense")
     data = build_data(recipe, show)
-    dense = load_trained(recipe.model, directory.dense)
+    dense = fold_(load_trained(recipe.model, directory.dense))
     data = data.taught_by(dense)
     built = build(recipe, directory, result, dense, data, show, program)
     checks = measure_metrics(recipe, built, data, show)

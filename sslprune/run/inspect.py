@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
+from sslprune.calibration.matrices import asked
 from sslprune.capture.trace import trace
 from sslprune.choose.constraints import constraints_of
 from sslprune.choose.sections import select_with_sections
@@ -20,11 +22,12 @@ from sslprune.kinds.table import KINDS
 from sslprune.models.build import build_model, count_parameters, count_trained, model_table
 from sslprune.models.example import Example, example_from, example_of
 from sslprune.recipe import ModelSection, PruneSection, Recipe, overridden, parse_recipe
+from sslprune.removal.factors import Factored, fold_
 from sslprune.report import AxisFacts, Inspection
 from sslprune.run.look import check_fractions, least_of, looks, proposed
 from sslprune.run.sensitivity import sensitivity
 from sslprune.show.terminal import Show
-from sslprune.train.prepare import prepare
+from sslprune.train.prepare import Prepared, factored, prepare
 from sslprune.values.axes import Axis
 from sslprune.values.selection import Selection
 
@@ -54,8 +57,12 @@ def inspect(
         example = example or example_of(model, recipe.model.factory)
         example.check(model)
         args, kwargs, sequence = example.args, example.kwargs, example.sequence
+        if not bare and asked(recipe.prune):
+            prepared = factored(Prepared(model), (args, kwargs), recipe.prune, sequence=sequence)
+            model, notes = prepared.model, [*notes, *prepared.notes]
     else:
-        model = prepare(model, data, recipe.prune).model
+        prepared = prepare(model, data, recipe.prune)
+        model, notes = prepared.model, [*notes, *prepared.notes]
         args, kwargs = data.example_for(model)
         sequence = data.sequence
     with show.progress("finding the axes"):
@@ -75,6 +82,7 @@ def inspect(
         least = least_of(program, axes, sections, recipe.budget, recipe.lasso)
     batch = (recipe.bench.batch_sizes or [1])[0]
     found = looks(model, program, chosen, recipe.budget, recipe.lasso, budgets, batch, show) if chosen else []
+    whole = fold_(copy.deepcopy(model)) if any(isinstance(m, Factored) for m in model.modules()) else model
     without = {alias for name in program.untrained for alias in program.aliases[name]}
     facts = [
         AxisFacts(
@@ -94,7 +102,7 @@ def inspect(
     ]
     return Inspection(
         model=recipe.model.factory,
-        parameters=count_parameters(model),
+        parameters=count_parameters(whole),
         untrained=count_parameters(model) - count_trained(model, without),
         macs=round(cost.macs()),
         axes=facts,

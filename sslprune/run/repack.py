@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
+from sslprune.analysis.factors import DOWN, UP
 from sslprune.bench.fit import Fitted, latency_cost
 from sslprune.capture.demands import check_for_run
 from sslprune.capture.mode import evaluating
@@ -25,6 +26,7 @@ from sslprune.kinds.find import find_axes
 from sslprune.kinds.table import kind_of
 from sslprune.models.build import count_parameters, device_of, load_trained
 from sslprune.recipe import PruneSection, Recipe
+from sslprune.removal.factors import fold_
 from sslprune.removal.plan import plan_of, read_plan, write_plan
 from sslprune.removal.remove import removable, remove
 from sslprune.report import AxisChange, Budget, Equivalence, RepackResult, Size
@@ -64,7 +66,7 @@ def _repack(directory: RunDirectory, target: RunDirectory, show: Show, program: 
     if recipe.run.threads:
         torch.set_num_threads(recipe.run.threads)
     data, device = build_data(recipe, show), device_of(recipe.run)
-    dense, masked = load_trained(recipe.model, directory.dense), load_trained(recipe.model, directory.masked)
+    dense, masked = fold_(load_trained(recipe.model, directory.dense)), load_trained(recipe.model, directory.masked)
     data = data.taught_by(load_trained(recipe.model, directory.dense))
     args, kwargs = data.example_for(masked)
     with show.progress("repacking"):
@@ -197,7 +199,8 @@ def grains_of(recipe: Recipe, chosen: Sequence[tuple[Axis, PruneSection]]) -> li
 
 def changes(removed: Selection, small: nn.Module, grains: Sequence[int | None]) -> list[AxisChange]:
     """How many groups of each axis remain; none of those inside a branch that is gone."""
-    left = set(small.state_dict())
+    names = set(small.state_dict())
+    left = names | {name + factor for name in names for factor in (DOWN, UP)}  # those of what is one matrix again
     return [
         AxisChange(
             name=axis.name,

@@ -20,6 +20,7 @@ from sslprune.errors import RepackError, TrainingError
 from sslprune.files import write_atomic, write_json, write_text
 from sslprune.models.build import count_parameters, device_of, load_checkpoint, load_weights
 from sslprune.recipe import Recipe, parse_recipe
+from sslprune.removal.factors import fold_
 from sslprune.train.calibrate import calibrate_
 from sslprune.train.checkpoint import TrainingFiles, weights_of, write_checkpoint, write_weights
 from sslprune.train.cuts import finish_
@@ -206,6 +207,7 @@ class Trainer:
                 if self.team.first:
                     load_weights(self.teacher, load_checkpoint(self.files.dense), self.files.dense)
                 self.team.share_(tensors_of(self.teacher).values())
+                fold_(self.teacher)
             self._recalibrate(self.teacher)
 
     def _recalibrate(self, model: nn.Module) -> None:

@@ -1,6 +1,7 @@
 """What is done to a model once, before anything is learned.
 
-It is cut to the classes and to the tokens that its data are of, and its routers get gates where experts may go.
+It is cut to the classes and to the tokens that its data are of, its routers get gates where experts may go, and
+matrices whose rank is learned become two factors.
 """
 
 from __future__ import annotations
@@ -8,10 +9,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import nn
 
+from sslprune.calibration.factor import SAMPLES, factored_, first_of
+from sslprune.calibration.matrices import asked, chosen, told
 from sslprune.capture.mode import evaluating
 from sslprune.capture.program import Program
 from sslprune.capture.trace import trace
@@ -45,6 +49,7 @@ class Prepared:
     plan: Plan | None = None
     whole: nn.Module | None = None
     program: Program | None = None
+    notes: tuple[str, ...] = ()  # what there is to say of it
 
 
 def prepare(model: nn.Module, data: Data, prune: Sequence[PruneSection] = ()) -> Prepared:
@@ -69,11 +74,34 @@ def prepare(model: nn.Module, data: Data, prune: Sequence[PruneSection] = ()) ->
         plan = plan.model_copy(update={"first": prepared.plan})
         prepared = Prepared(small, plan, model, prepared.program or program)
     gates = _gates(prepared.model, data, prune)
-    if not gates:
-        return prepared
-    plan = Plan(axes=(), tensors={}, zeroed=(), operators=(), gates=gates, first=prepared.plan)
-    gated = copy.deepcopy(prepared.model) if prepared.model is model else prepared.model
-    return replace(prepared, model=gate_(gated, gates), plan=plan)
+    if gates:
+        plan = Plan(axes=(), tensors={}, zeroed=(), operators=(), gates=gates, first=prepared.plan)
+        gated = copy.deepcopy(prepared.model) if prepared.model is model else prepared.model
+        prepared = replace(prepared, model=gate_(gated, gates), plan=plan)
+    if asked(prune):
+        example = data.example_for(prepared.model)
+        samples = list(first_of((inputs for inputs, _ in data.train.epoch(0)), SAMPLES))
+        prepared = factored(prepared, example, prune, samples, data.sequence)
+    return prepared
+
+
+def factored(
+    prepared: Prepared,
+    example: tuple[tuple[Any, ...], dict[str, Any]],
+    prune: Sequence[PruneSection],
+    samples: Sequence[Any] | None = None,
+    sequence: int | None = None,
+) -> Prepared:
+    """``prepared`` with two factors for each matrix that the sections of ``prune`` name; ``samples`` weigh the errors.
+
+    Raises RecipeError, naming the field, for a matrix that has no rank to learn.
+    """
+    program = trace(prepared.model, *example, sequence=sequence)
+    names, notes = chosen(prepared.model, program, prune)
+    model = copy.deepcopy(prepared.model)
+    forms = factored_(model, program, names, samples)
+    plan = Plan(axes=(), tensors={}, zeroed=(), operators=(), factors=forms, first=prepared.plan)
+    return replace(prepared, model=model, plan=plan, notes=(*told(forms), *notes))
 
 
 def _traced(model: nn.Module, data: Data) -> Program:

@@ -13,6 +13,7 @@ from sslprune.data import Data
 from sslprune.errors import RecipeError, RunError, SslpruneError
 from sslprune.models.build import build_model, load_checkpoint, load_trained, load_weights
 from sslprune.recipe import DistillSection, ModelSection, TeacherSection, load_recipe
+from sslprune.removal.factors import fold_
 from sslprune.train.checkpoint import TrainingFiles
 from sslprune.train.prepare import fitted
 from sslprune.values.carry import carrying
@@ -55,7 +56,7 @@ def _of_run(path: str) -> nn.Module:
         raise RunError(f"{path}: not a run directory (no recipe.toml); `sslprune run RECIPE --run {path}` makes one")
     if not files.masked.is_file():
         raise RunError(f"{path}: {files.masked} is missing; first `sslprune train {recipe} --run {path} --resume`")
-    return load_trained(load_recipe(recipe).model, files.dense)
+    return fold_(load_trained(load_recipe(recipe).model, files.dense))
 
 
 def as_model(section: TeacherSection) -> ModelSection:

@@ -11,7 +11,7 @@ from sslprune.capture.program import Program
 from sslprune.data import Data, build_data
 from sslprune.models.build import build_model, load_checkpoint, load_weights
 from sslprune.recipe import Recipe
-from sslprune.removal.plan import write_plan
+from sslprune.removal.plan import Plan, apply_plan, write_plan
 from sslprune.report import Size
 from sslprune.train.checkpoint import TrainingFiles
 from sslprune.train.loop import Trainer
@@ -63,7 +63,9 @@ def train(
         for note in notes if previous is None else ():
             show.say(note)
         data.check(model)
-        prepared = prepare(model, data, recipe.prune) if start is None else Prepared(model)
+        prepared = Prepared(model) if start is not None else _prepared(recipe, model, data, previous, team)
+        for note in prepared.notes if previous is None else ():
+            show.say(note)
         model = prepared.model
         if previous is not None and team.first:
             load_weights(model, load_checkpoint(previous.masked), previous.masked)
@@ -98,3 +100,13 @@ def train(
                 files.untell()
             raise
         return trainer.program
+
+
+def _prepared(recipe: Recipe, model: nn.Module, data: Data, previous: TrainingFiles | None, team: Team) -> Prepared:
+    """``model`` as the run needs it; in a sweep as its first point found it, which knew the weights."""
+    if previous is None:
+        return prepare(model, data, recipe.prune)
+    found = previous.prepared.read_text(encoding="utf-8") if team.first and previous.prepared.is_file() else None
+    said = team.broadcast(found)
+    plan = Plan.model_validate_json(said) if said is not None else None
+    return Prepared(model if plan is None else apply_plan(model, plan), plan)
