@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from torch import Tensor
 from sslprune.calibration.lockstep import wide
 
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # times the mean of H's diagonal
+BLOCK = 512  # rows of H that are added to at once
 
 
 class Moments:
@@ -25,10 +26,12 @@ class Moments:
         self._errors: list[Tensor] = []  # ... (groups, n, made)
         self._h: Tensor | None = None
         self.squares = torch.zeros(())
+        self.dtype = torch.float32  # of the rows
 
     def add(self, rows: Tensor, errors: Tensor) -> None:
         """More rows: (groups, n, columns) and (groups, n, made). Products are summed in float64, batch by batch."""
         rows, errors = wide(rows), wide(errors)
+        self.dtype = rows.dtype
         rows = torch.cat([rows, rows.new_ones(*rows.shape[:2], 1)], 2)
         squares = errors.double().square().sum(1)
         self.squares = self.squares + squares if self.count else squares
@@ -49,56 +52,55 @@ class Moments:
 
     def _sum(self, rows: Tensor, errors: Tensor) -> None:
         assert self._h is not None
-        self._h += rows.transpose(1, 2) @ rows
-        self._c += rows.transpose(1, 2) @ errors
+        left = rows.transpose(1, 2)
+        for begin in range(0, rows.shape[2], BLOCK):  # a product as large as H beside it would be half as much again
+            block = slice(begin, begin + BLOCK)
+            self._h[:, block] += left[:, block] @ rows
+        self._c += left @ errors
 
     def _few(self) -> tuple[Tensor, Tensor]:
         return torch.cat(self._rows, 1).double(), torch.cat(self._errors, 1).double()
 
     @property
     def is_finite(self) -> bool:
-        """Whether the sums are numbers."""
-        return bool(self.squares.isfinite().all()) and (self._h is None or bool(self._h.isfinite().all()))
+        """Whether the sums are numbers; those of H are where those of its diagonal, squares, are."""
+        squares = (self.squares, self._h.diagonal(dim1=1, dim2=2)) if self._h is not None else (self.squares,)
+        return all(bool(part.isfinite().all()) for part in squares)
 
     def error(self, change: Tensor) -> Tensor:
         """Σ (r - uᵀ change)² of each output, (groups, made), for a ``change`` (groups, columns + 1, made)."""
+        change = change.double()
         if self._h is None:
             rows, errors = self._few()
             return (errors - rows @ change).square().sum(1)
         return self.squares - 2 * (change * self._c).sum(1) + (change * (self._h @ change)).sum(1)
 
-    def ridge(self, columns: Tensor, intercept: bool) -> Callable[[float], Tensor]:
+    def ridge(self, intercept: bool) -> Callable[[float], Tensor]:
         """By the damping, the change of the weight that makes the error small and stays small itself.
 
-        Its shape is (groups, columns + 1, made). (H + damping x mean diagonal) Δ = C over the ``columns`` (bool) that
-        may change; the intercept, the last row, is not damped. H is given up for it: two of them may not fit.
+        Its shape is (groups, columns + 1, made). (H + damping x mean diagonal) Δ = C; the intercept, the last row, is
+        not damped. H is given up for it: two of them may not fit.
         """
-        index = columns.nonzero()[:, 0]
         if self._h is None:
             rows, errors = self._few()
-            u = rows[:, :, index]
-            mean = u.square().sum((1, 2)) / max(1, len(index))
+            u = rows[:, :, :-1]
+            mean = u.square().sum((1, 2)) / max(1, u.shape[2])
             shift_u, shift_r = (part.mean(1, keepdim=True) * intercept for part in (u, errors))
             u, r = u - shift_u, errors - shift_r
             kernel = u @ u.transpose(1, 2)
             free = lambda damping: u.transpose(1, 2) @ _solved(kernel, r, damping * mean)  # noqa: E731
-            width, made = rows.shape[2], errors.shape[2]
         else:
-            ones = self._h[:, index, -1:]
-            h, c, self._h = self._h[:, index[:, None], index], self._c[:, index], None
+            h, ones = self._h[:, :-1, :-1], self._h[:, :-1, -1:].clone()
+            self._h = None
             mean = h.diagonal(dim1=1, dim2=2).mean(1)
             shift_u, shift_r = (part / self.count * intercept for part in (ones.transpose(1, 2), self._c[:, -1:]))
             h.baddbmm_(ones, shift_u, alpha=-1)  # about the means, so that the intercept is free
-            c = c - ones @ shift_r
+            c = self._c[:, :-1] - ones @ shift_r
             free = lambda damping: _solved(h, c, damping * mean)  # noqa: E731
-            width, made = self._c.shape[1:]
 
         def change(damping: float) -> Tensor:
             found = free(damping)
-            whole = found.new_zeros(len(found), width, made)
-            whole[:, index] = found
-            whole[:, -1:] = shift_r - shift_u @ found
-            return whole
+            return torch.cat([found, shift_r - shift_u @ found], 1)
 
         return change
 
@@ -116,17 +118,19 @@ def _solved(matrix: Tensor, right: Tensor, damping: Tensor) -> Tensor:
     return torch.linalg.solve_triangular(factor.mT, half, upper=True)
 
 
-def best_change(made: Moments, held: Moments, columns: Tensor, intercept: bool, damping: float | None) -> Tensor:
-    """The change of `Moments.ridge` with the damping, of `RIDGES` if none is given, that serves the ``held`` rows best.
+def changes(made: Moments, intercept: bool, damping: float | None) -> Iterator[Tensor]:
+    """The changes of `Moments.ridge` with the damping, or with each of `RIDGES` if none is given; as exact as rows."""
+    ridge = made.ridge(intercept)
+    for strength in RIDGES if damping is None else (damping,):
+        yield ridge(strength).to(made.dtype)
+
+
+def best_of(found: list[Tensor], held: Moments) -> tuple[Tensor, Tensor]:
+    """The one of some changes that serves the ``held`` rows best, and its error there, (groups, made).
 
     Outputs whose error on the held rows it would not lessen do not change.
     """
-    ridge = made.ridge(columns, intercept)
-    best: tuple[float, Tensor, Tensor] | None = None
-    for strength in RIDGES if damping is None else (damping,):
-        change = ridge(strength)
-        errors = held.error(change)
-        if best is None or float(errors.sum()) < best[0]:
-            best = float(errors.sum()), change, errors
-    assert best is not None
-    return torch.where((best[2] < held.squares)[:, None], best[1], 0.0)
+    errors = [held.error(change) for change in found]
+    best = min(range(len(found)), key=lambda i: float(errors[i].sum()))
+    better = errors[best] < held.squares
+    return torch.where(better[:, None], found[best], 0.0), torch.where(better, errors[best], held.squares)

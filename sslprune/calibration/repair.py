@@ -6,7 +6,7 @@ before it could not. Where a layer's output is added to others, its target is th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf
 from typing import Any
@@ -18,7 +18,7 @@ from sslprune.analysis.contraction import Contraction
 from sslprune.analysis.inference import arguments
 from sslprune.calibration.chain import Chain, chain_of, computed_from, in_order
 from sslprune.calibration.lockstep import Lockstep
-from sslprune.calibration.moments import Moments, best_change
+from sslprune.calibration.moments import Moments, best_of, changes
 from sslprune.calibration.rows import Rows, agrees, rows_of
 from sslprune.capture.program import Program, operator_name
 from sslprune.errors import CalibrationError
@@ -157,26 +157,35 @@ class Repair:
         columns = ~(gone | ~stays[:, :, None]).all(1).all(0)
         if not stays.any() or not columns.any():
             return
-        made, held, power = self._gather(node, fit)
-        if not made.is_finite or not held.is_finite:
+        index = columns.nonzero()[:, 0]
+        fitted = self._step.count - self.held
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.order.index(node))
+        made, _ = self._gather(node, fit, range(fitted), index, generator)
+        if not made.is_finite:
             raise CalibrationError(f"{name}: the squares of what it reads of the samples overflow; scale the inputs")
         if not made.squares[stays].any():
             return  # it makes what is gone, and reads nothing that is
-        change = best_change(made, held, columns, fit.shift is not None, self.damping)
-        change = torch.where(stays[:, None], change, 0.0)
-        before, after = held.squares[stays].sum(), held.error(change)[stays].sum()
-        few = made.count < FEW_ROWS * int(columns.sum())
-        self.layers.append(Fitted(name, float(before) / power, float(after) / power, few))
-        self._apply(rows, fit.shift, change, gone)
+        few = made.count < FEW_ROWS * len(index)
+        found = list(changes(made, fit.shift is not None, self.damping))
+        del made  # before its like is gathered
+        held, power = self._gather(node, fit, range(fitted, self._step.count), index, generator)
+        if not held.is_finite:
+            raise CalibrationError(f"{name}: the squares of what it reads of the samples overflow; scale the inputs")
+        change, errors = best_of(found, held)
+        self.layers.append(
+            Fitted(name, float(held.squares[stays].sum()) / power, float(errors[stays].sum()) / power, few)
+        )
+        whole = change.new_zeros(len(change), len(columns) + 1, change.shape[2])
+        whole[:, index], whole[:, -1] = change[:, :-1], change[:, -1]
+        self._apply(rows, fit.shift, torch.where(stays[:, None], whole, 0.0), gone)
 
-    def _gather(self, node: fx.Node, fit: _Fit) -> tuple[Moments, Moments, float]:
-        """Moments of the rows to fit and of those held out, and Σ (dense output)² over the latter."""
-        rows, num_batches = fit.rows, self._step.count
+    def _gather(
+        self, node: fx.Node, fit: _Fit, batches: Iterable[int], columns: Tensor, generator: torch.Generator
+    ) -> tuple[Moments, float]:
+        """Moments of those ``columns`` of the rows of some batches, and Σ (dense output)² over them."""
+        rows, found, power = fit.rows, Moments(), 0.0
         needed = (*node.all_input_nodes, *(fit.chain.others() if fit.chain is not None else ()))
-        made, held = Moments(), Moments()
-        power = 0.0
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.order.index(node))
-        for i in range(num_batches):
+        for i in batches:
             dense, pruned = self._step.at(i, needed)
             wanted, now = rows.made(dense, self.dense), rows.made(pruned, self.pruned)
             error = wanted - now
@@ -185,12 +194,9 @@ class Repair:
                 missing = total - fit.chain.total(now, pruned, self.pruned)
                 error = fit.chain.back(now, missing, pruned, self.pruned)
             picked = self._picked(rows, now, self._masks[i], generator)
-            errors = rows.by_row(error, picked)
-            of = held if i >= num_batches - self.held else made
-            of.add(rows.rows(pruned, self.pruned, picked), errors)
-            if of is held:
-                power += float(rows.by_row(wanted, picked).double().square().sum())
-        return made, held, max(power, 1e-30)
+            found.add(rows.rows(pruned, self.pruned, picked)[:, :, columns], rows.by_row(error, picked))
+            power += float(rows.by_row(wanted, picked).double().square().sum())
+        return found, max(power, 1e-30)
 
     def _picked(self, rows: Rows, made: Tensor, mask: Tensor | None, generator: torch.Generator) -> Tensor | None:
         """Which rows of a batch are looked at; None: all."""
