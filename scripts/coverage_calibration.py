@@ -50,7 +50,7 @@ def smaller(model: nn.Module, args: tuple[Any, ...]) -> tuple[nn.Module, tuple[A
     (first, *_) = args
     for size in (SIZE, 2 * SIZE) if first.dim() == 4 and first.shape[2] > SIZE else ():
         try:
-            model.eval()(first[..., :size, :size])
+            model.eval()(first[..., :size, :size]), model.train()(first[..., :size, :size])
         except Exception:  # whatever its own code has against it
             continue
         return model, (first[..., :size, :size].contiguous(),)

@@ -53,8 +53,7 @@ class Moments:
     def _sum(self, rows: Tensor, errors: Tensor) -> None:
         assert self._h is not None
         left = rows.transpose(1, 2)
-        for begin in range(0, rows.shape[2], BLOCK):  # a product as large as H beside it would be half as much again
-            block = slice(begin, begin + BLOCK)
+        for block in _blocks(rows.shape[2]):
             self._h[:, block] += left[:, block] @ rows
         self._c += left @ errors
 
@@ -94,7 +93,8 @@ class Moments:
             self._h = None
             mean = h.diagonal(dim1=1, dim2=2).mean(1)
             shift_u, shift_r = (part / self.count * intercept for part in (ones.transpose(1, 2), self._c[:, -1:]))
-            h.baddbmm_(ones, shift_u, alpha=-1)  # about the means, so that the intercept is free
+            for block in _blocks(h.shape[1]):  # about the means, so that the intercept is free
+                h[:, block] -= ones[:, block] * shift_u
             c = self._c[:, :-1] - ones @ shift_r
             free = lambda damping: _solved(h, c, damping * mean)  # noqa: E731
 
@@ -103,6 +103,11 @@ class Moments:
             return torch.cat([found, shift_r - shift_u @ found], 1)
 
         return change
+
+
+def _blocks(count: int) -> list[slice]:
+    """Rows of H in parts: what is added to all of it at once would be as large as H."""
+    return [slice(begin, begin + BLOCK) for begin in range(0, count, BLOCK)]
 
 
 def _solved(matrix: Tensor, right: Tensor, damping: Tensor) -> Tensor:

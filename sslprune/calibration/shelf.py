@@ -18,11 +18,17 @@ SMALL = 1 << 14  # bytes of a tensor that is never worth a file
 
 @dataclass(frozen=True)
 class _Slot:
-    """A tensor's place in a file."""
+    """A tensor's place in a file.
+
+    Of Python's own objects alone: what C++ allocates and keeps, between the large tensors that come and go, would leave
+    holes that no other tensor fits into, and memory would grow with the batches.
+    """
 
     file: IO[bytes]
     offset: int
-    like: Tensor  # on the meta device: its shape, strides and type
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: torch.dtype
     device: torch.device
 
 
@@ -71,8 +77,8 @@ class Shelf:
                 file.close()
 
     def _write(self, tensor: Tensor, name: Any) -> _Slot:
-        there = torch.empty_like(tensor, device="meta")  # dense, in the order of the tensor's own strides
-        ordered = tensor.detach().cpu().permute(_by_stride(there)).contiguous()
+        strides = torch.empty_like(tensor, device="meta").stride()  # dense, in the order of the tensor's own strides
+        ordered = tensor.detach().cpu().permute(sorted(range(tensor.dim()), key=lambda d: -strides[d])).contiguous()
         try:
             if name not in self._files:
                 self._files[name] = tempfile.TemporaryFile(prefix="sslprune-", buffering=0)  # noqa: SIM115 - until closed
@@ -87,7 +93,7 @@ class Shelf:
                 f"{folder} cannot hold what the layers make of the samples: {error.strerror}; take fewer "
                 "samples, raise calibrate.memory, or let TMPDIR name another folder"
             ) from error
-        return _Slot(file, offset, there, tensor.device)
+        return _Slot(file, offset, tuple(tensor.shape), strides, tensor.dtype, tensor.device)
 
 
 def _bytes(flat: Tensor) -> memoryview:
@@ -98,12 +104,8 @@ def _can_be_written(tensor: Tensor) -> bool:
     return tensor.nbytes > SMALL and tensor.layout is torch.strided and not (tensor.is_conj() or tensor.is_neg())
 
 
-def _by_stride(tensor: Tensor) -> list[int]:
-    return sorted(range(tensor.dim()), key=lambda d: -tensor.stride()[d])
-
-
 def _read(slot: _Slot) -> Tensor:
-    flat = torch.empty(math.prod(slot.like.shape), dtype=slot.like.dtype)
+    flat = torch.empty(math.prod(slot.shape), dtype=slot.dtype)
     left = _bytes(flat)
     slot.file.seek(slot.offset)
     while len(left):
@@ -111,4 +113,4 @@ def _read(slot: _Slot) -> Tensor:
         if not count:
             raise CalibrationError(f"a temporary file in {tempfile.gettempdir()} ended early")
         left = left[count:]
-    return flat.as_strided(slot.like.shape, slot.like.stride()).to(slot.device)
+    return flat.as_strided(slot.shape, slot.strides).to(slot.device)
