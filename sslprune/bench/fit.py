@@ -77,7 +77,7 @@ def latency_cost(
     size = sum(p.numel() * p.element_size() for p in model.parameters())
     table = table or LayerTable(num_bytes=size)
     program = trace(model, *example_of(model), sequence=sequence)
-    axes = select(find_axes(program), recipe.prune)
+    axes = select(find_axes(program, recipe.prune), recipe.prune)
     cost = Cost(program, axes, table, batch)
     whole = _Whole(model, program, batch, example_of)
     operators = [operator_name(node) for node in program.evaluation.nodes if node.op == "call_function"]

@@ -24,7 +24,7 @@ from sslprune.capture.program import Program
 from sslprune.capture.trace import trace
 from sslprune.choose.blocks import Evidence, Goal, goal_of
 from sslprune.choose.landing import choose
-from sslprune.choose.sections import select_with_sections
+from sslprune.choose.sections import check_counted, select_with_sections
 from sslprune.cost.counts import Cost
 from sslprune.errors import BudgetError, CalibrationError, RecipeError, first_line
 from sslprune.kinds.find import find_axes
@@ -268,7 +268,8 @@ def calibrate(
             samples = list(first_of(samples, section.samples))
             model = _factored(model, args, dict(kwargs or {}), found.prune, samples, sequence)
         program = trace(model, args, dict(kwargs or {}), sequence=sequence)
-        chosen = select_with_sections(find_axes(program), found.prune)
+        chosen = select_with_sections(find_axes(program, found.prune), found.prune)
+        check_counted(chosen, found.budget.measure)
         axes = [axis for axis, _ in chosen]
         goal = goal_of(chosen, Cost(program, axes), found.budget, found.lasso.floor)
         dense = state_of(program, model)

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, fx, nn
 
 from sslprune.capture.program import Program, module_of, operator_name
-from sslprune.choose.sections import names
 from sslprune.errors import RecipeError, few
 from sslprune.kinds.rank import NAME
 from sslprune.kinds.table import KINDS
@@ -49,7 +48,7 @@ def chosen(model: nn.Module, program: Program, sections: Sequence[PruneSection])
     for number, section in enumerate(sections):
         if not asked([section]):
             continue
-        named = [name for name in reasons if names(section, axis_of(name))]
+        named = [name for name in reasons if section.names(axis_of(name))]
         usable = [name for name in named if not reasons[name]]
         outright = [name for name in named if reasons[name] and {layer_of(name), axis_of(name)} & set(section.include)]
         if outright or not usable:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from fnmatch import fnmatchcase
 
 from sslprune.choose.ties import inner_branches, ties_of
 from sslprune.errors import RecipeError
-from sslprune.kinds.table import KINDS
+from sslprune.kinds.table import KINDS, kind_of
 from sslprune.recipe import PruneSection
 from sslprune.values.axes import Axis
 
@@ -37,17 +36,13 @@ def select_with_sections(axes: Sequence[Axis], sections: Sequence[PruneSection])
 
 def named_by(axes: Sequence[Axis], section: PruneSection) -> list[Axis]:
     """The axes that a section names, whether they can go or not."""
-    return [axis for axis in axes if axis.kind == section.kind and names(section, axis.name)]
-
-
-def names(section: PruneSection, name: str) -> bool:
-    """Whether a section means the axis of that ``name``: by it, or without the kind behind it ("fc1/rank": "fc1")."""
-    alike = {name, name.removesuffix(f"/{section.kind}")}
-    return any(_any(one, section.include) for one in alike) and not any(_any(one, section.exclude) for one in alike)
+    return [axis for axis in axes if axis.kind == section.kind and section.names(axis.name)]
 
 
 def _matching(axes: Sequence[Axis], section: PruneSection, field: str) -> list[Axis]:
     of_kind = [axis for axis in axes if axis.kind == section.kind]
+    if section.shape is not None and not (of_kind and kind_of(of_kind[0]).is_tiled):
+        raise RecipeError(f'{field}.shape: groups of kind "{section.kind}" have none; it is for "blocks"')
     if not of_kind:
         kinds = ", ".join(sorted({axis.kind for axis in axes})) or "none"
         missing = KINDS[section.kind].missing if section.kind in KINDS else ""
@@ -63,5 +58,11 @@ def _matching(axes: Sequence[Axis], section: PruneSection, field: str) -> list[A
     return usable
 
 
-def _any(name: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
+def check_counted(chosen: Sequence[tuple[Axis, PruneSection]], measure: str) -> None:
+    """Raise RecipeError for groups that no budget counts, as what is zero of them stays in dense weights."""
+    kept = next((section.kind for axis, section in chosen if kind_of(axis).is_tiled), None)
+    if kept is not None:
+        raise RecipeError(
+            f'budget.{measure}: no budget counts the zeros of kind "{kept}", which stay in dense weights; give '
+            "lasso.strength (as 1e-4) in place of [budget]"
+        )

@@ -14,6 +14,7 @@ from sslprune.analysis.atoms import ALWAYS, Dim
 from sslprune.analysis.inference import Inference
 from sslprune.capture.program import Program
 from sslprune.kinds.table import KINDS, kind_of
+from sslprune.recipe import PruneSection
 from sslprune.values.axes import Axis, Member
 
 _ANALYSES: WeakKeyDictionary[Program, Analysis] = WeakKeyDictionary()
@@ -27,9 +28,17 @@ def analysis_of(program: Program) -> Analysis:
     return _ANALYSES[program]
 
 
-def find_axes(program: Program) -> list[Axis]:
-    """Every axis of ``program``, the frozen and inexact ones with their reason, then branches and columns."""
-    return list(analysis_of(program).axes)
+def find_axes(program: Program, sections: Sequence[PruneSection] = ()) -> list[Axis]:
+    """Every axis of ``program``, the frozen and inexact ones with their reason, then branches and columns.
+
+    ``sections``: those of a recipe; behind the others come the axes that are there because one of them asks for them.
+    """
+    analysis = analysis_of(program)
+    found = list(analysis.axes)
+    for section in sections:
+        if section.kind in KINDS:
+            found += KINDS[section.kind].asked(analysis, section, {axis.name for axis in found})
+    return found
 
 
 def _find(analysis: Analysis) -> list[Axis]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy as np
 from sslprune.analysis.analysis import Analysis
 from sslprune.analysis.columns import Columns
 from sslprune.analysis.inference import Inference
+from sslprune.recipe import PruneSection
 from sslprune.values.axes import Axis
 
 
@@ -29,6 +30,7 @@ class Kind:
     is_whole: bool = False  # an axis can go to its last group, since something else stands beside it
     prepares: bool = False  # a model may need something done to it first: see `gates`
     factors: bool = False  # its axes are of matrices that a model is rewritten for first
+    is_tiled: bool = False  # its groups are of a shape that a section names, and stay in dense weights as zeros
 
     @property
     def is_width(self) -> bool:
@@ -43,6 +45,10 @@ class Kind:
     def find(self, analysis: Analysis, labelled: Sequence[Axis]) -> list[Axis]:
         """The axes of this kind; ``labelled`` are all those whose kind the rules say, in the graph's order."""
         return [axis for axis in labelled if axis.kind == self.name]
+
+    def asked(self, analysis: Analysis, section: PruneSection, taken: Collection[str]) -> list[Axis]:
+        """The axes that there are because ``section`` asks for them; none of a name that is ``taken``."""
+        return []
 
     def closed(self, gone: np.ndarray, left: np.ndarray | None) -> np.ndarray:
         """Which groups of an axis can go when those in ``gone`` are zero: bool, shape (size,).

@@ -11,6 +11,7 @@ from sslprune.kinds.kernel import KernelKind
 from sslprune.kinds.kind import Kind
 from sslprune.kinds.rank import NAME as RANK
 from sslprune.kinds.rank import RankKind
+from sslprune.kinds.tiles import TileKind
 
 
 class Named(Protocol):
@@ -37,6 +38,7 @@ KINDS: dict[str, Kind] = {
         ExpertKind("experts", prepares=True),
         BranchKind("layers", is_usual=True, is_whole=True),
         ColumnKind("columns", is_feature=False, is_inside=True),
+        TileKind("blocks", is_feature=False, is_inside=True, is_tiled=True),
     )
 }
 

@@ -158,6 +158,11 @@ def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+def count_zeros(model: nn.Module) -> int:
+    """How many of them are zero."""
+    return sum(int((parameter == 0).sum()) for parameter in model.parameters())
+
+
 def count_trained(model: nn.Module, without: Collection[str] = ()) -> int:
     """The same of those that train, without those of these names."""
     named = model.named_parameters()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from itertools import pairwise
 from typing import Annotated, Literal
 
@@ -47,9 +48,26 @@ class PruneSection(Section):
     """The share of the section's groups, over all its axes, that always stays."""
     allow_inexact: bool = False
     """Whether axes may shrink whose removal changes the function."""
+    shape: list[Count] | None = None
+    """Of kind "blocks": the rows and columns of a tile; left out, [8, 8]."""
     tie: Literal["layers", "indices", "block"] | None = None
     """What goes together: "layers", as many groups of each of the section's axes; "indices", the same ones of each;
     "block", all branches of a layer, for kind "layers"."""
+
+    @field_validator("shape")
+    @classmethod
+    def _two_sides(cls, shape: list[int] | None) -> list[int] | None:
+        if shape is not None and len(shape) != 2:
+            raise ValueError("expected [rows, columns] of a tile, as [8, 8]")
+        return shape
+
+    def names(self, axis: str) -> bool:
+        """Whether the globs mean an axis: by its name, or without the kind behind it ("fc1/rank": "fc1")."""
+        alike = {axis, axis.removesuffix(f"/{self.kind}")}
+        included, excluded = (
+            any(fnmatchcase(one, glob) for one in alike for glob in globs) for globs in (self.include, self.exclude)
+        )
+        return included and not excluded
 
 
 class BudgetSection(Section):

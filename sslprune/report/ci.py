@@ -79,6 +79,8 @@ def markdown(report: Report) -> str:
     ]
     if report.whole is not None:
         lines += [f"The whole model: {report.whole_text}.", ""]
+    if report.zeros_text:
+        lines += [f"{report.zeros_text[0].upper()}{report.zeros_text[1:]}.", ""]
     if report.curve:
         headings, rows = curve_rows(report)
         lines += ["### The curve", "", *_table(headings, [cells for _, cells in rows])]

@@ -32,11 +32,15 @@ class Decoding(Record):
 
 
 class Size(Record):
-    """One model. ``macs`` are for one sample; ``metrics`` are on the test data after the last epoch."""
+    """One model. ``macs`` are for one sample; ``metrics`` are on the test data after the last epoch.
+
+    ``zeros`` of the parameters are zero, and stay in dense weights: they and their MACs are counted all the same.
+    """
 
     parameters: int
     macs: int
     metrics: dict[str, float]
+    zeros: int = 0
 
 
 class Figures(Size):

@@ -17,6 +17,7 @@ from sslprune.report.inspection import Sensitivity
 from sslprune.report.judgement import Baseline, Gate
 from sslprune.values.measure import SCHEMA, Absent, Profile, Record, Speedup
 
+MANY_ZEROS = 0.01  # the share of the parameters from which zeros are worth a word
 SCHEMA_FILE = Path(__file__).parent / "report.schema.json"
 
 
@@ -165,6 +166,18 @@ class Report(Record):
             return ""
         said = ", ".join(f"{name} {value:.2f}" for name, value in self.whole.metrics.items())
         return f"{self.whole.parameters:,} parameters, all classes and tokens: {said} on the same test data"
+
+    @property
+    def zeros_text(self) -> str:
+        """How much of the repacked model is zero and stays, where that is much."""
+        small = self.repacked
+        if small.zeros < MANY_ZEROS * small.parameters:
+            return ""
+        share = 100 * small.zeros / small.parameters
+        return (
+            f"{small.zeros:,} of the {small.parameters:,} parameters that are left ({share:.1f} %) are zero: they stay"
+            " in dense weights, and save no time"
+        )
 
     def as_point(self, run: str) -> CurvePoint:
         """This report as a point of a sweep's curve."""

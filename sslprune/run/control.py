@@ -80,7 +80,7 @@ def _train(
         with show.progress("finding the axes"):
             masked = load_trained(recipe.model, directory.masked)
             program = trace(masked, *data.example_for(masked), sequence=data.sequence)
-            chosen = select_with_sections(find_axes(program), recipe.prune)
+            chosen = select_with_sections(find_axes(program, recipe.prune), recipe.prune)
             exact = all(axis.exact for axis, _ in chosen)
             removed = removable(program, selection_of(directory, masked, chosen), allow_inexact=not exact)
             model = remove(model, program, removed, verify=False)  # nothing in it is zero: another function

@@ -67,7 +67,7 @@ def inspect(
         sequence = data.sequence
     with show.progress("finding the axes"):
         program = trace(model, args, kwargs, sequence=sequence)
-        axes = find_axes(program)
+        axes = find_axes(program, () if bare else recipe.prune)
         sections = proposed(axes) if bare else recipe.prune
         chosen: list[tuple[Axis, PruneSection]] = []
         try:

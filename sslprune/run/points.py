@@ -45,7 +45,7 @@ def _lay(own: Recipe, run: RunDirectory, whole: RunDirectory, show: Voice, progr
         args, kwargs = data.example_for(model)
         program = trace(model, args, kwargs, sequence=data.sequence)
         check_for_run(program, model)
-    selection = point_(model, there, own.budget.fraction, select(find_axes(program), own.prune))
+    selection = point_(model, there, own.budget.fraction, select(find_axes(program, own.prune), own.prune))
     run.clear("train")
     run.claim(own)
     for source, copy in (

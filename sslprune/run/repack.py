@@ -24,7 +24,7 @@ from sslprune.export.program import save_program
 from sslprune.files import write_atomic
 from sslprune.kinds.find import find_axes
 from sslprune.kinds.table import kind_of
-from sslprune.models.build import count_parameters, device_of, load_trained
+from sslprune.models.build import count_parameters, count_zeros, device_of, load_trained
 from sslprune.recipe import PruneSection, Recipe
 from sslprune.removal.factors import fold_
 from sslprune.removal.plan import plan_of, read_plan, write_plan
@@ -74,7 +74,7 @@ def _repack(directory: RunDirectory, target: RunDirectory, show: Show, program: 
         if program is None or not program.serves(masked):
             program = trace(masked, args, kwargs, sequence=data.sequence)
         check_for_run(program, masked)
-        chosen = select_with_sections(find_axes(program), recipe.prune)
+        chosen = select_with_sections(find_axes(program, recipe.prune), recipe.prune)
         axes = [axis for axis, _ in chosen]
         exact = all(axis.exact for axis in axes)  # the recipe allowed the others by name
         removed = removable(program, selection_of(directory, masked, chosen), allow_inexact=not exact)
@@ -86,7 +86,7 @@ def _repack(directory: RunDirectory, target: RunDirectory, show: Show, program: 
         fitted = latency_cost(masked, data.example, data.sequence, recipe) if timed else None
     metrics, equivalence = prove(dense, masked, small, data, device, show, exact=exact, closed=program.closed)
     sizes = [
-        Size(parameters=count_parameters(model), macs=round(cost), metrics=metrics[name])
+        Size(parameters=count_parameters(model), macs=round(cost), metrics=metrics[name], zeros=count_zeros(model))
         for name, model, cost in (("dense", dense, macs[0]), ("repacked", small, macs[1]))
     ]
     result = RepackResult(

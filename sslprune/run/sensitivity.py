@@ -36,7 +36,7 @@ def sensitivity(
         raise RecipeError("--sensitivity: it goes by budget.macs or budget.parameters, and the recipe has neither")
     data = data.taught_by(model)
     section = (recipe.calibrate or CalibrateSection()).model_copy(update={"candidates": 1, "samples": samples})
-    chosen = select_with_sections(find_axes(program), recipe.prune)
+    chosen = select_with_sections(find_axes(program, recipe.prune), recipe.prune)
     axes = [axis for axis, _ in chosen]
     goal = goal_of(chosen, Cost(program, axes), recipe.budget, recipe.lasso.floor)
     with evaluating(model):

@@ -62,6 +62,8 @@ def summary(report: Report, written: Written) -> RenderableType:
     )
     if report.whole is not None:
         facts.add_row("whole", report.whole_text)
+    if report.zeros_text:
+        facts.add_row("zeros", report.zeros_text)
     facts.add_row("budget", Text(budget_text(report.budget), style="" if report.budget.met else "yellow"))
     predicted = prediction_text(report.budget)
     if predicted is not None:

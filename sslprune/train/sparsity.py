@@ -14,14 +14,16 @@ from sslprune.capture.program import Program
 from sslprune.capture.trace import trace
 from sslprune.choose.blocks import goal_of
 from sslprune.choose.constraints import constraints_of
-from sslprune.choose.sections import select_with_sections
+from sslprune.choose.sections import check_counted, select_with_sections
 from sslprune.cost.counts import Cost
 from sslprune.errors import TrainingError
 from sslprune.kinds.find import find_axes
+from sslprune.kinds.table import kind_of
 from sslprune.recipe import BudgetSection, PruneSection, Recipe, Sparsifying
 from sslprune.recipe.settings import Prune, settings_of
 from sslprune.removal.packed import Packed
 from sslprune.removal.remove import removable, remove
+from sslprune.removal.unread import zero_unread_
 from sslprune.train.budget import BudgetController
 from sslprune.train.lasso import GroupLasso
 from sslprune.train.shrink import Follower, Shrinker
@@ -74,6 +76,7 @@ def build_controller(
     if not budget.given:
         floors = constraints_of(chosen, section.floor, 1).floors
         return StrengthController(acting, cost, section, num_steps, floors, strengths)
+    check_counted(chosen, settings.budget.measure)
     goal = goal_of(chosen, cost, budget, section.floor)
     return BudgetController(acting, goal, section, num_steps, strengths, begin, team)
 
@@ -107,7 +110,7 @@ class Sparsity:
         found = settings_of(prune, **settings)
         model = _replica(model)
         program = trace(model, args, dict(kwargs or {}), sequence=sequence)
-        chosen = select_with_sections(find_axes(program), found.prune)
+        chosen = select_with_sections(find_axes(program, found.prune), found.prune)
         cost = Cost(program, [axis for axis, _ in chosen])
         team = team_here()
         team.agree("list of axes", digest(str([(axis.name, axis.size) for axis, _ in chosen])))
@@ -201,7 +204,12 @@ class Sparsity:
         return self.selected(self.restore())
 
     def selected(self, whole: nn.Module) -> Selection:
-        """The same by the zeros of ``whole``, the model with all of its numbers."""
+        """The same by the zeros of ``whole``, the model with all of its numbers.
+
+        Where tiles of weights are zero, what nothing makes or nobody reads any more is set to zero first.
+        """
+        if any(kind_of(axis).is_tiled for axis in self.axes):
+            zero_unread_(whole, self.axes, self.program.args, self.program.kwargs)
         return self.controller.gone(Selection.zeros(whole, self.axes))
 
     def repack(self) -> Packed:

@@ -34,7 +34,7 @@ def steered(
         example = pytree.tree_map_only(Tensor, lambda leaf: leaf.to(device), example)
         program = trace(model, *example, sequence=data.sequence)
         check_for_run(program, model)
-        chosen = select_with_sections(find_axes(program), recipe.prune)
+        chosen = select_with_sections(find_axes(program, recipe.prune), recipe.prune)
     pruned = [axis for axis, _ in chosen]
     team.agree("list of axes", digest(str([(axis.name, axis.size) for axis in pruned])))
     timed = recipe.budget.measure == "latency" and team.first
