@@ -10,7 +10,7 @@ from __future__ import annotations
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -24,7 +24,7 @@ LEFT = (0.5, 0.25, 0.1, 0.05)
 ROUNDS = 9
 
 
-def fastest(calls: list[Callable[[], Tensor]]) -> list[float]:
+def fastest(calls: Sequence[Callable[[], Tensor]]) -> list[float]:
     """Seconds of each of ``calls``, the least of several rounds, in turns."""
     best = [float("inf")] * len(calls)
     for _ in range(ROUNDS):
