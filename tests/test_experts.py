@@ -10,6 +10,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
@@ -17,7 +18,7 @@ import sslprune
 from recipes.digit_experts import Mixture, mixture
 from sslprune.cli import app
 from sslprune.data import build_data
-from sslprune.errors import RepackError
+from sslprune.errors import ExportError, RepackError
 from sslprune.recipe import parse_recipe
 from sslprune.report import Report
 from sslprune.run.directory import RunDirectory
@@ -150,7 +151,7 @@ def test_a_weight_that_is_not_there_gets_no_gate() -> None:
         ("Qwen3Moe", {"num_experts": 6, "moe_intermediate_size": 24, "norm_topk_prob": True, "head_dim": 8}),
     ],
 )
-def test_published_mixtures(kind: str, fields: dict[str, Any]) -> None:
+def test_published_mixtures(kind: str, fields: dict[str, Any], tmp_path: Path) -> None:
     transformers: Any = pytest.importorskip("transformers")
     try:
         config, factory = getattr(transformers, f"{kind}Config"), getattr(transformers, f"{kind}ForCausalLM")
@@ -175,6 +176,14 @@ def test_published_mixtures(kind: str, fields: dict[str, Any]) -> None:
     given = {"input_ids": more, "attention_mask": torch.ones_like(more)}
     assert difference(model(**given), small(**given))[1] < 1e-4
     assert small.state_dict()["model.layers.1.mlp.gate.weight"].shape == (3, 16)
+    changed = sslprune.export_huggingface(model, small, tmp_path / "written", (), inputs)
+    again = factory.from_pretrained(tmp_path / "written", attn_implementation="eager").eval()
+    assert 3 in changed.values() and difference(model(**given).logits, again(**given, use_cache=False).logits)[1] < 1e-5
+    with torch.no_grad():
+        model.get_parameter("model.layers.1.mlp.gate.weight_gate")[5] = 0.5
+    ajar = sslprune.repack(model, program, axes)
+    with pytest.raises(ExportError, match=r"model.layers.1.mlp.gate.weight_gate: .* not all open; let the model heal"):
+        sslprune.export_huggingface(model, ajar, tmp_path / "not written", (), inputs)
 
 
 def recipe(**changes: Any) -> dict[str, Any]:
@@ -199,6 +208,8 @@ def test_a_run_from_the_first_step_to_the_report(tmp_path: Path) -> None:
     assert set(left) == {"blocks.0.router", "blocks.1.router"} and 4 <= sum(left.values()) < 12
     assert report.repacked.onnx is not None and report.repacked.onnx.max_relative < 1e-4
     own = sslprune.apply_plan(mixture(16, 8, 6), run.path).eval()
+    gates = [tensor for name, tensor in load_file(run.masked).items() if name.endswith("_gate")]
+    assert len(gates) == 2 and all(set(gate.unique().tolist()) == {0.0, 1.0} for gate in gates)
     x = torch.randn(5, 1, 8, 8)
     torch.testing.assert_close(own(x), sslprune.load(run.program)(x))
     told = CliRunner().invoke(app, ["inspect", str(file)])

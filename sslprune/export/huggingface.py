@@ -7,6 +7,7 @@ import copy
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from sslprune.export.configuration import Configurations, configurations
 from sslprune.export.norms import rescaled
 from sslprune.export.renumber import Held, renumbered
 from sslprune.models.huggingface import quiet_transformers
+from sslprune.removal.gates import gates_in
 from sslprune.values.axes import tensors_of
 from sslprune.values.compare import difference
 from sslprune.values.inputs import random_like
@@ -61,10 +63,23 @@ def export_huggingface(
     calls = [(args, dict(kwargs or {}))]
     calls += [random_like(calls[0], rows, rows) for rows in (1, 3)]
     with quiet_transformers("--format huggingface"), evaluating(small), torch.no_grad():
-        held = renumbered(model, dict(tensors if tensors is not None else tensors_of(small)))
+        held = _ungated(model, renumbered(model, dict(tensors if tensors is not None else tensors_of(small))))
         instance, changes = _instance(model, held, small, calls)
         _write(model, instance, Path(path), small, calls, finish)
     return changes
+
+
+def _ungated(model: nn.Module, held: Held) -> Held:
+    """``held`` without gates, of which the class knows nothing: they may go where they are open."""
+    gates = {new for new, old in held.before.items() if old in gates_in(model)}
+    ajar = next((name for name in sorted(gates) if not bool((held.tensors[name] == 1).all())), None)
+    if ajar is not None:
+        raise ExportError(
+            f"{ajar}: the class has no gates, and these are not all open; let the model heal (schedule.heal), which "
+            "opens those that are left"
+        )
+    tensors = {name: tensor for name, tensor in held.tensors.items() if name not in gates}
+    return replace(held, tensors=tensors, before={name: held.before[name] for name in tensors})
 
 
 def _instance(model: Any, held: Held, small: nn.Module, calls: Sequence[Call]) -> tuple[Any, dict[str, Any]]:
@@ -86,7 +101,10 @@ def _instance(model: Any, held: Held, small: nn.Module, calls: Sequence[Call]) -
     changes, apart, why = min(tried, key=lambda one: one[1])
     said = ", ".join(f"{name} = {value}" for name, value in changes.items()) or "its configuration as it was"
     if why:
-        raise ExportError(f"{type(model).__name__} with {said} has the repacked model's tensors, and cannot run: {why}")
+        raise ExportError(
+            f"{type(model).__name__} with {said} has the repacked model's tensors, and cannot run: {why}; multiples of "
+            "four or eight may run: set budget.round_to, or another budget where the landing leaves it"
+        )
     raise ExportError(
         f"{type(model).__name__} with {said} has the tensors of the repacked model, and computes something else (its "
         f"outputs differ by {apart:.1e}, relative; {HF_TOLERANCE:g} is allowed): it makes numbers of these sizes, as "

@@ -4,12 +4,14 @@ A router counts its experts: a softmax shares 1 among all of them, and the large
 one makes its logit 0, which is a logit like any other. So each gets a gate g, 1 at first, and log |g| is added to its
 logit: the function is the old one, its share is in proportion to g, and where g is zero the logit is -inf. Nothing
 picks such an expert then, and the others share 1.
+
+While the model heals, the gates that are left are 1: the model is one without gates then, and its class can hold it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -58,6 +60,19 @@ def gate_(model: nn.Module, weights: Sequence[str]) -> nn.Module:
         bases = (before,) if issubclass(before, Gated) else (Gated, before)
         owner.__class__ = type(before.__name__, bases, {"gated": gated})
     return model
+
+
+def gates_in(model: nn.Module) -> tuple[str, ...]:
+    """The names of the gates that `gate_` has put into ``model``."""
+    modules = ((path, module) for path, module in model.named_modules() if isinstance(module, Gated))
+    return tuple(f"{path}.{name}{GATE}".lstrip(".") for path, module in modules for name in module.gated)
+
+
+@torch.no_grad()
+def open_(gates: Iterable[Tensor]) -> None:
+    """Set to 1, in place, what is not zero of some gates."""
+    for gate in gates:
+        gate.copy_((gate != 0).to(gate.dtype))
 
 
 class Gated(nn.Module):

@@ -21,6 +21,7 @@ from sslprune.kinds.find import find_axes
 from sslprune.kinds.table import kind_of
 from sslprune.recipe import BudgetSection, PruneSection, Recipe, Sparsifying
 from sslprune.recipe.settings import Prune, settings_of
+from sslprune.removal.gates import gates_in, open_
 from sslprune.removal.packed import Packed
 from sslprune.removal.remove import removable, remove
 from sslprune.removal.unread import zero_unread_
@@ -126,6 +127,7 @@ class Sparsity:
     def _steer(self, model: nn.Module, program: Program, controller: Controller, team: Team) -> None:
         self.model, self.program, self.controller, self.team = model, program, controller, team
         self.axes = list(controller.lasso.axes)
+        self._gates = gates_in(model)
         self._shrinker: Shrinker | None = None  # from the first call on
 
     @property
@@ -180,8 +182,14 @@ class Sparsity:
         self.controller.observe(loss)
 
     def step(self, lr: float) -> None:
-        """The lasso's step, or in healing the hold: call after the optimizer's step, with its learning rate."""
+        """The lasso's step, or in healing the hold: call after the optimizer's step, with its learning rate.
+
+        The gates that are left are open from its last step on.
+        """
         self.controller.step(lr)
+        if self._gates and self.controller.taken >= self.controller.num_steps:
+            tensors = tensors_of(self.trained)
+            open_(tensors[name] for name in self._gates if name in tensors)
 
     def shrink(self, *followers: Follower) -> nn.Module:
         """What trains from here on: the model without the groups that are held at zero (PruneTrain: Lym et al. 2019).
