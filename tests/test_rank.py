@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from torch import Tensor, nn
 
 import sslprune
 from sslprune.calibration import factor as factoring
-from sslprune.errors import BudgetError, RecipeError, RepackError
+from sslprune.cost.layers import Layer
+from sslprune.errors import BudgetError, ExportError, RecipeError, RepackError
 from sslprune.removal.factors import Factored, fold_
 from sslprune.removal.plan import Plan
 from sslprune.removal.remove import removable
@@ -254,3 +256,60 @@ def test_training_needs_a_factored_model_and_folds_at_the_end() -> None:
     macs = sslprune.Cost(sslprune.trace(small, (x,)), []).macs()
     assert 0.59 * 384 <= macs <= 0.6 * 384
     assert difference(copy.deepcopy(model)(x), small(x))[1] < 1e-5
+
+
+class Flat:
+    """A table in which a layer takes as long as it has multiply-accumulates."""
+
+    def microseconds(self, layers: Iterable[Layer]) -> list[float]:
+        return [float(np.prod(layer.widths) * layer.settings[0][0]) for layer in layers]
+
+
+def test_latency_is_that_of_what_a_repack_leaves() -> None:
+    x = torch.randn(1, 8)
+    model = sslprune.factor(nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8)), (x,))
+    program = sslprune.trace(model, (x,))
+    axes = ranks(sslprune.find_axes(program))
+    cost = sslprune.Cost(program, axes, Flat())
+    nothing = Selection.none(axes)
+    assert cost.latency() == 128 and [str(layer) for layer in cost.asked()] == ["MatMul 8x8 1"] * 2
+    two, more = np.array([6, 7]), np.arange(4, 8)
+    assert cost.saved(nothing, [{0: two}, {1: more}], "latency") == [2 * 64 / 8, 4 * 64 / 8]  # by their share
+    fewer = nothing.plus({0: np.arange(3, 8)})
+    assert cost.latency(fewer) == 3 * 16 + 64
+    assert cost.saved(fewer, [{0: np.array([2])}], "latency") == [16]
+    picture = torch.randn(1, 6, 9, 9)
+    conv = sslprune.factor(nn.Sequential(nn.Conv2d(6, 6, 3, stride=2, padding=1)), (picture,))
+    dense = sslprune.trace(fold_(copy.deepcopy(conv)), (picture,))
+    program = sslprune.trace(conv, (picture,))
+    whole, again = sslprune.Cost(dense, [], Flat()), sslprune.Cost(program, ranks(sslprune.find_axes(program)), Flat())
+    assert whole.asked() == again.asked()
+
+
+def test_no_directory_for_hugging_face_holds_two_factors(tmp_path: Path) -> None:
+    transformers: Any = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    whole = transformers.BertForSequenceClassification(transformers.BertConfig(vocab_size=20, **sizes)).eval()
+    given = {"input_ids": torch.randint(20, (2, 5))}
+    model = sslprune.factor(whole, (), given, include=["*.intermediate.dense"])
+    program = sslprune.trace(model, (), given)
+    (axis,) = ranks(sslprune.find_axes(program))
+    sslprune.zero_groups(model, axis, range(4, axis.size))
+    small = sslprune.repack(model, program, [axis])
+    with pytest.raises(ExportError, match=r"bert.encoder.layer.0.intermediate.dense is two factors"):
+        sslprune.export_huggingface(model, small, tmp_path / "out", (), given)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_plan_factors_without_numbers_and_the_function_stays() -> None:
+    x = torch.randn(3, 3, 8, 8)
+    whole = settle_(lively_(pictures()), (x,))
+    model = sslprune.factor(whole, (x,))
+    own = sslprune.apply_plan(copy.deepcopy(whole), factored_by(model)).eval()
+    torch.testing.assert_close(own(x), whole(x), rtol=1e-4, atol=1e-5)
+    assert [p.shape for p in own.parameters()] == [p.shape for p in model.parameters()]
+    before = own.state_dict()["9.weight_down"].clone()
+    torch.testing.assert_close(factoring.anew_(own)(x), whole(x), rtol=1e-4, atol=1e-5)
+    norms = [own.state_dict()["9.weight_down"].norm(dim=1), own.state_dict()["9.weight_up"].norm(dim=0)]
+    torch.testing.assert_close(*norms)
+    assert not torch.equal(before, own.state_dict()["9.weight_down"])

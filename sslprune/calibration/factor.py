@@ -18,7 +18,7 @@ from sslprune.capture.trace import trace
 from sslprune.errors import RepackError, few
 from sslprune.kinds.rank import NAME
 from sslprune.recipe import PruneSection
-from sslprune.removal.factors import Factors, Form, factor_, matrix, split
+from sslprune.removal.factors import Factored, Factors, Form, factor_, matrix, split
 from sslprune.removal.verify import relative_difference
 from sslprune.values.axes import tensors_of
 from sslprune.values.carry import carrying
@@ -105,6 +105,17 @@ def factored_(
     if not apart <= TOLERANCE:
         raise RepackError(f"the factors of {few(list(names), 3)} change the model by {apart:.1e} (relative)")
     return found
+
+
+@torch.no_grad()
+def anew_(model: nn.Module) -> nn.Module:
+    """Give every factored weight the factors that it would get by itself, in place: its product stays what it is."""
+    for owner in model.modules():
+        if isinstance(owner, Factored):
+            made = _factors(owner.weight, owner, None, (owner.form,))
+            owner.weight_down.copy_(made.down)
+            owner.weight_up.copy_(made.up)
+    return model
 
 
 def _together(model: nn.Module, names: Sequence[str]) -> Iterator[list[str]]:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sslprune.analysis.factors import is_factor
 from sslprune.capture.mode import evaluating
 from sslprune.errors import ExportError, SslpruneError, first_line
 from sslprune.export.configuration import Configurations, configurations
@@ -59,6 +60,12 @@ def export_huggingface(
         raise ExportError(
             f"--format huggingface: {type(model).__name__} is quantized, and its tensors are no weights; prune the "
             "model before it is quantized"
+        )
+    factors = [name for name in (tensors if tensors is not None else tensors_of(small)) if is_factor(name)]
+    if factors:
+        raise ExportError(
+            f"--format huggingface: {factors[0].rpartition('.')[0]} is two factors of a rank, which no class of "
+            "transformers has; deploy export/model.onnx or repacked/model.pt2, or leave that kind out"
         )
     calls = [(args, dict(kwargs or {}))]
     calls += [random_like(calls[0], rows, rows) for rows in (1, 3)]

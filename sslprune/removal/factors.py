@@ -89,7 +89,7 @@ def _by_side(value: Any, rest: int) -> tuple[Any, Any]:
 
 @torch.no_grad()
 def factor_(model: nn.Module, factors: Mapping[str, Form | Factors]) -> nn.Module:
-    """Put two factors in the place of each weight that is named, in place; of a form alone, empty ones.
+    """Put two factors in the place of each weight that is named, in place; of a form alone, the weight and ones.
 
     The modules stay of their class. Raises RepackError for a name that the model lacks.
     """
@@ -100,7 +100,7 @@ def factor_(model: nn.Module, factors: Mapping[str, Form | Factors]) -> nn.Modul
             weight = owner.get_parameter(leaf)
         except AttributeError as error:
             raise RepackError(f"{name}: no such weight to put two factors for; build the same model") from error
-        made = _empty(weight, given) if isinstance(given, str) else given
+        made = _plain(weight, given) if isinstance(given, str) else given
         before = type(owner)
         del owner._parameters[leaf]
         owner.__class__ = type(before.__name__, (Factored, before), {"form": made.form, "whole": before})
@@ -110,11 +110,12 @@ def factor_(model: nn.Module, factors: Mapping[str, Form | Factors]) -> nn.Modul
     return model
 
 
-def _empty(weight: Tensor, form: Form) -> Factors:
-    """Factors of zeros at full rank."""
-    rows, columns = matrix(weight, form).shape
-    rank = min(rows, columns)
-    return Factors(form, *split(weight.new_zeros(rank, columns), weight.new_zeros(rows, rank), weight.shape, form))
+def _plain(weight: Tensor, form: Form) -> Factors:
+    """Factors at full rank that cost nothing to find: the weight, and the identity on its smaller side."""
+    whole = matrix(weight, form)
+    rows, columns = whole.shape
+    same = torch.eye(min(rows, columns), dtype=weight.dtype, device=weight.device)
+    return Factors(form, *split(*((whole, same) if rows <= columns else (same, whole)), weight.shape, form))
 
 
 @torch.no_grad()

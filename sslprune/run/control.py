@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from sslprune.calibration.factor import anew_
 from sslprune.capture.trace import trace
 from sslprune.choose.sections import select_with_sections
 from sslprune.cost.counts import Cost
@@ -116,11 +117,15 @@ def _start(directory: RunDirectory, recipe: Recipe, name: ControlName) -> nn.Mod
     if name == "dense":
         return fold_(load_trained(recipe.model, directory.dense))
     if name == "ticket" and recipe.model.checkpoint is not None:
-        return prepared_as(build_model(recipe.model)[0], directory.masked)
+        model = anew_(prepared_as(build_model(recipe.model)[0], directory.masked))
+        if not recipe.schedule.dense.count:  # what two factors began with was weighed by samples, and kept as dense
+            load_weights(model, load_checkpoint(directory.dense), directory.dense)
+        return model
     if name == "ticket" and not directory.initial.is_file():
         raise RunError(f"{directory.initial}: the run did not keep the weights that it began with; train it again")
     torch.manual_seed(recipe.run.seed + 1)  # not the run's own beginning, which is the ticket's
     model = prepared_as(build_model(recipe.model.model_copy(update={"checkpoint": None}))[0], directory.masked)
     if name == "ticket":
         load_weights(model, load_checkpoint(directory.initial), directory.initial)
-    return model
+        return model
+    return anew_(model)

@@ -16,6 +16,7 @@ from sslprune.export.program import load
 from sslprune.models.build import load_trained
 from sslprune.models.huggingface import check_tokens, load_tokenizer
 from sslprune.recipe import Recipe
+from sslprune.removal.factors import fold_
 from sslprune.run.directory import RunDirectory
 from sslprune.show.terminal import Show
 from sslprune.values.carry import carries
@@ -37,7 +38,7 @@ def export_run(directory: RunDirectory, show: Show) -> dict[str, Any]:
 
 def write_directory(directory: RunDirectory, recipe: Recipe, data: Data, show: Show) -> dict[str, Any]:
     """The same, where ``directory`` is being written."""
-    small, model = load(directory.program), load_trained(recipe.model, directory.masked)
+    small, model = load(directory.program), fold_(load_trained(recipe.model, directory.masked))
     if carries(small):
         raise ExportError("--format huggingface: a model that carries state is no class of transformers")
 
