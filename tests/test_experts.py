@@ -214,6 +214,9 @@ def test_a_run_from_the_first_step_to_the_report(tmp_path: Path) -> None:
     torch.testing.assert_close(own(x), sslprune.load(run.program)(x))
     told = CliRunner().invoke(app, ["inspect", str(file)])
     assert "experts" in told.output and "inexact" not in told.output
+    run.training.prepared.write_text('{"x')
+    told = CliRunner().invoke(app, ["repack", str(run.path)])
+    assert told.exit_code == 1 and "prepared.json: not a plan" in told.output and "--resume" in told.output
 
 
 def test_a_kind_that_the_model_lacks_is_one_line(tmp_path: Path) -> None:

@@ -188,12 +188,15 @@ def write_plan(path: str | Path, plan: Plan) -> None:
 
 def read_plan(path: str | Path) -> Plan:
     """Read ``plan.json``. Raises RunError where it is missing or of another schema."""
+    again = "repack again"
+    if Path(path).name == PREPARED:
+        again = "`sslprune train` with --resume makes it again"
     try:
         return Plan.model_validate(json.loads(Path(path).read_text(encoding="utf-8")))
     except OSError as error:
         raise RunError(f"{path}: no plan there ({error.strerror}); run `sslprune repack` first") from error
     except (ValidationError, json.JSONDecodeError) as error:
-        raise RunError(f"{path}: not a plan of schema {SCHEMA} ({str(error).splitlines()[0]}); repack again") from error
+        raise RunError(f"{path}: not a plan of schema {SCHEMA} ({str(error).splitlines()[0]}); {again}") from error
 
 
 def apply_plan(model: nn.Module, plan: Plan | str | Path, weights: str | Path | None = None) -> nn.Module:
