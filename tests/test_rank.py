@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import sslprune
 from sslprune.calibration import factor as factoring
 from sslprune.cost.layers import Layer
-from sslprune.errors import BudgetError, ExportError, RecipeError, RepackError
+from sslprune.errors import BudgetError, CalibrationError, ExportError, RecipeError, RepackError
 from sslprune.removal.factors import Factored, fold_
 from sslprune.removal.plan import Plan
 from sslprune.removal.remove import removable
@@ -199,6 +199,19 @@ def test_what_has_no_rank_is_refused_by_name(name: str) -> None:
     with pytest.raises(RecipeError, match=said) as caught:
         sslprune.factor(model, (x,), include=[include])
     assert "\n" not in str(caught.value) and "prune.0.include" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("samples", "said"),
+    [
+        (5, "samples: int; expected batches"),
+        ([torch.randn(4, 9)], "samples: the model cannot take a batch"),
+        ([torch.full((4, 8), torch.nan)], "samples: what 0 reads of them is not finite"),
+    ],
+)
+def test_samples_that_do_not_suit(samples: Any, said: str) -> None:
+    with pytest.raises(CalibrationError, match=said):
+        sslprune.factor(nn.Sequential(nn.Linear(8, 8)), (torch.randn(2, 8),), samples=samples)
 
 
 def test_other_matrices_are_passed_over() -> None:

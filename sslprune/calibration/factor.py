@@ -15,7 +15,7 @@ from sslprune.calibration.matrices import chosen, forms, layer_of
 from sslprune.capture.mode import evaluating
 from sslprune.capture.program import Program
 from sslprune.capture.trace import trace
-from sslprune.errors import RepackError, few
+from sslprune.errors import CalibrationError, RepackError, few, first_line
 from sslprune.kinds.rank import NAME
 from sslprune.recipe import PruneSection
 from sslprune.removal.factors import Factored, Factors, Form, factor_, matrix, split
@@ -52,8 +52,10 @@ def factor(
     over names of layers. Components are those of the singular value decomposition; with ``samples``, batches of inputs
     without labels of which ``max_samples`` are read, of the weight times a square root of its inputs' second moments,
     so that the first components are those that its outputs need most (SVD-LLM: Wang et al. 2024, section 3.1).
-    Raises RecipeError for layers that have no rank to learn, and TraceError.
+    Raises RecipeError for layers that have no rank to learn, TraceError, and CalibrationError for other samples.
     """
+    if samples is not None and not isinstance(samples, Iterable):
+        raise CalibrationError(f"samples: {type(samples).__name__}; expected batches of inputs, as a DataLoader gives")
     made = copy.deepcopy(model)
     program = trace(made, args, dict(kwargs or {}), sequence=sequence)
     section = PruneSection(kind=NAME, include=list(include), exclude=list(exclude))
@@ -151,7 +153,13 @@ def _moments(model: nn.Module, names: Sequence[str], samples: Sequence[Any]) -> 
             stack.callback(module.register_forward_pre_hook(watch(name)).remove)
         stack.enter_context(evaluating(model))
         for inputs in samples:
-            call(carrying(model), inputs)
+            try:
+                call(carrying(model), inputs)
+            except (RuntimeError, TypeError, ValueError, IndexError) as error:
+                raise CalibrationError(f"samples: the model cannot take a batch: {first_line(error)}") from error
+    for name, total in sums.items():
+        if not bool(total.isfinite().all()):
+            raise CalibrationError(f"samples: what {layer_of(name)} reads of them is not finite; look at the inputs")
     return {name: total / max(1, counts[name]) for name, total in sums.items()}
 
 
