@@ -88,6 +88,7 @@ HELD: list[tuple[str, Cuts, dict[str, Any]]] = [
     ("distilbert", {"neurons": ("lin1", 13)}, {"hidden_dim": 35}),
     ("vit", {"neurons": ("fc1", 13), "layers": ("layers.1/", 1)}, {"intermediate_size": 35, "num_hidden_layers": 1}),
     ("vit", {"heads": ("", 1)}, {"num_attention_heads": 3, "head_dim": 8}),
+    ("vit", {"head_dim": ("", 3), "value_dim": ("", 3)}, {"head_dim": 5}),  # its queries make up for another scale
     ("deit", {"neurons": ("fc1", 13), "heads": ("", 1)},
      {"intermediate_size": 35, "num_attention_heads": 3, "head_dim": 8}),
     ("deit", {"layers": ("layers.0/", 1)}, {"num_hidden_layers": 1}),
@@ -200,6 +201,29 @@ def test_what_no_configuration_says_names_the_layer_and_the_field(models, tmp_pa
         sslprune.export_huggingface(masked, small, tmp_path / "out", program.args, program.kwargs)
     assert "\n" not in str(caught.value)
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "old"]
+
+
+def test_a_checkpoint_in_shards_is_read_and_a_quantized_one_is_not(tmp_path):
+    from sslprune.errors import CheckpointError
+    from sslprune.models.huggingface import load_model
+
+    model = MADE["bert"]()
+    model.save_pretrained(tmp_path / "shards", max_shard_size="20KB")
+    assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 2
+    found, _ = load_model("sequence-classification", {"path": str(tmp_path / "shards")})
+    assert all(torch.equal(found.state_dict()[name], value) for name, value in model.state_dict().items())
+    file = tmp_path / "shards" / "config.json"
+    quantized = {"quant_method": "bitsandbytes", "load_in_8bit": True}
+    file.write_text(json.dumps({**json.loads(file.read_text()), "quantization_config": quantized}))
+    with pytest.raises(
+        CheckpointError, match=r"shards is quantized \(bitsandbytes\).*; prune the model before"
+    ) as caught:
+        load_model("sequence-classification", {"path": str(tmp_path / "shards")})
+    assert "\n" not in str(caught.value)
+    model.config.quantization_config = quantized
+    with pytest.raises(ExportError, match=r"BertForSequenceClassification is quantized, .*before it is quantized"):
+        sslprune.export_huggingface(model, model, tmp_path / "out", (torch.randint(3, 60, (2, 6)),))
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_class_of_ones_own_is_refused(tmp_path):

@@ -86,6 +86,26 @@ def test_what_is_not_uniform_is_one_line_and_writes_nothing(run, folder):
     assert call("export", folder / "none", "--format", "huggingface").exit_code == 1
 
 
+def test_a_tokenizer_with_more_words_than_rows_is_one_line_and_keeps_what_is_there(run):
+    """The tokenizer that the run keeps got a token that the model never saw."""
+    file = run.tokenizer / "tokenizer.json"
+    before, text = {path: path.read_bytes() for path in run.huggingface.iterdir()}, file.read_text()
+    settings = json.loads(text)
+    settings["added_tokens"].append({**settings["added_tokens"][0], "id": 100_000, "content": "<more>"})
+    rows = json.loads((run.huggingface / "config.json").read_text())["vocab_size"]
+    settings["added_tokens"] += [
+        {**settings["added_tokens"][0], "id": 100_001 + i, "content": f"<more{i}>"} for i in range(rows)
+    ]
+    file.write_text(json.dumps(settings))
+    try:
+        result = call("export", run, "--format", "huggingface")
+    finally:
+        file.write_text(text)
+    assert result.exit_code == 1 and "Traceback" not in result.output
+    assert f"the model's embedding {rows}" in " ".join(result.output.split())
+    assert {path: path.read_bytes() for path in run.huggingface.iterdir()} == before
+
+
 LANGUAGE = """
 name = "lm"
 run = { device = "cpu", threads = 1 }

@@ -20,14 +20,16 @@ from sslprune.errors import ExportError, SslpruneError, first_line
 from sslprune.export.configuration import Configurations, configurations
 from sslprune.export.norms import rescaled
 from sslprune.export.renumber import Held, renumbered
-from sslprune.models.huggingface import quiet_transformers
+from sslprune.export.scales import rescaled_projections
+from sslprune.models.huggingface import quiet_transformers, unfilled
 from sslprune.removal.gates import gates_in
 from sslprune.values.axes import tensors_of
 from sslprune.values.compare import difference
 from sslprune.values.inputs import random_like
 
 HF_TOLERANCE = 1e-5  # relative
-Call = tuple[tuple[Any, ...], Mapping[str, Any]]
+SHARD = "5GB"  # the most in one file of weights
+Asked = tuple[tuple[tuple[Any, ...], Mapping[str, Any]], Any]  # a call, and what the repacked model answers
 
 
 def export_huggingface(
@@ -70,9 +72,10 @@ def export_huggingface(
     calls = [(args, dict(kwargs or {}))]
     calls += [random_like(calls[0], rows, rows) for rows in (1, 3)]
     with quiet_transformers("--format huggingface"), evaluating(small), torch.no_grad():
+        asked = [(call, small(*call[0], **call[1])) for call in calls]
         held = _ungated(model, renumbered(model, dict(tensors if tensors is not None else tensors_of(small))))
-        instance, changes = _instance(model, held, small, calls)
-        _write(model, instance, Path(path), small, calls, finish)
+        instance, changes = _instance(model, held, asked)
+        _write(model, instance, Path(path), asked, finish)
     return changes
 
 
@@ -89,14 +92,14 @@ def _ungated(model: nn.Module, held: Held) -> Held:
     return replace(held, tensors=tensors, before={name: held.before[name] for name in tensors})
 
 
-def _instance(model: Any, held: Held, small: nn.Module, calls: Sequence[Call]) -> tuple[Any, dict[str, Any]]:
-    """An instance of the class of ``model`` that computes what ``small`` does, and the fields that differ."""
+def _instance(model: Any, held: Held, asked: Sequence[Asked]) -> tuple[Any, dict[str, Any]]:
+    """An instance of the class of ``model`` that says what is ``asked``, and the fields that differ."""
     tried: list[tuple[dict[str, Any], float, str]] = []
     try:
         for changes, config in configurations(model, held):
             for more, instance in _instances(model, held, changes, config):
                 try:
-                    apart, why = _apart(instance, small, calls), ""
+                    apart, why = _apart(instance, asked), ""
                 except (RuntimeError, ValueError, IndexError) as error:  # sizes that the class's own code cannot run
                     apart, why = float("inf"), first_line(error)
                 if apart <= HF_TOLERANCE:
@@ -120,30 +123,37 @@ def _instance(model: Any, held: Held, small: nn.Module, calls: Sequence[Call]) -
 
 
 def _instances(model: Any, held: Held, changes: dict[str, Any], config: Any) -> Iterator[tuple[dict[str, Any], Any]]:
-    """The class with the tensors of ``held``; then with norms rescaled, where there are any that got narrower."""
+    """The class with the tensors of ``held``; then with norms or projections rescaled, where some got narrower."""
     first = _filled(model, config, held.tensors)
     yield changes, first
     weights, fields = rescaled(model, first, held)
     if weights:
         changes = {**changes, **fields}
         yield changes, _filled(model, Configurations(model).made(changes), {**held.tensors, **weights})
+        return
+    for scaled in rescaled_projections(model, held, changes):
+        yield changes, _filled(model, config, {**held.tensors, **scaled})
 
 
 def _filled(model: Any, config: Any, tensors: Mapping[str, Tensor]) -> Any:
-    instance = type(model)(config).to(torch.float32)
-    instance.load_state_dict(dict(tensors), strict=False)
+    """An instance with these tensors themselves: no memory but theirs, unless the class has more, which it draws."""
+    with unfilled():
+        instance = type(model)(config)
+    if instance.load_state_dict(dict(tensors), strict=False, assign=True).missing_keys:
+        instance = type(model)(config)
+        instance.load_state_dict(dict(tensors), strict=False)
     instance.tie_weights()
-    return instance
+    return instance.to(torch.float32)
 
 
-def _apart(instance: Any, small: nn.Module, calls: Sequence[Call]) -> float:
+def _apart(instance: Any, asked: Sequence[Asked]) -> float:
     """The largest relative difference of the outputs; infinite where they are not of one shape."""
     instance.eval()
     if hasattr(instance.config, "use_cache"):
         instance.config.use_cache = False  # as it was traced
     worst = 0.0
-    for args, kwargs in calls:
-        _, relative = difference(small(*args, **kwargs), instance(*args, **kwargs))
+    for (args, kwargs), expected in asked:
+        _, relative = difference(expected, instance(*args, **kwargs))
         worst = max(worst, relative) if relative == relative else float("inf")
     return worst
 
@@ -152,8 +162,7 @@ def _write(
     model: Any,
     instance: Any,
     path: Path,
-    small: nn.Module,
-    calls: Sequence[Call],
+    asked: Sequence[Asked],
     finish: Callable[[Any, Path], None] | None,
 ) -> None:
     """Save, load by transformers, compare, and only then take the place of what is at ``path``."""
@@ -167,9 +176,9 @@ def _write(
         folder.mkdir(parents=True, exist_ok=True)
         if finish is not None:
             finish(instance, folder)
-        instance.save_pretrained(folder)
+        instance.save_pretrained(folder, max_shard_size=SHARD)
         again = type(model).from_pretrained(folder, attn_implementation=model.config._attn_implementation)
-        apart = _apart(again.to(torch.float32), small, calls)
+        apart = _apart(again.to(torch.float32), asked)
         if not apart <= HF_TOLERANCE:
             raise ExportError(
                 f"{path}: loaded again, its outputs differ by {apart:.1e} (relative; {HF_TOLERANCE:g} is allowed); "

@@ -6,6 +6,7 @@ The kind names one of transformers' Auto classes: "hf:sequence-classification" i
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import re
 from collections.abc import Iterator
@@ -39,6 +40,13 @@ def load_model(kind: str, arguments: dict[str, Any]) -> tuple[nn.Module, list[st
         raise RecipeError('model.arguments: missing path; name a Hugging Face model directory: { path = "dir" }')
     with _quiet(library):
         config = _config(library, path)
+        quantized = getattr(config, "quantization_config", None)
+        if quantized is not None:
+            how = quantized.get("quant_method") if isinstance(quantized, dict) else type(quantized).__name__
+            raise CheckpointError(
+                f"model.arguments.path: {path} is quantized ({how}), and its tensors are no weights; prune the model "
+                "before it is quantized"
+            )
         unknown = [key for key in options if not hasattr(config, key)]
         if unknown:
             raise RecipeError(f"model.arguments.{unknown[0]}: {type(config).__name__} has no such field")
@@ -219,6 +227,15 @@ def quiet_transformers(field: str) -> Iterator[Any]:
     library = _library(field)
     with _quiet(library):
         yield library
+
+
+@contextlib.contextmanager
+def unfilled() -> Iterator[None]:
+    """Inside the block a class of transformers draws no first weights: they are about to be replaced."""
+    homes = ("transformers.initialization", "transformers.modeling_utils")  # since version 5, and before
+    found = importlib.import_module(homes[importlib.util.find_spec(homes[0]) is None])
+    with found.no_init_weights():
+        yield
 
 
 def _why(path: str, error: Exception) -> str:

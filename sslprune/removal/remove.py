@@ -24,8 +24,9 @@ from sslprune.kinds.find import analysis_of
 from sslprune.kinds.table import kind_of
 from sslprune.removal.fold import folded_, folding, given_back
 from sslprune.removal.packed import Packed
-from sslprune.removal.verify import as_traced, relative_difference
+from sslprune.removal.verify import answers, as_traced, relative_difference
 from sslprune.values.axes import Axis, Cut, tensors_of
+from sslprune.values.compare import difference
 from sslprune.values.selection import Selection
 
 TOLERANCE = 1e-4  # largest relative difference between the masked and the repacked model
@@ -61,6 +62,7 @@ def repack(
     *,
     allow_inexact: bool = False,
     verify: bool = True,
+    release: bool = False,
 ) -> Packed:
     """``model`` without the groups of ``axes`` that are exactly zero: smaller dense tensors, the same function.
 
@@ -68,15 +70,23 @@ def repack(
     names of parameters and buffers; two factors that do not pay are one matrix, by the name that it had. It is compared
     with ``model`` on the program's example inputs in both modes:
     RepackError above a relative difference of 1e-4 (not checked where ``allow_inexact`` takes inexact axes away).
+    With ``release`` each tensor of ``model`` is given up once it is sliced, so that there never are two whole models:
+    ``model`` and ``program`` are of no use afterwards.
     """
     selection = removable(program, Selection.zeros(model, axes), allow_inexact=allow_inexact)
-    return remove(model, program, selection, verify=verify and not allow_inexact)
+    return remove(model, program, selection, verify=verify and not allow_inexact, release=release)
 
 
 def remove(
-    model: nn.Module, program: Program, selection: Selection, *, verify: bool = True, fold: bool = True
+    model: nn.Module,
+    program: Program,
+    selection: Selection,
+    *,
+    verify: bool = True,
+    fold: bool = True,
+    release: bool = False,
 ) -> Packed:
-    """``model`` without the groups that ``selection`` names, which `removable` allows.
+    """``model`` without the groups that ``selection`` names, which `removable` allows; ``release`` as for `repack`.
 
     ``fold``: of two factors that cost as much as their product, or more, one matrix is made.
     """
@@ -90,6 +100,10 @@ def remove(
         dropped = [axis.cuts[i] for axis in dropped_branches(selection)]
         graphs.append(_rewritten(g, graph, kept, dropped, constants, [], weights))
     used = {str(node.target) for graph in graphs for node in graph.nodes if node.op == "get_attr"}
+    inputs, cuts, modes = (program.args, program.kwargs), _cuts(program, kept), (False, True)[: len(graphs)]
+    first = [answers(model, *inputs, [] if cuts else None, training=mode) for mode in modes if verify and release]
+    carried = _without(model.initial_state(2), cuts) if cuts else None  # type: ignore[operator]
+    was_training = model.training
     tensors: dict[str, torch.Tensor] = {}
     for name, tensor in {**program.tensors, **constants}.items():
         if name not in used:
@@ -100,17 +114,23 @@ def remove(
             small = nn.Parameter(small, requires_grad=source.requires_grad)
         for alias in program.aliases.get(name, (name,)):
             tensors[alias] = small
+        if release:
+            source.data = source.new_empty(0)
     if fold:
         folded_(graphs, tensors, [pair.name for pair in folding(program, kept) if set(pair.weights) <= set(tensors)])
-    cuts = _cuts(program, kept)
-    carried = _without(model.initial_state(2), cuts) if cuts else None  # type: ignore[operator]
     small_model = Packed(tuple(graphs), tensors, tuple(program.kwargs), program.out_specs, carried)
-    small_model.train(model.training and len(graphs) > 1)
-    if verify:
-        for training in (False, True)[: len(graphs)]:
-            inputs = program.args, program.kwargs
-            difference = relative_difference(model, small_model, *inputs, cuts, training=training)
-            if difference <= TOLERANCE or _only_rounding(model, program, selection, cuts, training):
+    small_model.train(was_training and len(graphs) > 1)
+    for training, expected in zip(modes, first, strict=False):
+        apart = difference(expected, answers(small_model, *inputs, cuts or None, training=training))[1]
+        if not apart <= TOLERANCE:
+            raise RepackError(
+                f"the repacked model differs from the masked one by {apart:.3g} (relative; {TOLERANCE:g} is allowed) "
+                f"in {'training' if training else 'evaluation'} mode, and that was released; repack without release"
+            )
+    if verify and not release:
+        for training in modes:
+            apart = relative_difference(model, small_model, *inputs, cuts, training=training)
+            if apart <= TOLERANCE or _only_rounding(model, program, selection, cuts, training):
                 continue
             if (
                 training
@@ -118,7 +138,7 @@ def remove(
             ):
                 return small_model.without_training()  # its training does not repeat itself: no graph can say it
             raise RepackError(
-                f"the repacked model differs from the masked one by {difference:.3g} (relative; {TOLERANCE:g} is "
+                f"the repacked model differs from the masked one by {apart:.3g} (relative; {TOLERANCE:g} is "
                 f"allowed) in {'training' if training else 'evaluation'} mode; nothing was written; please report the "
                 "model"
             )

@@ -36,18 +36,28 @@ def relative_difference(
     widths. Models that carry state run twice, from zeros; ``cuts`` say what ``other``'s state has of ``one``'s, and
     what it lacks has to be zero there.
     """
-    device = next((p.device for p in one.parameters()), torch.device("cpu"))
+    expected = answers(one, args, kwargs, [] if cuts else None, training=training)
+    return difference(expected, answers(other, args, kwargs, cuts or None, training=training))[1]
+
+
+@torch.no_grad()
+def answers(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    cuts: list[list[np.ndarray]] | None = None,
+    *,
+    training: bool = False,
+) -> Any:
+    """What `relative_difference` compares of one model; ``cuts`` are None for who carries no state."""
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
     args, kwargs = pytree.tree_map_only(Tensor, lambda leaf: leaf.to(device), (args, kwargs))
-    outputs = []
-    for model, missing in ((one, []), (other, cuts)):
-        with _asked(model, training), quiet(), alike():
-            if not cuts:
-                outputs.append(model(*args, **kwargs))
-                continue
-            run = Carrying(model)
-            results = [run(*args[:-1], **kwargs) for _ in range(2)]
-            outputs.append([results, _with_zeros(run.state, missing or [])])
-    return difference(*outputs)[1]
+    with _asked(model, training), quiet(), alike():
+        if cuts is None:
+            return model(*args, **kwargs)
+        run = Carrying(model)
+        results = [run(*args[:-1], **kwargs) for _ in range(2)]
+        return [results, _with_zeros(run.state, cuts)]
 
 
 def as_traced(model: nn.Module, program: Program) -> Packed:

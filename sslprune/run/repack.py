@@ -67,7 +67,7 @@ def _repack(directory: RunDirectory, target: RunDirectory, show: Show, program: 
         torch.set_num_threads(recipe.run.threads)
     data, device = build_data(recipe, show), device_of(recipe.run)
     dense, masked = fold_(load_trained(recipe.model, directory.dense)), load_trained(recipe.model, directory.masked)
-    data = data.taught_by(load_trained(recipe.model, directory.dense))
+    data = data.taught_by(dense)
     args, kwargs = data.example_for(masked)
     with show.progress("repacking"):
         program = program.on("cpu") if program is not None else None
