@@ -1,7 +1,7 @@
 """Peak memory and seconds of each step from a sharded checkpoint to a Hugging Face directory, as multiples of its size.
 
     python scripts/bench_memory.py                     # a Qwen3 of 281 M parameters in float32
-    python scripts/bench_memory.py --layers 40         # 1.0 G parameters: 4 GB of weights
+    python scripts/bench_memory.py --layers 26         # 1.0 G parameters: 4 GB of weights
     python scripts/bench_memory.py --layers 4 --onnx   # ONNX too, which takes the most
 
 The steps run in one process, one after the other. The peak of each is that of the resident memory while it ran, less
