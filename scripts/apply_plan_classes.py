@@ -4,8 +4,8 @@
     python scripts/apply_plan_classes.py --all
 
 Of each class and each kind a third of the groups of every exact axis go, in a plan of its own. The plan is applied to
-another instance with the same weights, and what that computes is compared with the masked model. "held" is equal to 1e-4
-(relative); otherwise it says what `apply_plan`, or the class's own code, has against it.
+another instance with the same weights, and what that computes is compared with the masked model. "held" is equal to
+1e-4 (relative); otherwise it says what `apply_plan`, or the class's own code, has against it.
 """
 
 from __future__ import annotations

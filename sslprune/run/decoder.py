@@ -9,6 +9,7 @@ from sslprune.export.decoder import NOTHING, PAST, SEQUENCE, export_decoder
 from sslprune.models.build import load_trained
 from sslprune.models.huggingface import max_positions
 from sslprune.recipe import Recipe
+from sslprune.removal.factors import fold_
 from sslprune.removal.plan import read_plan
 from sslprune.report import Decoding, Report
 from sslprune.run.directory import RunDirectory
@@ -27,7 +28,7 @@ def export_decoders(directory: RunDirectory, show: Show) -> list[Decoding]:
     recipe = directory.recipe()
     show.stage("export", f"{recipe.name}: ONNX with past keys and values, held against the models without")
     with directory.writing():
-        found = write_decoders(directory, recipe, load_trained(recipe.model, directory.dense), show)
+        found = write_decoders(directory, recipe, fold_(load_trained(recipe.model, directory.dense)), show)
         if directory.report.is_file():
             write_report(Report.load(directory.report).model_copy(update={"decoding": found}), directory)
     return found
