@@ -158,3 +158,10 @@ def test_a_language_model_is_tied_trained_and_generates_by_transformers(tmp_path
         with torch.no_grad():
             text.append(int(small(torch.tensor([text]))["logits"][0, -1].argmax()))
     assert found[True] == found[False] == text
+
+
+@pytest.mark.parametrize("field", ["huggingface", "decoder"])
+def test_a_model_of_no_such_class_is_refused_before_it_is_trained(tmp_path, field):
+    run = tmp_path / "run"
+    told = CliRunner().invoke(app, ["train", "recipes/digits.toml", "--run", str(run), "--set", f"export.{field}=true"])
+    assert told.exit_code == 1 and "DigitsCNN" in told.output and not (run / "train").exists()

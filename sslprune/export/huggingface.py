@@ -53,16 +53,7 @@ def export_huggingface(
     Raises ExportError for a model that is not of transformers, and for sizes that no field of its configuration can
     hold: it names the layer and the field.
     """
-    if not hasattr(model, "save_pretrained") or not hasattr(getattr(model, "config", None), "to_dict"):
-        raise ExportError(
-            f"--format huggingface: {type(model).__name__} is no class of transformers; deploy export/model.onnx or "
-            "repacked/model.pt2, or give an instance of your class the sizes with sslprune.apply_plan"
-        )
-    if getattr(model.config, "quantization_config", None) is not None:
-        raise ExportError(
-            f"--format huggingface: {type(model).__name__} is quantized, and its tensors are no weights; prune the "
-            "model before it is quantized"
-        )
+    check_class(model)
     factors = [name for name in (tensors if tensors is not None else tensors_of(small)) if is_factor(name)]
     if factors:
         raise ExportError(
@@ -77,6 +68,20 @@ def export_huggingface(
         instance, changes = _instance(model, held, asked)
         _write(model, instance, Path(path), asked, finish)
     return changes
+
+
+def check_class(model: nn.Module) -> None:
+    """Raise ExportError for a model that is no class of transformers, or that is quantized."""
+    if not hasattr(model, "save_pretrained") or not hasattr(getattr(model, "config", None), "to_dict"):
+        raise ExportError(
+            f"--format huggingface: {type(model).__name__} is no class of transformers; deploy export/model.onnx or "
+            "repacked/model.pt2, or give an instance of your class the sizes with sslprune.apply_plan"
+        )
+    if getattr(model.config, "quantization_config", None) is not None:
+        raise ExportError(
+            f"--format huggingface: {type(model).__name__} is quantized, and its tensors are no weights; prune the "
+            "model before it is quantized"
+        )
 
 
 def _ungated(model: nn.Module, held: Held) -> Held:

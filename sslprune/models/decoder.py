@@ -26,7 +26,7 @@ class Decoder(nn.Module):
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
-        self.sizes = _cache_sizes(model)  # (key heads, width) of the keys and of the values of each layer
+        self.sizes = cache_sizes(model)  # (key heads, width) of the keys and of the values of each layer
         self.has_positions = "position_ids" in inspect.signature(model.forward).parameters
 
     def initial_state(self, rows: int) -> list[Tensor]:
@@ -66,7 +66,7 @@ def _cache_of(past: list[Tensor]) -> Any:
         return cache
 
 
-def _cache_sizes(model: Any) -> list[tuple[int, int]]:
+def cache_sizes(model: Any) -> list[tuple[int, int]]:
     """(key heads, width) of the keys and of the values of each layer; raises ExportError for who has no such cache."""
     name, config = type(model).__name__, getattr(model, "config", None)
     asked = inspect.signature(model.forward).parameters if isinstance(model, nn.Module) else {}

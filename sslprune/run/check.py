@@ -12,8 +12,10 @@ from sslprune.bench.compare import Platform
 from sslprune.capture.mode import set_mode, unchanged
 from sslprune.data import Data
 from sslprune.errors import DataError, RecipeError, SslpruneError
+from sslprune.export.huggingface import check_class
 from sslprune.export.session import knows_opset, open_session
 from sslprune.models.build import build_model
+from sslprune.models.decoder import cache_sizes
 from sslprune.recipe import ControlSection, Recipe
 from sslprune.run.build import as_model
 from sslprune.train.chance import at_chance
@@ -60,6 +62,10 @@ def check_model(recipe: Recipe, data: Data, model: nn.Module) -> None:
 
     ``model`` is asked once in each mode, on the CPU, and left as it was.
     """
+    if recipe.export.huggingface:
+        check_class(model)
+    if recipe.export.decoder:
+        cache_sizes(model)
     args, kwargs = data.example_for(model)
     for control in recipe.control:
         _check_classes(control, data)
