@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,9 +13,9 @@ from torch import Tensor, nn
 
 from sslprune.calibration.divergence import Divergence, OfClasses, OfNumbers
 from sslprune.calibration.evidence import TOGETHER, felt, magnitudes
-from sslprune.calibration.factor import SAMPLES, as_inputs, factored_, first_of
+from sslprune.calibration.factor import SAMPLES, as_inputs, copied, factored_copy, first_of
 from sslprune.calibration.lockstep import Lockstep
-from sslprune.calibration.matrices import asked, chosen
+from sslprune.calibration.matrices import asked
 from sslprune.calibration.repair import Fitted, Repair, gone_entries
 from sslprune.calibration.samples import Samples, collect
 from sslprune.capture.mode import evaluating
@@ -26,10 +25,10 @@ from sslprune.choose.blocks import Evidence, Goal, goal_of
 from sslprune.choose.landing import choose
 from sslprune.choose.sections import check_counted, select_with_sections
 from sslprune.cost.counts import Cost
-from sslprune.errors import BudgetError, CalibrationError, RecipeError, first_line
+from sslprune.errors import BudgetError, CalibrationError, RecipeError
 from sslprune.kinds.find import find_axes
 from sslprune.kinds.table import kind_of
-from sslprune.recipe import CalibrateSection, PruneSection
+from sslprune.recipe import CalibrateSection
 from sslprune.recipe.settings import Prune, calibration_of
 from sslprune.removal.packed import Packed
 from sslprune.removal.remove import removable, remove
@@ -205,33 +204,6 @@ def state_of(program: Program, model: nn.Module) -> dict[str, Tensor]:
     return {name: own.get(name, tensor).detach() for name, tensor in program.tensors.items()}
 
 
-def _copied(model: nn.Module) -> nn.Module:
-    """A copy; raises CalibrationError for a model that cannot be copied."""
-    try:
-        return copy.deepcopy(model)
-    except Exception as error:  # whatever a person's own class, or a tensor of another graph, has against it
-        raise CalibrationError(
-            f"{type(model).__name__} cannot be copied: {first_line(error)}; take what keeps no computed tensors, such "
-            "as torch.nn.utils.parametrizations.weight_norm"
-        ) from error
-
-
-def _factored(
-    model: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    prune: Sequence[PruneSection],
-    samples: Sequence[Any],
-    sequence: int | None,
-) -> nn.Module:
-    """A copy of ``model`` with two factors for each matrix that the sections name."""
-    model = _copied(model)
-    program = trace(model, args, kwargs, sequence=sequence)
-    names, _ = chosen(model, program, prune)
-    factored_(model, program, names, list(map(as_inputs, first_of(samples, SAMPLES))))
-    return model
-
-
 def calibrate(
     model: nn.Module,
     args: tuple[Any, ...],
@@ -266,7 +238,8 @@ def calibrate(
     with torch.inference_mode(False), evaluating(model):
         if asked(found.prune):
             samples = list(first_of(samples, section.samples))
-            model = _factored(model, args, dict(kwargs or {}), found.prune, samples, sequence)
+            batches = map(as_inputs, first_of(samples, SAMPLES))
+            model = factored_copy(model, args, dict(kwargs or {}), found.prune, list(batches), sequence)
         program = trace(model, args, dict(kwargs or {}), sequence=sequence)
         chosen = select_with_sections(find_axes(program, found.prune), found.prune)
         check_counted(chosen, found.budget.measure)
@@ -275,7 +248,7 @@ def calibrate(
         dense = state_of(program, model)
         gathered = collect(program, samples, section.samples, section.memory * MEGABYTE)
         result = Calibration(program, dense, gathered, section, task, seed).calibrated(goal)
-        masked = _copied(model)
+        masked = copied(model)
         result.load_into(masked, program)
         exact = all(axis.exact for axis in axes)
         return remove(masked, program, removable(program, result.selection, allow_inexact=not exact), verify=exact)

@@ -56,13 +56,36 @@ def factor(
     """
     if samples is not None and not isinstance(samples, Iterable):
         raise CalibrationError(f"samples: {type(samples).__name__}; expected batches of inputs, as a DataLoader gives")
-    made = copy.deepcopy(model)
-    program = trace(made, args, dict(kwargs or {}), sequence=sequence)
     section = PruneSection(kind=NAME, include=list(include), exclude=list(exclude))
-    names, _ = chosen(made, program, [section])
     batches = None if samples is None else list(first_of(map(as_inputs, samples), max_samples))
-    factored_(made, program, names, batches)
+    return factored_copy(model, args, dict(kwargs or {}), [section], batches, sequence)
+
+
+def factored_copy(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    prune: Sequence[PruneSection],
+    samples: Sequence[Any] | None,
+    sequence: int | None,
+) -> nn.Module:
+    """A copy of ``model`` with two factors for each matrix that the sections name."""
+    made = copied(model)
+    program = trace(made, args, kwargs, sequence=sequence)
+    names, _ = chosen(made, program, prune)
+    factored_(made, program, names, samples)
     return made
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A copy; raises CalibrationError for a model that cannot be copied."""
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:  # whatever a person's own class, or a tensor of another graph, has against it
+        raise CalibrationError(
+            f"{type(model).__name__} cannot be copied: {first_line(error)}; take what keeps no computed tensors, such "
+            "as torch.nn.utils.parametrizations.weight_norm"
+        ) from error
 
 
 def as_inputs(batch: Any) -> Any:

@@ -161,16 +161,12 @@ class Repair:
         fitted = self._step.count - self.held
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.order.index(node))
         made, _ = self._gather(node, fit, range(fitted), index, generator)
-        if not made.is_finite:
-            raise CalibrationError(f"{name}: the squares of what it reads of the samples overflow; scale the inputs")
         if not made.squares[stays].any():
             return  # it makes what is gone, and reads nothing that is
         few = made.count < FEW_ROWS * len(index)
         found = list(changes(made, fit.shift is not None, self.damping))
         del made  # before its like is gathered
         held, power = self._gather(node, fit, range(fitted, self._step.count), index, generator)
-        if not held.is_finite:
-            raise CalibrationError(f"{name}: the squares of what it reads of the samples overflow; scale the inputs")
         change, errors = best_of(found, held)
         self.layers.append(
             Fitted(name, float(held.squares[stays].sum()) / power, float(errors[stays].sum()) / power, few)
@@ -182,7 +178,10 @@ class Repair:
     def _gather(
         self, node: fx.Node, fit: _Fit, batches: Iterable[int], columns: Tensor, generator: torch.Generator
     ) -> tuple[Moments, float]:
-        """Moments of those ``columns`` of the rows of some batches, and Σ (dense output)² over them."""
+        """Moments of those ``columns`` of the rows of some batches, and Σ (dense output)² over them.
+
+        Raises CalibrationError for sums that are not finite.
+        """
         rows, found, power = fit.rows, Moments(), 0.0
         needed = (*node.all_input_nodes, *(fit.chain.others() if fit.chain is not None else ()))
         for i in batches:
@@ -196,6 +195,10 @@ class Repair:
             picked = self._picked(rows, now, self._masks[i], generator)
             found.add(rows.rows(pruned, self.pruned, picked)[:, :, columns], rows.by_row(error, picked))
             power += float(rows.by_row(wanted, picked).double().square().sum())
+        if not found.is_finite:
+            raise CalibrationError(
+                f"{rows.weights[0]}: the squares of what it reads of the samples overflow; scale the inputs"
+            )
         return found, max(power, 1e-30)
 
     def _picked(self, rows: Rows, made: Tensor, mask: Tensor | None, generator: torch.Generator) -> Tensor | None:
