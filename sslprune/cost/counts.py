@@ -109,11 +109,11 @@ class Cost:
             parts = [term(part.dims, 1 / program.batch, nodes) for part in (pair.down, pair.up)]
             folding = Folding(parts, term(pair.product, 1 / program.batch, nodes), index(pair.rank))
             self._folding |= {pair.down.node: folding, pair.up.node: folding}
-            self._terms["macs"].append(Factored(folding, parts, folding.whole, folding.rank))
+            self._terms["macs"].append(Factored(folding, parts, folding.whole))
             down, up = (g.dims(part.weight) for part in (pair.down, pair.up))
             held = [term(dims, 1.0, nodes) for dims in (down, up)]
             whole = term([up[0], *down[1:], *up[2:]], 1.0, nodes)
-            self._terms["parameters"].append(Factored(folding, held, whole, folding.rank))
+            self._terms["parameters"].append(Factored(folding, held, whole))
         counted: dict[str, list[fx.Node]] = {}
         for node in graph.nodes:
             for contraction in g.facts[node].contractions if node not in self._folding else ():

@@ -37,8 +37,8 @@ class Term:
 class Factored:
     """A matrix as two factors of a rank, or as one where that takes no more multiply-accumulates: it is folded then."""
 
-    def __init__(self, macs: Folding, parts: Sequence[Term], whole: Term, rank: int) -> None:
-        self.macs, self.parts, self.whole, self.rank, self.nodes = macs, parts, whole, rank, whole.nodes
+    def __init__(self, macs: Folding, parts: Sequence[Term], whole: Term) -> None:
+        self.macs, self.parts, self.whole, self.nodes = macs, parts, whole, whole.nodes
 
     def value(self, counts: np.ndarray) -> float:
         if self.macs.folds(counts):
@@ -49,7 +49,7 @@ class Factored:
         """Of a rank that saves nothing yet its share of the matrix, which it saves once enough of it is gone."""
         if self.macs.folds(counts):
             yield from self.whole.slopes(counts)
-            yield self.rank, self.whole.value(counts) / max(1.0, counts[self.rank])
+            yield self.macs.rank, self.whole.value(counts) / max(1.0, counts[self.macs.rank])
             return
         for part in self.parts:
             yield from part.slopes(counts)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslprune.analysis.factors import DOWN, UP
-from sslprune.errors import RepackError
+from sslprune.removal.owners import owner_of
 
 Form = Literal["linear", "pointwise", "separable"]
 LEAF = "weight"
@@ -94,12 +94,7 @@ def factor_(model: nn.Module, factors: Mapping[str, Form | Factors]) -> nn.Modul
     The modules stay of their class. Raises RepackError for a name that the model lacks.
     """
     for name, given in factors.items():
-        path, _, leaf = name.rpartition(".")
-        try:
-            owner = model.get_submodule(path)
-            weight = owner.get_parameter(leaf)
-        except AttributeError as error:
-            raise RepackError(f"{name}: no such weight to put two factors for; build the same model") from error
+        owner, leaf, weight = owner_of(model, name, "put two factors for")
         made = _plain(weight, given) if isinstance(given, str) else given
         before = type(owner)
         del owner._parameters[leaf]

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from sslprune.capture.program import Program
-from sslprune.errors import RepackError
 from sslprune.kinds.find import analysis_of, find_axes
 from sslprune.kinds.table import kind_of
+from sslprune.removal.owners import owner_of
 from sslprune.values.axes import Axis
 
 GATE = "_gate"  # behind the name of the weight
@@ -45,12 +45,7 @@ def gate_(model: nn.Module, weights: Sequence[str]) -> nn.Module:
     RepackError for a name that the model lacks.
     """
     for name in weights:
-        path, _, leaf = name.rpartition(".")
-        try:
-            owner = model.get_submodule(path)
-            weight = owner.get_parameter(leaf)
-        except AttributeError as error:
-            raise RepackError(f"{name}: no such weight to put a gate behind; build the same model") from error
+        owner, leaf, weight = owner_of(model, name, "put a gate behind")
         if leaf + GATE in owner._parameters:
             continue
         gate = torch.ones(len(weight), dtype=weight.dtype, device=weight.device)
