@@ -279,6 +279,15 @@ def test_distillation_adamw_and_the_rest(tmp_path):
     assert same(once.masked, trained(tmp_path / "twice", **parts).masked)
 
 
+def test_a_processor_without_bfloat16_trains_in_float32(tmp_path, monkeypatch):
+    for module in ("step", "training"):
+        monkeypatch.setattr(f"sslprune.train.{module}.multiplies_bfloat16", lambda device: False)
+    said = Kept()
+    asked = trained(tmp_path / "asked", said, train={"amp": "bf16"})
+    assert [line for line in said.lines if line.startswith("train.amp: this processor has no products in bfloat16")]
+    assert same(asked.masked, trained(tmp_path / "off", train={"amp": "off"}).masked)
+
+
 def test_a_loss_that_is_not_finite_keeps_the_last_checkpoint(tmp_path):
     with pytest.raises(TrainingError, match=r"the loss is nan by step 9; nothing was kept: lower train\.lr"):
         trained(tmp_path, model={"arguments": {"poison": True}})

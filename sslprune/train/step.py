@@ -120,9 +120,21 @@ class Step:
 
     def _precision(self) -> AbstractContextManager[Any]:
         amp = self.recipe.train.amp
-        if amp == "bf16" or (amp == "auto" and self.device.type == "cuda" and torch.cuda.is_bf16_supported()):
+        if (amp == "bf16" or (amp == "auto" and self.device.type == "cuda")) and multiplies_bfloat16(self.device):
             return torch.autocast(self.device.type, torch.bfloat16)
         return nullcontext()
+
+
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether ``device`` has products in bfloat16.
+
+    Without them oneDNN converts to float32 and back, several times as slow as float32, and refuses recurrent layers.
+    """
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    if device.type == "cpu" and torch.backends.mkldnn.is_available():
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return True
 
 
 def with_targets(inputs: Inputs, targets: Any) -> Any:

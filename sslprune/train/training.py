@@ -17,6 +17,7 @@ from sslprune.train.checkpoint import TrainingFiles
 from sslprune.train.loop import Trainer
 from sslprune.train.parts import check_divides
 from sslprune.train.prepare import Prepared, prepare, whole_size
+from sslprune.train.step import multiplies_bfloat16
 from sslprune.train.teacher import dense_of
 from sslprune.values.axes import tensors_of
 from sslprune.values.team import Alone, Team
@@ -77,6 +78,8 @@ def train(
             ready(data, model)
         team.share_(tensors_of(model).values())
         trainer = Trainer(recipe, files, data, model, show, previous, team)
+        if recipe.train.amp == "bf16" and not multiplies_bfloat16(trainer.device):
+            show.say("train.amp: this processor has no products in bfloat16; it trains in float32", "yellow")
         if team.first:
             if goal is not None and trainer.sparsity is not None:
                 trainer.sparsity.check_reachable(goal)
