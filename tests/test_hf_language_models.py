@@ -21,6 +21,7 @@ from sslprune.recipe import Recipe, load_recipe
 from sslprune.report import Report
 from sslprune.run.directory import RunDirectory
 from sslprune.train.evaluate import evaluate
+from sslprune.train.prepare import prepare
 
 pytest.importorskip("transformers")
 try:
@@ -239,3 +240,53 @@ def test_words_of_its_own_are_still_read(folder: Path, tmp_path: Path) -> None:
     data = build_data(recipe(folder, f"data.vocabulary={tmp_path / 'words.txt'}"))
     assert data.num_ids == 3
     data.check(build_model(recipe(folder).model)[0])
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_vocabulary_of_the_tokens_that_the_text_uses(tied: bool, tmp_path: Path) -> None:
+    write(tmp_path, "llama")
+    config: Any = LlamaConfig.from_pretrained(tmp_path / "model")
+    config.tie_word_embeddings, config.eos_token_id = tied, [config.eos_token_id]
+    torch.manual_seed(1)
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "model")
+    few = [line for line in sentences(200, 200) if "tiger" not in line]
+    (tmp_path / "train.txt").write_text("\n".join(few) + "\n")
+    asked = recipe(tmp_path, "data.keep_tokens=true", "export.huggingface=true", "schedule.dense=0it")
+    data, (whole, _) = build_data(asked), build_model(asked.model)
+    assert data.tokens is not None and data.tokens.said
+    old, rows = torch.tensor(data.tokens.numbers), len(data.tokens.numbers)
+    assert rows < config.vocab_size
+    ids: Any = next(iter(data.test))[0][0]  # type: ignore[index]
+    cut: Any = prepare(whole.eval(), data).model
+    with torch.no_grad():
+        torch.testing.assert_close(cut(ids).logits, whole(old[ids]).logits[..., old])
+    assert cut.lm_head.weight.shape[0] == cut.config.vocab_size == rows
+    assert (cut.lm_head.weight is cut.model.embed_tokens.weight) == tied
+    assert old[cut.generation_config.eos_token_id].tolist() == config.eos_token_id
+    if not tied:
+        return
+
+    run = RunDirectory(tmp_path / "run")
+    (tmp_path / "lm.toml").write_text(asked.to_toml())
+    told = invoke("run", tmp_path / "lm.toml", "--run", run, "--force")
+    assert told.exit_code == 0, told.output
+    assert f"{rows} of {config.vocab_size} tokens stay" in told.output
+    report = Report.load(run.report)
+    assert report.whole is not None and report.whole.parameters == sum(p.numel() for p in whole.parameters())
+    folder = run.path / "export" / "huggingface"
+    served, tokenizer = LlamaForCausalLM.from_pretrained(folder), PreTrainedTokenizerFast.from_pretrained(folder)
+    assert len(tokenizer) == rows and served.generation_config.eos_token_id == [tokenizer.eos_token_id]
+    text = tokenizer("Anna follows Bob.", return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        torch.testing.assert_close(served(text).logits, sslprune.load(run.path)(text)["logits"], atol=1e-5, rtol=1e-4)
+
+
+def test_words_of_a_text_are_all_that_there_are(tmp_path: Path) -> None:
+    (tmp_path / "words.toml").write_text(RECIPE.replace("steps = 12", "steps = 12\nkeep_tokens = true"))
+    for name in ("train", "test"):
+        (tmp_path / f"{name}.txt").write_text("\n".join(sentences(20, 1)))
+    asked = load_recipe(
+        tmp_path / "words.toml", ['model={ factory = "sslprune.zoo:lstm_lm" }', 'prune=[{kind="hidden"}]']
+    )
+    with pytest.raises(DataError, match=r"^data\.keep_tokens: the text is read by words"):
+        build_data(asked)

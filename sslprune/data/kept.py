@@ -1,6 +1,6 @@
-"""Some of the classes: which of them are needed, and data of those alone.
+"""Some of the classes, and of the tokens: which of them are needed, and data of those classes alone.
 
-They are numbered anew, from 0, in the order that all the classes have.
+They are numbered anew, from 0, in the order that all of them have.
 """
 
 from __future__ import annotations
@@ -9,11 +9,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sslprune.data.images import Images
+from sslprune.data.samples import read_lines
 from sslprune.errors import DataError, few
+from sslprune.models.vocabulary import FIELD as TOKENS
+from sslprune.models.vocabulary import kept_tokens, numbers_of
 from sslprune.values.inputs import Inputs
 
 FIELD = "data.keep_classes"
@@ -77,11 +81,28 @@ def _number(wanted: str | int, classes: Sequence[str], count: int, source: str) 
 class KeptTokens:
     """The tokens that are left of a vocabulary, by their ``numbers`` among all, ascending: their new ones count from 0.
 
-    ``test``: the test texts as the whole tokenizer splits them, in the old numbers.
+    ``test``: the test texts as the whole tokenizer splits them, in the old numbers. ``said``: whether the model's
+    outputs are of the tokens as well.
     """
 
     numbers: tuple[int, ...]
     test: Any
+    said: bool = False
+
+
+def tokens_left(keep: bool | str, used: np.ndarray, tokenizer: Any) -> np.ndarray:
+    """The numbers of the tokens that stay, ascending: of those ``used``, or of the file that ``keep`` names.
+
+    Raises DataError for a file that is not there, and for a token that ``tokenizer`` lacks.
+    """
+    wanted = np.unique(used).tolist()
+    if isinstance(keep, str):
+        try:
+            lines = [line for line in read_lines(keep) if line.strip()]
+        except DataError as error:
+            raise DataError(f"{TOKENS}: {str(error).partition(';')[0]}; expected a token a line") from error
+        wanted = numbers_of(tokenizer, lines, keep)
+    return kept_tokens(tokenizer, wanted)
 
 
 class AllNumbers:

@@ -20,14 +20,14 @@ from torch import nn
 
 from sslprune.data.batches import Data, hold_out
 from sslprune.data.hub import read_dataset
-from sslprune.data.kept import KeptClasses, KeptTokens
-from sslprune.data.samples import Encoder, likeliest, lines_in, read_lines
+from sslprune.data.kept import KeptClasses, KeptTokens, tokens_left
+from sslprune.data.samples import Encoder, likeliest, lines_in
 from sslprune.data.sentences import Encoded, SentenceBatches
 from sslprune.data.tables import Row, chosen, rows_of
 from sslprune.errors import DataError, RunError, few
 from sslprune.files import write_text
 from sslprune.models.huggingface import check_tokens, load_tokenizer
-from sslprune.models.vocabulary import kept_tokens, numbers_of, smaller_tokenizer
+from sslprune.models.vocabulary import smaller_tokenizer
 from sslprune.recipe import LabelledTextSection, Recipe
 from sslprune.values.bounds import MOST_CLASSES
 from sslprune.values.inputs import Inputs
@@ -138,7 +138,8 @@ def read(recipe: Recipe, task: Task, device: torch.device, show: Voice) -> Data:
     encoder = _encoder(section, load_tokenizer(source), classes)
     whole, left = encoder, None
     if section.keep_tokens:
-        left = _tokens_of(section, _encode(names["train"], tables["train"], whole, of_classes)[0], whole)
+        used = _encode(names["train"], tables["train"], whole, of_classes)[0].ids
+        left = tokens_left(section.keep_tokens, used, whole.tokenizer)
         encoder = replace(encoder, tokenizer=smaller_tokenizer(whole.tokenizer, left.tolist()))
     tokenizer, longest = encoder.tokenizer, encoder.longest
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
@@ -163,18 +164,6 @@ def read(recipe: Recipe, task: Task, device: torch.device, show: Voice) -> Data:
         old = SentenceBatches(before, old_pad, section.pad_to, longest, section.eval_batch_size, device, None)
         tokens = KeptTokens(tuple(left.tolist()), old)
     return SentenceData(train, test, task, longest, valid, encoder=encoder, kept=some, tokens=tokens)
-
-
-def _tokens_of(section: LabelledTextSection, train: Encoded, encoder: SentenceEncoder) -> np.ndarray:
-    """The numbers of the tokens that stay: those of the training texts, or of the file that ``keep_tokens`` names."""
-    wanted = np.unique(train.ids).tolist()
-    if isinstance(section.keep_tokens, str):
-        try:
-            lines = [line for line in read_lines(section.keep_tokens) if line.strip()]
-        except DataError as error:
-            raise DataError(f"data.keep_tokens: {str(error).partition(';')[0]}; expected a token a line") from error
-        wanted = numbers_of(encoder.tokenizer, lines, section.keep_tokens)
-    return kept_tokens(encoder.tokenizer, wanted)
 
 
 def _of_some(name: str, rows: list[Row], kept: KeptClasses) -> list[Row]:

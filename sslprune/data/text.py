@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +19,14 @@ from torch import Tensor
 
 from sslprune.data.batches import Batch, Data
 from sslprune.data.foreign import reading
+from sslprune.data.kept import KeptTokens, tokens_left
 from sslprune.data.samples import Encoder, lines_in, probabilities, read_lines
 from sslprune.data.tokens import LONGEST, TokenData, token_encoder
 from sslprune.data.tokens import reopen as reopen_tokens
 from sslprune.errors import DataError, RunError
 from sslprune.files import write_text
 from sslprune.models.huggingface import PREFIX, longest_of
+from sslprune.models.vocabulary import smaller_tokenizer
 from sslprune.recipe import Recipe, RunningTextSection
 from sslprune.values.inputs import Inputs
 from sslprune.values.metrics import IGNORED
@@ -203,6 +205,11 @@ def read(recipe: Recipe, task: Task, device: torch.device, show: Voice) -> Data:
     source = _tokenizer(recipe)
     if source is not None:
         return _read_tokens(recipe, source, task, device, show)
+    if section.keep_tokens:
+        raise DataError(
+            "data.keep_tokens: the text is read by words, and the model knows those of data.vocabulary, or of the "
+            "training text, alone; leave it out"
+        )
     lines = read_lines(section.train)
     vocabulary = Vocabulary.read(section.vocabulary) if section.vocabulary else Vocabulary.of(lines, section.train)
     ids, end = vocabulary.encode(lines, section.train), vocabulary.ids[END]
@@ -217,14 +224,24 @@ def _read_tokens(recipe: Recipe, source: str, task: Task, device: torch.device, 
     if recipe.model.factory.startswith(PREFIX) and isinstance(recipe.model.arguments.get("path"), str):
         longest = longest_of(recipe.model.arguments)
     encoder = token_encoder(section, source, longest)
-    ids = encoder.ids(section.train)
-    train, test, valid = _batches(section, ids, encoder.ids, encoder.start, device)
     name = Path(encoder.tokenizer.name_or_path).name
+    whole, ids, tokens = encoder, encoder.ids(section.train), None
+    if section.keep_tokens:
+        left = tokens_left(section.keep_tokens, ids.numpy(), whole.tokenizer)
+        encoder = replace(encoder, tokenizer=smaller_tokenizer(whole.tokenizer, left.tolist()))
+        ids, before = encoder.ids(section.train), whole.ids(section.test)
+        others = int((~torch.isin(before, torch.from_numpy(left))).sum())
+        show.say(
+            f"{len(left):,} of {len(whole.tokenizer):,} tokens stay; {others:,} of {len(before):,} tokens of "
+            f"{Path(section.test).name} are others, and their words are split anew"
+        )
+        tokens = KeptTokens(tuple(left.tolist()), _judging(section, before, whole.start, device), said=True)
+    train, test, valid = _batches(section, ids, encoder.ids, encoder.start, device)
     show.say(
         f"{Path(section.train).name}: {len(ids):,} tokens of {name}; loss and perplexity are per token, not per word"
     )
     sequence = None if section.fixed_length else encoder.longest
-    return TokenData(train, test, task, sequence, valid, encoder=encoder)
+    return TokenData(train, test, task, sequence, valid, encoder=encoder, tokens=tokens)
 
 
 def _batches(
@@ -239,11 +256,15 @@ def _batches(
     if section.steps > max(len(ids), SHORT):
         raise DataError(f"data.steps: {section.steps:,}, and {section.train} has {len(ids):,} words; give fewer steps")
     test, valid = (
-        TextBatches(encode(path), section.steps, 1, device, start=start, stride=section.stride) if path else None
-        for path in (section.test, section.valid)
+        _judging(section, encode(path), start, device) if path else None for path in (section.test, section.valid)
     )
     assert test is not None
     return TextBatches(ids, section.steps, section.batch_size, device), test, valid
+
+
+def _judging(section: RunningTextSection, ids: Tensor, start: int | None, device: torch.device) -> TextBatches:
+    """A text that is judged on, in one stream, ``start`` before it."""
+    return TextBatches(ids, section.steps, 1, device, start=start, stride=section.stride)
 
 
 def _tokenizer(recipe: Recipe) -> str | None:

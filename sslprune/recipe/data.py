@@ -110,9 +110,6 @@ class LabelledTextSection(SamplesSection, TextsSection):
     """Tokens that a text is cut to; left out: what the tokenizer says, 512 at most."""
     pad_to: Steps = 16
     """Batches are padded to a multiple of so many tokens."""
-    keep_tokens: Annotated[bool | str, FILE] = False
-    """Whether only the tokens that the training texts use stay of the vocabulary; or a file of those that do, one a
-    line."""
     text: str | None = None
     """The column of the text; left out: the first of the usual names."""
     text_pair: str | None = None

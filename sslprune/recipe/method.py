@@ -204,7 +204,7 @@ class TrainSection(Section):
     loss_factor: Positive = 1.0
     """The loss is multiplied by this before its gradient; 35 where a paper sums over 35 steps."""
     amp: Literal["auto", "bf16", "off"] = "auto"
-    """bfloat16 in products; "auto": on a CUDA device that has it. A device without them trains in float32, and says so."""
+    """bfloat16 in products; "auto": on a CUDA device that has it. A device without them trains in float32."""
 
     @field_validator("milestones")
     @classmethod

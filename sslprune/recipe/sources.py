@@ -61,6 +61,9 @@ class TextsSection(FilesSection):
 
     test: Annotated[str, FILE]
     """What is reported, and never chosen by."""
+    keep_tokens: Annotated[bool | str, FILE] = False
+    """Whether only the tokens that the training texts use stay of the tokenizer's vocabulary; or a file of those that
+    do, one a line."""
 
 
 class FactorySection(Section):

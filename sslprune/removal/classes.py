@@ -8,26 +8,21 @@ are: that is exact wherever the model does not normalise over its classes, and i
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
+from torch import nn
 
 from sslprune.capture.mode import evaluating
 from sslprune.capture.program import Program, quiet
 from sslprune.errors import RepackError, first_line
-from sslprune.kinds.find import analysis_of
-from sslprune.removal.keeping import plan_keeping
+from sslprune.removal.keeping import Logits, opened_at, opened_dim, plan_keeping
 from sslprune.removal.plan import Plan, apply_plan
 from sslprune.removal.remove import TOLERANCE
 from sslprune.values.compare import difference
 
-Logits = Callable[[Any], Tensor]  # of a model's outputs, those that say of the classes: (batch, classes, ...)
-CLASSES = 1  # the dimension
+CLASSES = 1  # the dimension of logits (batch, classes, ...)
 
 
 def keep_classes(model: nn.Module, program: Program, logits: Logits, kept: Sequence[int]) -> tuple[nn.Module, Plan]:
@@ -57,22 +52,9 @@ def keep_classes(model: nn.Module, program: Program, logits: Logits, kept: Seque
 
 
 def _plan(program: Program, logits: Logits, kept: Sequence[int]) -> Plan:
-    opened = replace(program, opened=tuple({_leaf(program, i, logits): CLASSES} for i in range(len(program.graphs))))
-    g = analysis_of(opened).inference
-    leaf = opened.outputs(opened.evaluation)[next(iter(opened.opened[0]))]
-    dim = g.dims(leaf)[CLASSES]
+    opened = opened_at(program, logits, CLASSES)
+    dim = opened_dim(opened)
     if max(kept) >= dim.size:
         raise RepackError(f"the model has {dim.size} classes, numbered from 0; {max(kept)} is none of them")
     plan = plan_keeping(opened, [dim], np.isin(np.arange(dim.size), kept), "the classes of its output")
     return plan.model_copy(update={"labels": len(kept)})
-
-
-def _leaf(program: Program, index: int, logits: Logits) -> int:
-    """Where among the leaves of a graph's outputs the logits stand."""
-    leaves = program.outputs(program.graphs[index])
-    values = [leaf.meta.get("val") if isinstance(leaf, fx.Node) else leaf for leaf in leaves]
-    found = logits(pytree.tree_unflatten(values, program.out_specs[index]))
-    at = next((i for i, value in enumerate(values) if value is found), None)
-    if at is None:
-        raise RepackError("the task computes its logits of the model's outputs; name one of them by data.output")
-    return at

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
 
 from sslprune.analysis.atoms import Dim
 from sslprune.capture.program import Program
@@ -13,6 +17,33 @@ from sslprune.kinds.find import analysis_of, find_axes
 from sslprune.removal.plan import Plan, plan_of
 from sslprune.removal.remove import kept_atoms
 from sslprune.values.selection import Selection
+
+Logits = Callable[[Any], Tensor]  # of a model's outputs, those that a task is about
+
+
+def opened_at(program: Program, logits: Logits, dim: int) -> Program:
+    """``program`` with dimension ``dim`` of its ``logits`` open: it may go, though it reaches the output.
+
+    Raises RepackError where the logits are none of the model's outputs.
+    """
+    return replace(program, opened=tuple(_leaf(program, i, logits, dim) for i in range(len(program.graphs))))
+
+
+def opened_dim(opened: Program) -> Dim:
+    """The dimension that `opened_at` opened."""
+    ((leaf, dim),) = opened.opened[0].items()
+    return analysis_of(opened).inference.dims(opened.outputs(opened.evaluation)[leaf])[dim]
+
+
+def _leaf(program: Program, index: int, logits: Logits, dim: int) -> dict[int, int]:
+    """Where among the leaves of a graph's outputs the logits stand, with their dimension."""
+    leaves = program.outputs(program.graphs[index])
+    values = [leaf.meta.get("val") if isinstance(leaf, fx.Node) else leaf for leaf in leaves]
+    found = logits(pytree.tree_unflatten(values, program.out_specs[index]))
+    at = next((i for i, value in enumerate(values) if value is found), None)
+    if at is None:
+        raise RepackError("the task computes its logits of the model's outputs; name one of them by data.output")
+    return {at: dim % found.dim()}
 
 
 def plan_keeping(opened: Program, dims: Sequence[Dim], kept: np.ndarray, what: str) -> Plan:

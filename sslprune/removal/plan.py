@@ -297,9 +297,14 @@ def _renumber(model: nn.Module, name: str, change: TensorPlan) -> None:
     config: Any = getattr(model, "config", None)
     if getattr(config, "vocab_size", None) == change.before[0]:
         config.vocab_size = len(new)
-        for key, value in list(vars(config).items()):
-            if key.endswith("_token_id") and isinstance(value, int):
-                setattr(config, key, new.get(value, value))
+        for holder in (config, getattr(model, "generation_config", None)):
+            for key, value in list(vars(holder).items()) if holder is not None else ():
+                if key.endswith("_token_id") and isinstance(value, int | list):  # several tokens may end a text
+                    setattr(
+                        holder,
+                        key,
+                        [new.get(i, i) for i in value] if isinstance(value, list) else new.get(value, value),
+                    )
 
 
 def _is_own(model: nn.Module, change: OperatorPlan) -> bool:

@@ -7,8 +7,10 @@ their old order, the others are never asked for, and go with nothing zeroed firs
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +22,7 @@ from sslprune.capture.mode import evaluating
 from sslprune.capture.program import Program, operator_name, quiet
 from sslprune.errors import RepackError
 from sslprune.kinds.find import analysis_of
-from sslprune.removal.keeping import plan_keeping
+from sslprune.removal.keeping import Logits, opened_at, opened_dim, plan_keeping
 from sslprune.removal.plan import Plan, apply_plan
 from sslprune.removal.remove import TOLERANCE
 from sslprune.values.compare import difference
@@ -43,11 +45,15 @@ def tables_of(program: Program) -> dict[str, int]:
     return found
 
 
-def keep_tokens(model: nn.Module, program: Program, kept: Sequence[int]) -> tuple[nn.Module, Plan]:
+def keep_tokens(
+    model: nn.Module, program: Program, kept: Sequence[int], logits: Logits | None = None
+) -> tuple[nn.Module, Plan]:
     """``model`` for the tokens ``kept`` (ascending), numbered from 0 in this order, and the plan that made it so.
 
-    The model is a copy, of the same class. ``program``'s example is of the new numbers. Raises RepackError where the
-    rows of the other tokens cannot go, or the model's own code knows a token by its old number.
+    The model is a copy, of the same class. ``program``'s example is of the new numbers. ``logits`` finds, among the
+    outputs of a model that says tokens, what it says of them: (..., tokens). Those of the others go then, and what is
+    left of them is as it was, so that the probabilities share 1 among fewer. Raises RepackError where the rows of the
+    other tokens cannot go, or the model's own code knows a token by its old number.
     """
     tables = tables_of(program)
     if not tables:
@@ -55,22 +61,38 @@ def keep_tokens(model: nn.Module, program: Program, kept: Sequence[int]) -> tupl
     few = next((name for name, rows in tables.items() if rows <= max(kept)), None)
     if few is not None:
         raise RepackError(f"{few} has {tables[few]:,} rows; token {max(kept)} is none of them")
-    opened = replace(program, looked_up=frozenset(tables))
-    state = analysis_of(opened).inference.state
-    masks = {rows: np.isin(np.arange(rows), kept) for rows in tables.values()}
-    if len(masks) > 1:
+    sizes = set(tables.values())
+    if len(sizes) > 1:
         raise RepackError(f"the embeddings {', '.join(tables)} have different numbers of rows")
-    (mask,) = masks.values()
-    plan = plan_keeping(opened, [state[name][0] for name in tables], mask, f"the rows of {', '.join(tables)}")
+    opened = replace(program, looked_up=frozenset(tables))
+    opened = opened_at(opened, logits, -1) if logits is not None else opened
+    state = analysis_of(opened).inference.state
+    dims, what = [state[name][0] for name in tables], f"the rows of {', '.join(tables)}"
+    if logits is not None:
+        dims.append(opened_dim(opened))
+        sizes.add(dims[-1].size)
+    if len(sizes) > 1:
+        raise RepackError(f"{what} are {max(tables.values()):,}, and the model says {dims[-1].size:,} tokens")
+    plan = plan_keeping(opened, dims, np.isin(np.arange(dims[0].size), kept), what)
     small = apply_plan(copy.deepcopy(model), plan)
     old = torch.tensor(np.asarray(kept, np.int64))
-    kwargs = {name: old[value] if name == IDS else value for name, value in program.kwargs.items()}
-    with torch.no_grad(), quiet(), evaluating(model), evaluating(small):
-        before, after = model(*program.args, **kwargs), small(*program.args, **program.kwargs)
-    apart = difference(*(pytree.tree_map_only(Tensor, Tensor.float, made) for made in (before, after)))[1]
+    before, after = (
+        _said(one, program, logits, numbers) for one, numbers in ((model, old), (small, torch.arange(len(old))))
+    )
+    before = before.index_select(-1, old) if logits is not None else before
+    apart = difference(before, after)[1]
     if not apart <= TOLERANCE:
         raise RepackError(
             f"with its tokens numbered anew the model gives something else, by {apart:.1e} (relative): its own code "
             "knows a token by its number"
         )
     return small, plan
+
+
+def _said(model: nn.Module, program: Program, logits: Logits | None, numbers: Tensor) -> Any:
+    """What ``model`` gives of the program's example, whose tokens are looked up in ``numbers`` first."""
+    bound = inspect.signature(model.forward).bind(*program.args, **program.kwargs)
+    bound.arguments[IDS] = numbers[bound.arguments[IDS]]
+    with torch.no_grad(), quiet(), evaluating(model):
+        outputs = model(*bound.args, **bound.kwargs)
+    return pytree.tree_map_only(Tensor, Tensor.float, outputs if logits is None else logits(outputs))

@@ -68,7 +68,8 @@ def prepare(model: nn.Module, data: Data, prune: Sequence[PruneSection] = ()) ->
     if data.tokens is not None:
         program = _traced(prepared.model, data)
         try:
-            small, plan = keep_tokens(prepared.model, program, data.tokens.numbers)
+            logits = data.task.logits if data.tokens.said else None
+            small, plan = keep_tokens(prepared.model, program, data.tokens.numbers, logits)
         except RepackError as error:
             raise RecipeError(f"{TOKENS}: {error}") from error
         plan = plan.model_copy(update={"first": prepared.plan})
