@@ -55,7 +55,9 @@ class Training:
         section = recipe.lasso.model_copy(update={"decay": max(1, round(recipe.lasso.decay * options.scale))})
         self.cost = Cost(program, axes)
         settings = recipe.model_copy(update={"lasso": section})
-        self.sparsity = Sparsity.over(model, program, build_controller(model, chosen, self.cost, settings, num_steps))
+        self.sparsity = Sparsity.over(
+            model, program, build_controller(model, program, chosen, self.cost, settings, num_steps)
+        )
         self.controller: Any = self.sparsity.controller
         self.optimizer = build_optimizer(model, recipe.train)
         self.shrinker = self.sparsity.shrinkable()

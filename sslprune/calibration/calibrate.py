@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sslprune.calibration.divergence import Divergence, OfClasses, OfNumbers
-from sslprune.calibration.evidence import TOGETHER, felt, magnitudes
+from sslprune.calibration.divergence import divergences_of
+from sslprune.calibration.evidence import TOGETHER, felt, magnitudes, mean_of
 from sslprune.calibration.factor import SAMPLES, as_inputs, copied, factored_copy, first_of
 from sslprune.calibration.lockstep import Lockstep
 from sslprune.calibration.matrices import asked
@@ -85,10 +85,8 @@ class Calibration:
         self.seed, self.show = seed, show
         self.memory: float = section.memory * MEGABYTE
         self._gathered: dict[tuple[Axis, ...], list[Evidence]] = {}
-        state = len(program.carried)
-        self.numbers: Divergence = OfNumbers(state)
-        classes = task is not None and task.gives_classes
-        self.divergence = OfClasses(task, program.out_specs[0], state > 0) if task and classes else self.numbers
+        self.divergences = divergences_of(program, task)
+        self.divergence = self.divergences[0]
 
     def calibrated(self, goal: Goal, begin: Mapping[str, Tensor] | None = None) -> Calibrated:
         """The best of the candidates that meet ``goal``. ``begin``: weights of which something is gone already.
@@ -142,12 +140,9 @@ class Calibration:
             return [magnitudes(axes, self.dense)]
         if axes not in self._gathered:
             small = list(self.samples.pieces(TOGETHER))
-            seen = dict.fromkeys((self.divergence, self.numbers))
-            with self.show.progress("gathering evidence", len(seen)) as bar:
-                found = [
-                    felt(self.program, axes, self.dense, small, divergence, self.seed) for divergence in bar.over(seen)
-                ]
-            self._gathered[axes] = [_mean(found), *(found if len(found) > 1 else ())]
+            with self.show.progress("gathering evidence", len(self.divergences)) as bar:
+                found = [felt(self.program, axes, self.dense, small, d, self.seed) for d in bar.over(self.divergences)]
+            self._gathered[axes] = [mean_of(found), *(found if len(found) > 1 else ())]
         return self._gathered[axes]
 
     def cut(self, selection: Selection) -> float:
@@ -184,14 +179,6 @@ class Calibration:
 def _masked(weights: Mapping[str, Tensor], gone: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """``weights`` with zeros for what is ``gone``; those that lose nothing are the same tensors."""
     return {n: t.masked_fill(gone[n], 0) if n in gone and gone[n].any() else t for n, t in weights.items()}
-
-
-def _mean(several: Sequence[Evidence]) -> Evidence:
-    """The geometric mean of each group's, whatever the units of each kind."""
-    return [
-        np.exp(np.mean([np.log(np.maximum(values, 1e-300)) for values in alike], axis=0))
-        for alike in zip(*several, strict=True)
-    ]
 
 
 def _zeros(axes: Sequence[Any], weights: Mapping[str, Tensor]) -> Selection:

@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from sslprune.calibration.lockstep import wide
+from sslprune.capture.program import Program
+from sslprune.errors import CalibrationError
 from sslprune.values.tasks import Task
 
 
@@ -42,6 +44,8 @@ class OfClasses:
 
     def drawn(self, leaves: Sequence[Any], generator: torch.Generator) -> Tensor:
         log = self._log(leaves)
+        if bool(log.isnan().any()):
+            raise CalibrationError("the outputs of the samples are not finite; look at the weights and the inputs")
         targets = torch.multinomial(log.detach().exp().cpu(), 1, generator=generator).to(log.device)
         return -log.gather(1, targets).sum()
 
@@ -81,6 +85,14 @@ class OfNumbers:
             there = ~(a.isinf() & (a == b))
             total += float((b - a)[there].double().square().mean() / _square(a[there])) if there.any() else 0.0
         return total
+
+
+def divergences_of(program: Program, task: Task | None) -> list[Divergence]:
+    """What ``task`` is about, where it is classes, and all outputs as numbers, which is there for any."""
+    state = len(program.carried)
+    numbers: Divergence = OfNumbers(state)
+    classes = task is not None and task.gives_classes
+    return [OfClasses(task, program.out_specs[0], state > 0), numbers] if task and classes else [numbers]
 
 
 def _square(numbers: Tensor) -> Tensor:

@@ -60,6 +60,14 @@ def felt(
     return [total / max(1, len(batches)) for total in totals]
 
 
+def mean_of(several: Sequence[Sequence[np.ndarray]]) -> list[np.ndarray]:
+    """The geometric mean of each group's, whatever the units of each kind."""
+    return [
+        np.exp(np.mean([np.log(np.maximum(values, 1e-300)) for values in alike], axis=0))
+        for alike in zip(*several, strict=True)
+    ]
+
+
 def _leaf(tensor: Tensor) -> Tensor:
     return (tensor.clone() if tensor.is_inference() else tensor.detach()).requires_grad_()
 
@@ -101,10 +109,10 @@ def _pull(
     by_role = {role: [m for m in members if m.role == role] for role in ("reads", "makes", "follows")}
     chosen = next((found for found in by_role.values() if found), [])
     pulls = {m.name: (tensors[m.name].detach() * gradients[m.name]).double() for m in chosen}
-    return sum((_along(member, pulls[member.name]) for member in chosen), np.zeros(axis.size))
+    return sum((along(member, pulls[member.name]) for member in chosen), np.zeros(axis.size))
 
 
-def _along(member: Member, pull: Tensor) -> np.ndarray:
+def along(member: Member, pull: Tensor) -> np.ndarray:
     """The sum of ``pull`` over each group of ``member``."""
     flat = pull.flatten(member.dim) if member.flat else pull
     others = [d for d in range(flat.dim()) if d != member.dim]
@@ -117,6 +125,11 @@ def magnitudes(axes: Sequence[Axis], state: Mapping[str, Tensor]) -> list[np.nda
     found = []
     for axis in axes:
         squares = {m.name: state[m.name].detach().double().square() for m in axis.members if m.zeroed}
-        total = sum((_along(m, squares[m.name]) for m in axis.members if m.zeroed), np.zeros(axis.size))
-        found.append(total / max(float(total.mean()), 1e-30))
+        total = sum((along(m, squares[m.name]) for m in axis.members if m.zeroed), np.zeros(axis.size))
+        found.append(shares(total))
     return found
+
+
+def shares(values: np.ndarray) -> np.ndarray:
+    """``values`` of an axis's groups as shares of their mean: so axes compare that have no unit in common."""
+    return values / max(float(values.mean()), 1e-30)

@@ -45,10 +45,11 @@ class Samples:
                 yield [_cut(leaves, self.batched, slice(i, min(i + self.at_once, last))) for i in steps]
 
 
-def collect(program: Program, samples: Iterable[Any], most: int, memory: float = inf) -> Samples:
+def collect(program: Program, samples: Iterable[Any], most: int, memory: float = inf, *, holds: bool = True) -> Samples:
     """The first ``most`` of ``samples``, batches of inputs, as the graph of ``program`` takes them.
 
     ``memory``: bytes that what the model makes of them may take; the larger that is, the fewer are computed at once.
+    Without ``holds`` none of them are held out, and one batch is enough.
 
     Raises CalibrationError for batches of other inputs or shapes than those that the program was traced with, and for
     fewer samples than two batches have.
@@ -77,13 +78,16 @@ def collect(program: Program, samples: Iterable[Any], most: int, memory: float =
                 break
         if seen >= most:
             break
-    if len(found) == 1 and any_size and seen > 1:
+    if len(found) == 1 and any_size and seen > 1 and holds:
         half = seen - max(1, round(HELD * seen))
         found = [_cut(found[0], batched, part) for part in (slice(0, half), slice(half, seen))]
-    if len(found) < 2:
+    least = 2 if holds else 1
+    if len(found) < least:
         each = "" if program.dynamic_batch else f", of {program.batch} rows each"
-        raise CalibrationError(f"samples: {seen} came; expected at least two batches of the model's inputs{each}")
-    return Samples(tuple(found), max(1, round(HELD * len(found))), any_size, batched, at_once)
+        expected = f"{('one batch', 'two batches')[least - 1]} of the model's inputs{each}"
+        raise CalibrationError(f"samples: {seen} came; expected at least {expected}")
+    held = max(1, round(HELD * len(found))) if holds else 0
+    return Samples(tuple(found), held, any_size, batched, at_once)
 
 
 def _fitting(program: Program, leaves: Sequence[Any], batched: Sequence[bool], memory: float) -> tuple[int, int]:

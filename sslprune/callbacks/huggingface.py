@@ -118,6 +118,8 @@ class SparseCallback(TrainerCallback, ExportableState):
                 sequence = longest if "input_ids" in inputs else None
             with _bare(model):
                 self.steering.begin(model, () if self.example else args, inputs, self.total, sequence)
+        if model.training:
+            self.steering.sees(args or {name: kwargs[name] for name in self.steering.example[1] if name in kwargs})
 
     def _after_forward(self, model: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)

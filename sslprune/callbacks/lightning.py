@@ -40,6 +40,8 @@ class LightningSparsity(Callback):
         **settings: Any,
     ) -> None:
         self.steering = Steering(prune, sparse, settings)
+        if self.steering.looks and example is not None:
+            raise RecipeError("evidence: it looks at the inputs of batches, and with example none are read from them")
         self.network, self.example, self.sequence = network, example, sequence
         self.lr = 0.0
         self.handle: Any = None
@@ -69,8 +71,11 @@ class LightningSparsity(Callback):
         self.handle = trainer.optimizers[0].register_step_post_hook(lambda *_: self.steering.after_step(self.lr))
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        if self.steering.sparsity is None:
+        begins = self.steering.sparsity is None
+        if begins or self.steering.looks:
             args, kwargs = self._inputs(batch)
+            self.steering.sees(kwargs or args)
+        if begins:
             total = trainer.estimated_stepping_batches
             self.steering.begin(self._network(pl_module), args, kwargs, int(total), self.sequence)
 

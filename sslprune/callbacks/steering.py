@@ -27,7 +27,7 @@ class Steering:
     """
 
     def __init__(self, prune: Prune, sparse: float, settings: Mapping[str, Any]) -> None:
-        settings_of(prune, **settings)  # what is wrong with them is said now
+        self.looks = settings_of(prune, **settings).choose.looks  # what is wrong with them is said now
         if not (isinstance(sparse, int) and sparse >= 1) and not 0 < sparse <= 1:
             raise RecipeError(f"sparse: give a share of the training's steps (0.5) or their number (300); got {sparse}")
         self.prune, self.sparse, self.settings = prune, sparse, dict(settings)
@@ -36,6 +36,7 @@ class Steering:
         self.pending: dict[str, Any] | None = None  # the state of a run that is resumed
         self.loss = 0.0  # since the last optimizer step
         self.saw_loss = False
+        self.inputs: Any = None  # of the latest batch, where evidence looks at batches
 
     def begin(
         self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], total: int, sequence: int | None
@@ -66,6 +67,11 @@ class Steering:
             self.loss += share * float(loss.detach() if isinstance(loss, Tensor) else loss)
         self.saw_loss = True
 
+    def sees(self, inputs: Any) -> None:
+        """What the model is called with in training, or a part of it that goes by itself."""
+        if self.looks:
+            self.inputs = inputs
+
     def before_step(self) -> None:
         """Between the last ``backward`` and the optimizer's step."""
         if self.sparsity is not None:
@@ -74,7 +80,7 @@ class Steering:
                     "no loss was seen in the model's outputs: where it is computed elsewhere (compute_loss_func, label "
                     "smoothing), call the callback's saw(loss) there"
                 )
-            self.sparsity.observe(self.loss)
+            self.sparsity.observe(self.loss, self.inputs)
 
     def after_step(self, lr: float) -> None:
         """After the optimizer's step of length ``lr``."""

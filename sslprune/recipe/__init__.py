@@ -10,6 +10,7 @@ from sslprune.recipe.fields import Span
 from sslprune.recipe.method import (
     BudgetSection,
     CalibrateSection,
+    ChooseSection,
     DistillSection,
     LassoSection,
     PruneSection,
@@ -25,6 +26,7 @@ from sslprune.recipe.sources import DataSection, PixelsSection
 __all__ = [
     "BudgetSection",
     "CalibrateSection",
+    "ChooseSection",
     "ControlSection",
     "DataSection",
     "DistillSection",

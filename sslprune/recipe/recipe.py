@@ -8,19 +8,18 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, model_validator
 
 from sslprune.errors import RecipeError
+from sslprune.recipe.checks import check_calibration, check_choice, check_strength, check_ties
 from sslprune.recipe.data import AnyData
 from sslprune.recipe.fields import Folder, Section, Seed, Span
 from sslprune.recipe.method import (
     BudgetSection,
     CalibrateSection,
+    ChooseSection,
     DistillSection,
     LassoSection,
     PruneSection,
     ScheduleSection,
     TrainSection,
-    check_calibration,
-    check_strength,
-    check_ties,
 )
 from sslprune.recipe.model import ModelSection, RunSection
 from sslprune.recipe.output import BenchSection, ControlSection, ExportSection, GateSection, GatesSection, LogSection
@@ -45,12 +44,14 @@ class Sparsifying(Section):
 
     prune: list[PruneSection] = Field(min_length=1)
     budget: BudgetSection = BudgetSection()
+    choose: ChooseSection = ChooseSection()
     lasso: LassoSection = LassoSection()
 
     @model_validator(mode="after")
     def _one_strength(self) -> Sparsifying:
         check_strength(self.budget, self.lasso)
         check_ties(self.prune, self.budget)
+        check_choice(self.choose, self.budget)
         _check_no_sweep(self.budget)
         return self
 
@@ -85,6 +86,7 @@ class Recipe(Section):
     ] = BudgetSection()
     schedule: ScheduleSection
     calibrate: CalibrateSection | None = None
+    choose: ChooseSection = ChooseSection()
     train: TrainSection = TrainSection()
     lasso: LassoSection = LassoSection()
     distill: DistillSection | None = None
@@ -108,6 +110,7 @@ class Recipe(Section):
         check_strength(self.budget, self.lasso)
         check_ties(self.prune, self.budget)
         check_calibration(self.calibrate, self.budget, self.schedule)
+        check_choice(self.choose, self.budget, self.schedule.sparse, self.calibrate)
         return self
 
     @model_validator(mode="after")
@@ -117,6 +120,7 @@ class Recipe(Section):
             "calibrate": self.calibrate is not None,
             "train.compress": self.train.compress != "off",
             'train.loss = "model"': self.train.loss == "model",
+            f'choose.evidence = "{self.choose.evidence}"': self.choose.looks,
         }
         other = next((name for name, given in others.items() if given), None)
         if self.run.shard and other is not None:
@@ -195,7 +199,7 @@ class Recipe(Section):
         none = Span(0, self.schedule.dense.unit)
         schedule = self.schedule.model_copy(update={"sparse": none, "heal": none, "shrink": None})
         section = (self.calibrate or CalibrateSection()).model_copy(update={"fraction": None})
-        recipe = self.model_copy(update={"schedule": schedule, "calibrate": section})
+        recipe = self.model_copy(update={"schedule": schedule, "calibrate": section, "choose": ChooseSection()})
         try:
             check_calibration(section, self.budget, schedule)
         except ValueError as error:

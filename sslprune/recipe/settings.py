@@ -17,11 +17,13 @@ def settings_of(
     parameters: float | None = None,
     strength: float | None = None,
     round_to: int | Literal["auto"] = "auto",
+    evidence: str = "first-order",
     **lasso: Any,
 ) -> Sparsifying:
-    """The same fields as a recipe's [[prune]], [budget] and [lasso]; raises RecipeError, in one line."""
+    """The same fields as a recipe's [[prune]], [budget], [choose] and [lasso]; raises RecipeError, in one line."""
     budget = {"macs": macs, "parameters": parameters, "round_to": round_to}
-    return parse_sparsifying({"prune": _tables(prune), "budget": budget, "lasso": {"strength": strength, **lasso}})
+    given = {"prune": _tables(prune), "budget": budget, "choose": {"evidence": evidence}}
+    return parse_sparsifying({**given, "lasso": {"strength": strength, **lasso}})
 
 
 def calibration_of(

@@ -97,6 +97,9 @@ LIKE = """
 
 """
 EXPORT = """
+# [choose]
+# evidence = "first-order"  # what groups are ranked by in training; also magnitude, second-order, beta-rank
+
 # [export]
 # quantize = ["int8-static"]  # variants on top of the repacked model; also int8-dynamic, fp16, bf16
 """

@@ -19,6 +19,7 @@ from sslprune.choose.blocks import Goal
 from sslprune.choose.curve import Curve
 from sslprune.choose.landing import descend, land
 from sslprune.recipe import LassoSection
+from sslprune.train.criteria import Criterion, Sight, first_order
 from sslprune.train.lasso import GroupLasso
 from sslprune.values.axes import Axis
 from sslprune.values.selection import Selection
@@ -26,7 +27,7 @@ from sslprune.values.team import Alone, Team
 
 NUM_WARM_UP = 8  # steps whose loss decides λ
 LEAST_FACTOR = 0.5  # a group that was not chosen may shrink, but one step never zeroes it
-MEMORY = 100  # steps over which sensitivities are averaged
+MEMORY = 100  # steps over which evidence is averaged
 
 
 class BudgetController:
@@ -35,7 +36,7 @@ class BudgetController:
     Call ``observe`` before and ``step`` after each optimizer step, in place of ``lasso.step``. ``strengths`` (relative,
     per axis) come from the recipe's prune sections. ``begin``: what an earlier point of a sweep has at zero; it is held
     from the first step on, and the plan falls from there. Of a ``team`` the first process chooses, from the evidence of
-    all. Raises BudgetError, before any training, when the constraints leave more than the goal.
+    all; ``criterion`` gives it. Raises BudgetError, before any training, when the constraints leave more than the goal.
     """
 
     def __init__(
@@ -47,7 +48,9 @@ class BudgetController:
         strengths: Sequence[float] | None = None,
         begin: Selection | None = None,
         team: Team | None = None,
+        criterion: Criterion = first_order,
     ) -> None:
+        self.criterion = criterion
         self.lasso, self.goal, self.section, self.team = lasso, goal, section, team or Alone()
         self.axes: tuple[Axis, ...] = lasso.axes
         self.strengths = [1.0] * len(self.axes) if strengths is None else list(strengths)
@@ -55,10 +58,12 @@ class BudgetController:
         self.decay = max(1, min(section.decay, num_steps // 3))
         self.last_choice = max(0, min(int(0.8 * num_steps), num_steps - self.decay))
         self.interval = max(1, min(section.interval, self.last_choice // 10))
+        # gradients are there at each step; whatever else is looked at is looked at twice between two choices
+        self.every = 1 if criterion is first_order else max(1, self.interval // 2)
         self.taken = 0  # steps
         self.landed = False  # the last groups are chosen
         self.loss_sum = 0.0
-        self.carries = torch.zeros(lasso.num_groups, device=lasso.strength.device)  # running mean of sensitivities
+        self.carries = torch.zeros(lasso.num_groups, device=lasso.strength.device)  # running mean of the evidence
         lasso.set_strength([np.zeros(axis.size) for axis in self.axes])
         lasso.least[:-1] = LEAST_FACTOR
         self.begin(begin if begin is not None else Selection.none(self.axes))
@@ -86,15 +91,19 @@ class BudgetController:
         """The fraction that the plan allows at this step."""
         return self.curve.at(self.taken)
 
-    def observe(self, loss: float | torch.Tensor) -> None:
-        """Take note of a batch's ``loss`` and of its gradients: call between ``backward`` and the optimizer's step."""
+    def observe(self, loss: float | torch.Tensor, sight: Sight | None = None) -> None:
+        """Take note of a batch's ``loss`` and of its gradients: call between ``backward`` and the optimizer's step.
+
+        ``sight``: what else there is to see, for a criterion that looks at batches.
+        """
         if self.taken < NUM_WARM_UP:
             value = loss.detach() if isinstance(loss, torch.Tensor) else torch.tensor(loss, dtype=torch.float64)
             self.loss_sum += float(self.team.mean(value))
         if self.taken + 1 == NUM_WARM_UP:
             self._set_strength(self.loss_sum / NUM_WARM_UP)
-        if not self.landed:
-            self.carries.lerp_(self.lasso.sensitivities(), 1 / min(self.taken + 1, MEMORY))
+        if not self.landed and self.taken % self.every == 0:
+            found = self.criterion(self.lasso, sight, self.taken * self.team.world + self.team.rank)
+            self.carries.lerp_(found, min(1.0, self.every / min(self.taken + self.every, MEMORY)))
         if self.lasso.method == "subgradient":
             self.lasso.add_gradient()
 

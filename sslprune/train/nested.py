@@ -29,6 +29,7 @@ from sslprune.train.sparsity import Sparsity, build_controller
 from sslprune.values.axes import Axis
 from sslprune.values.carry import carries
 from sslprune.values.selection import Selection
+from sslprune.values.tasks import Task
 from sslprune.values.team import Team
 
 
@@ -121,17 +122,18 @@ class Nested(Sparsity):
         recipe: Recipe,
         steps: int,
         team: Team,
+        task: Task | None = None,
     ) -> Nested:
         """Steers ``model`` to all points of ``recipe``, in ``steps`` sparse steps together."""
         first, *smaller = recipe.points()
         each = steps // len(recipe.budget.points)
         made = cls.__new__(cls)
-        made._steer(model, program, build_controller(model, chosen, cost, first, each, team=team), team)
+        made._steer(model, program, build_controller(model, program, chosen, cost, first, each, team=team), team, task)
         made.views, made.fractions, made.seed = [], recipe.budget.points, recipe.run.seed
         made.num_begun = made.drawn = 0
         for point in smaller:
             plain = point.model_copy(update={"lasso": point.lasso.model_copy(update={"ratio": 0.0})})  # no penalty
-            controller = build_controller(model, chosen, cost, plain, each, team=team, lasso=ViewLasso)
+            controller = build_controller(model, program, chosen, cost, plain, each, team=team, lasso=ViewLasso)
             assert isinstance(controller, BudgetController)
             made.views.append(View(point.budget.fraction, controller))
         return made
@@ -165,9 +167,9 @@ class Nested(Sparsity):
         passes = [min(n, 3) for n in range(1, self.num_passes + 1)]  # while the n-th point is on its way
         return {"sparse": float(np.mean(passes)), "heal": float(passes[-1])}.get(phase, 1.0)
 
-    def observe(self, loss: float | Tensor) -> None:
+    def observe(self, loss: float | Tensor, inputs: Any = None) -> None:
         if not self.begun:  # a view looks at its own passes
-            super().observe(loss)
+            super().observe(loss, inputs)
 
     def step(self, lr: float) -> None:
         super().step(lr)
@@ -179,18 +181,18 @@ class Nested(Sparsity):
             self.views[self.num_begun].begin(latest.selection, before)
             self.num_begun += 1
 
-    def passes(self, backward: Callable[[int], Tensor]) -> Tensor:
+    def passes(self, backward: Callable[[int], Tensor], inputs: Any = None) -> Tensor:
         """The mean loss of the sandwich's views, and in the gradients the mean of theirs.
 
         ``backward(i)`` makes gradients by the students of pass ``i``: 0 is the largest point, i the i-th view.
         """
         if not self.begun:
-            return super().passes(backward)
+            return super().passes(backward, inputs)
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         chosen = self._sandwich()
         losses, total = [], [torch.zeros_like(parameter) for parameter in trained]
         for i in chosen:
-            losses.append(self._pass(i, backward))
+            losses.append(self._pass(i, backward, inputs))
             for parameter, sum_ in zip(trained, total, strict=True):
                 if parameter.grad is not None:
                     sum_ += parameter.grad
@@ -199,14 +201,14 @@ class Nested(Sparsity):
             parameter.grad = sum_ / len(chosen)
         return torch.stack(losses).mean()
 
-    def _pass(self, i: int, backward: Callable[[int], Tensor]) -> Tensor:
+    def _pass(self, i: int, backward: Callable[[int], Tensor], inputs: Any) -> Tensor:
         if i == 0:
             return backward(0)
         view = self.views[i - 1]
         with view.worn(self.model):
             loss = backward(i)
             if view.learns:
-                view.controller.observe(loss)
+                view.controller.observe(loss, self._sight(inputs))
         return loss
 
     def _sandwich(self) -> list[int]:

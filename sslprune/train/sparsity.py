@@ -26,11 +26,13 @@ from sslprune.removal.packed import Packed
 from sslprune.removal.remove import removable, remove
 from sslprune.removal.unread import zero_unread_
 from sslprune.train.budget import BudgetController
+from sslprune.train.criteria import CRITERIA, Sight
 from sslprune.train.lasso import GroupLasso
 from sslprune.train.shrink import Follower, Shrinker
 from sslprune.train.strength import StrengthController
 from sslprune.values.axes import Axis, tensors_of
 from sslprune.values.selection import Selection
+from sslprune.values.tasks import Task
 from sslprune.values.team import Alone, Team, digest, team_here
 
 
@@ -48,7 +50,7 @@ class Controller(Protocol):
     @property
     def planned(self) -> float | None: ...
     def gone(self, zeros: Selection) -> Selection: ...
-    def observe(self, loss: float | Tensor) -> None: ...
+    def observe(self, loss: float | Tensor, sight: Sight | None = None) -> None: ...
     def step(self, lr: float) -> None: ...
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
@@ -56,6 +58,7 @@ class Controller(Protocol):
 
 def build_controller(
     model: nn.Module,
+    program: Program,
     chosen: Sequence[tuple[Axis, PruneSection]],
     cost: Cost,
     settings: Sparsifying | Recipe,
@@ -66,8 +69,9 @@ def build_controller(
 ) -> Controller:
     """What steers the ``chosen`` axes of ``model`` to a budget, or by an explicit strength where there is none.
 
-    ``cost`` is over those axes. ``begin``: what is at zero from the beginning, and stays there. Of a ``team`` only the
-    first process chooses, and needs to know what its budget is in. ``lasso``: the class that acts.
+    ``program`` is the model traced, and ``cost`` is over those axes. ``begin``: what is at zero from the beginning, and
+    stays there. Of a ``team`` only the first process chooses, and needs to know what its budget is in. ``lasso``: the
+    class that acts.
     """
     budget, section = settings.budget, settings.lasso
     if team is not None and not team.first and budget.given:
@@ -79,7 +83,8 @@ def build_controller(
         return StrengthController(acting, cost, section, num_steps, floors, strengths)
     check_counted(chosen, settings.budget.measure)
     goal = goal_of(chosen, cost, budget, section.floor)
-    return BudgetController(acting, goal, section, num_steps, strengths, begin, team)
+    criterion = CRITERIA[settings.choose.evidence](program, acting.axes)
+    return BudgetController(acting, goal, section, num_steps, strengths, begin, team, criterion)
 
 
 class Sparsity:
@@ -88,9 +93,11 @@ class Sparsity:
     ``args`` and ``kwargs`` are example inputs of ``model``, first dimension = batch. ``prune`` says which axes: a kind
     ("filters"), the fields of a [[prune]] section, or a list of either. In ``steps`` optimizer steps the model goes to
     the fraction ``macs`` or ``parameters`` of its dense cost, or λ is ``strength``; after them ``step`` holds the zeros
-    while the rest heals. Other keywords are fields of [lasso], such as ``method``. ``sequence``: the longest sequence,
-    where dimension 1 of the inputs is open. ``repack()`` then gives the smaller model, ``shrink(optimizer)`` one
-    to train on before that. Raises RecipeError, TraceError and BudgetError before any training.
+    while the rest heals. ``evidence`` is `[choose]`'s; one that looks at batches is told them, ``observe(loss,
+    inputs)``, and by ``task``, a `sslprune.values.tasks.Task`, what the outputs are. Other keywords are fields of
+    [lasso], such as ``method``. ``sequence``: the longest sequence, where dimension 1 of the inputs is open.
+    ``repack()`` then gives the smaller model, ``shrink(optimizer)`` one to train on before that. Raises RecipeError,
+    TraceError and BudgetError before any training.
 
     Where torch's default process group has several processes, each has one of these over its replica: the first chooses
     what goes, from the evidence of all. ``model`` may be wrapped in `DistributedDataParallel`; what ``shrink`` returns
@@ -106,6 +113,7 @@ class Sparsity:
         prune: Prune,
         steps: int,
         sequence: int | None = None,
+        task: Task | None = None,
         **settings: Any,
     ) -> None:
         found = settings_of(prune, **settings)
@@ -115,17 +123,25 @@ class Sparsity:
         cost = Cost(program, [axis for axis, _ in chosen])
         team = team_here()
         team.agree("list of axes", digest(str([(axis.name, axis.size) for axis, _ in chosen])))
-        self._steer(model, program, build_controller(model, chosen, cost, found, steps, team=team), team)
+        controller = build_controller(model, program, chosen, cost, found, steps, team=team)
+        self._steer(model, program, controller, team, task)
 
     @classmethod
-    def over(cls, model: nn.Module, program: Program, controller: Controller, team: Team | None = None) -> Sparsity:
+    def over(
+        cls,
+        model: nn.Module,
+        program: Program,
+        controller: Controller,
+        team: Team | None = None,
+        task: Task | None = None,
+    ) -> Sparsity:
         """The same for a model that is traced already, by what `build_controller` made."""
         made = cls.__new__(cls)
-        made._steer(model, program, controller, team or Alone())
+        made._steer(model, program, controller, team or Alone(), task)
         return made
 
-    def _steer(self, model: nn.Module, program: Program, controller: Controller, team: Team) -> None:
-        self.model, self.program, self.controller, self.team = model, program, controller, team
+    def _steer(self, model: nn.Module, program: Program, controller: Controller, team: Team, task: Task | None) -> None:
+        self.model, self.program, self.controller, self.team, self.task = model, program, controller, team, task
         self.axes = list(controller.lasso.axes)
         self._gates = gates_in(model)
         self._shrinker: Shrinker | None = None  # from the first call on
@@ -169,17 +185,23 @@ class Sparsity:
         if isinstance(self.controller, BudgetController):
             self.controller.goal.check_reachable(self.controller.selection, fraction)
 
-    def passes(self, backward: Callable[[int], Tensor]) -> Tensor:
-        """The loss and the gradients of a batch, by ``backward(i)`` for each pass ``i`` that it takes."""
+    def passes(self, backward: Callable[[int], Tensor], inputs: Any = None) -> Tensor:
+        """The loss and the gradients of a batch of ``inputs``, by ``backward(i)`` for each pass ``i`` that it takes."""
         return backward(0)
 
     def judged(self, name: str, scores: Callable[[], dict[str, float]]) -> dict[str, Any]:
         """What an epoch's record says of the model as it is now: under ``name`` its scores."""
         return {name: scores()}
 
-    def observe(self, loss: float | Tensor) -> None:
-        """Take note of a batch's loss and gradients: call between ``backward`` and the optimizer's step."""
-        self.controller.observe(loss)
+    def observe(self, loss: float | Tensor, inputs: Any = None) -> None:
+        """Take note of a batch's loss and gradients: call between ``backward`` and the optimizer's step.
+
+        ``inputs``: what the model was called with, for evidence that looks at batches.
+        """
+        self.controller.observe(loss, self._sight(inputs))
+
+    def _sight(self, inputs: Any) -> Sight:
+        return Sight(self.program, self.restore, inputs, self.task)
 
     def step(self, lr: float) -> None:
         """The lasso's step, or in healing the hold: call after the optimizer's step, with its learning rate.

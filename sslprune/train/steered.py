@@ -40,9 +40,10 @@ def steered(
     timed = recipe.budget.measure == "latency" and team.first
     cost = _latency(recipe, data, model, show) if timed else Cost(program, pruned)
     if recipe.budget.nested:
-        return Nested.of(model, program, chosen, cost, recipe, steps, team)
+        return Nested.of(model, program, chosen, cost, recipe, steps, team, data.task)
     begin = Selection.zeros(model, pruned) if begun else None
-    return Sparsity.over(model, program, build_controller(model, chosen, cost, recipe, steps, begin, team), team)
+    controller = build_controller(model, program, chosen, cost, recipe, steps, begin, team)
+    return Sparsity.over(model, program, controller, team, data.task)
 
 
 def _latency(recipe: Recipe, data: Data, model: nn.Module, show: Voice) -> Cost:

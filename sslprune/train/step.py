@@ -65,11 +65,12 @@ class Step:
         def backward(i: int) -> Tensor:
             return self._backward(students[i], tutors[i] if tutors is not None else None, parts)
 
-        loss = sparsity.passes(backward) if sparsity is not None else backward(0)
+        inputs = parts[0].inputs  # evidence that looks at batches sees as much as one backward pass does
+        loss = sparsity.passes(backward, inputs) if sparsity is not None else backward(0)
         if section.clip_norm is not None:
             nn.utils.clip_grad_norm_(model.parameters(), section.clip_norm)
         if sparsity is not None and observes:
-            sparsity.observe(loss)
+            sparsity.observe(loss, inputs)
         optimizer.step()
         if sparsity is not None:
             sparsity.step(lr)

@@ -13,6 +13,7 @@ import torch
 
 from sslprune.cost.counts import Cost
 from sslprune.recipe import LassoSection
+from sslprune.train.criteria import Sight
 from sslprune.train.lasso import GroupLasso
 from sslprune.values.selection import Selection
 
@@ -63,7 +64,7 @@ class StrengthController:
         """The MACs of what is kept, as a fraction of the dense model's."""
         return float(self.cost.macs(self.selection)) / self.dense
 
-    def observe(self, loss: float | torch.Tensor) -> None:
+    def observe(self, loss: float | torch.Tensor, sight: Sight | None = None) -> None:
         """Call between ``backward`` and the optimizer's step; what is added to the gradients is added here."""
         if self.lasso.method == "subgradient" and self.taken < self.num_steps:
             self.lasso.add_gradient()
