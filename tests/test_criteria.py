@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import sslprune
 from sslprune.calibration.beta_rank import beta_ranks, made_by, makers_of
 from sslprune.calibration.calibrate import state_of
-from sslprune.calibration.divergence import OfClasses, OfNumbers
+from sslprune.calibration.divergence import Divergence, OfClasses, OfNumbers
 from sslprune.calibration.evidence import felt
 from sslprune.calibration.samples import collect
 from sslprune.errors import CalibrationError, RecipeError, TrainingError
@@ -112,9 +112,10 @@ def test_beta_rank_of_heads_and_of_what_several_layers_make() -> None:
 
 def test_a_filter_that_makes_no_spread_or_reads_none_has_rank_zero() -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+    first = nn.Linear(4, 6)
+    model = nn.Sequential(first, nn.ReLU(), nn.Linear(6, 2))
     with torch.no_grad():
-        model[0].weight[2] = 0  # its bias is left
+        first.weight[2] = 0  # its bias is left
     program, axes = found(model, torch.randn(8, 4), "neurons")
     for x, gone in ((torch.randn(8, 4), [2]), (torch.zeros(8, 4), range(6))):
         (ranks,) = beta_ranks(program, axes, state_of(program, model), [(x,)], makers_of(program))
@@ -137,7 +138,7 @@ def test_second_order_is_calibrations(task: Task | None) -> None:
     state = state_of(program, model)
     pieces = list(collect(program, [(x,)], 40, holds=False).pieces(16))
     assert sum(len(part[0]) for parts in pieces for part in parts) == 40
-    kinds = [OfNumbers()] if task is None else [OfClasses(task, program.out_specs[0]), OfNumbers()]
+    kinds: list[Divergence] = [OfNumbers()] if task is None else [OfClasses(task, program.out_specs[0]), OfNumbers()]
     each = [np.concatenate(felt(program, axes, state, pieces, kind, 7)) for kind in kinds]
     lasso = GroupLasso(model, axes)
     gradients = [parameter.grad for parameter in model.parameters()]
@@ -151,10 +152,11 @@ def test_second_order_is_calibrations(task: Task | None) -> None:
 
 def test_the_least_magnitude_for_its_cost_goes() -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 4))
+    first, last = nn.Linear(6, 16), nn.Linear(16, 4)
+    model = nn.Sequential(first, nn.ReLU(), last)
     with torch.no_grad():
-        model[0].weight[::2] *= 0.2
-        model[2].weight[:, ::2] *= 0.2
+        first.weight[::2] *= 0.2
+        last.weight[:, ::2] *= 0.2
     x = torch.randn(32, 6)
     sparsity = sslprune.Sparsity(
         model, (x,), prune="neurons", macs=0.5, steps=40, round_to=1, evidence="magnitude", ratio=0.0
