@@ -281,6 +281,22 @@ def test_a_vocabulary_of_the_tokens_that_the_text_uses(tied: bool, tmp_path: Pat
         torch.testing.assert_close(served(text).logits, sslprune.load(run.path)(text)["logits"], atol=1e-5, rtol=1e-4)
 
 
+def test_a_model_that_carries_its_state_loses_the_same_rows(tmp_path: Path) -> None:
+    write(tmp_path, "llama")
+    (tmp_path / "train.txt").write_text("\n".join(line for line in sentences(200, 200) if "tiger" not in line) + "\n")
+    lstm = 'model={ factory = "sslprune.zoo:lstm_lm", arguments = { vocabulary = 300, hidden = 8 } }'
+    sets = (lstm, 'data.tokenizer="model"', "data.keep_tokens=true", 'prune=[{kind="hidden"}]')
+    asked = recipe(tmp_path, *sets)
+    data, (whole, _) = build_data(asked), build_model(asked.model)
+    assert data.tokens is not None
+    old = torch.tensor(data.tokens.numbers)
+    ids: Any = next(iter(data.test))[0][0]  # type: ignore[index]
+    cut: Any = prepare(whole.eval(), data).model
+    state = cut.initial_state(len(ids))
+    assert len(cut.decoder.bias) == len(cut.embedding.weight) == len(old) < 300
+    torch.testing.assert_close(cut(ids, state)[0], whole(old[ids], state)[0][..., old])
+
+
 def test_words_of_a_text_are_all_that_there_are(tmp_path: Path) -> None:
     (tmp_path / "words.toml").write_text(RECIPE.replace("steps = 12", "steps = 12\nkeep_tokens = true"))
     for name in ("train", "test"):

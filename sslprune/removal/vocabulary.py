@@ -33,16 +33,23 @@ IDS = "input_ids"
 def tables_of(program: Program) -> dict[str, int]:
     """The embeddings that the model looks its tokens up in, by name, with their numbers of rows."""
     found: dict[str, int] = {}
+    asked = _tokens_input(program)
     for node in program.evaluation.nodes:
         if node.op != "call_function" or operator_name(node) != "embedding":
             continue
         weight, indices = node.args[:2]
         while isinstance(indices, fx.Node) and operator_name(indices) in MOVING:
             indices = indices.args[0]
-        of_tokens = isinstance(indices, fx.Node) and indices.op == "placeholder" and str(indices.target) == IDS
+        of_tokens = isinstance(indices, fx.Node) and indices.op == "placeholder" and indices.target == asked
         if of_tokens and isinstance(weight, fx.Node) and weight.op == "get_attr":
             found[str(weight.target)] = len(program.tensors[str(weight.target)])
     return found
+
+
+def _tokens_input(program: Program) -> str:
+    """The input that is tokens: the one that transformers call so, or the first."""
+    names = [str(node.target) for node in program.evaluation.nodes if node.op == "placeholder"]
+    return IDS if IDS in names else names[0]
 
 
 def keep_tokens(
@@ -57,7 +64,7 @@ def keep_tokens(
     """
     tables = tables_of(program)
     if not tables:
-        raise RepackError(f"the model looks {IDS} up in no embedding of its own")
+        raise RepackError(f"the model looks {_tokens_input(program)} up in no embedding of its own")
     few = next((name for name, rows in tables.items() if rows <= max(kept)), None)
     if few is not None:
         raise RepackError(f"{few} has {tables[few]:,} rows; token {max(kept)} is none of them")
@@ -92,7 +99,8 @@ def keep_tokens(
 def _said(model: nn.Module, program: Program, logits: Logits | None, numbers: Tensor) -> Any:
     """What ``model`` gives of the program's example, whose tokens are looked up in ``numbers`` first."""
     bound = inspect.signature(model.forward).bind(*program.args, **program.kwargs)
-    bound.arguments[IDS] = numbers[bound.arguments[IDS]]
+    name = _tokens_input(program)
+    bound.arguments[name] = numbers[bound.arguments[name]]
     with torch.no_grad(), quiet(), evaluating(model):
         outputs = model(*bound.args, **bound.kwargs)
     return pytree.tree_map_only(Tensor, Tensor.float, outputs if logits is None else logits(outputs))

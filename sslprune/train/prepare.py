@@ -31,10 +31,12 @@ from sslprune.models.vocabulary import FIELD as TOKENS
 from sslprune.recipe import PruneSection
 from sslprune.removal.classes import keep_classes
 from sslprune.removal.gates import gate_, gates_for
+from sslprune.removal.keeping import Logits
 from sslprune.removal.plan import Plan
 from sslprune.removal.vocabulary import keep_tokens, tables_of
 from sslprune.report import Size
 from sslprune.train.evaluate import evaluate, full_precision
+from sslprune.values.carry import carries
 from sslprune.values.voice import Voice
 
 
@@ -68,7 +70,7 @@ def prepare(model: nn.Module, data: Data, prune: Sequence[PruneSection] = ()) ->
     if data.tokens is not None:
         program = _traced(prepared.model, data)
         try:
-            logits = data.task.logits if data.tokens.said else None
+            logits = _logits(prepared.model, data) if data.tokens.said else None
             small, plan = keep_tokens(prepared.model, program, data.tokens.numbers, logits)
         except RepackError as error:
             raise RecipeError(f"{TOKENS}: {error}") from error
@@ -103,6 +105,11 @@ def factored(
     forms = factored_(model, program, names, samples)
     plan = Plan(axes=(), tensors={}, zeroed=(), operators=(), factors=forms, first=prepared.plan)
     return replace(prepared, model=model, plan=plan, notes=(*told(forms), *notes))
+
+
+def _logits(model: nn.Module, data: Data) -> Logits:
+    """What finds the logits among all that ``model`` gives, the state that it carries behind them."""
+    return (lambda outputs: data.task.logits(outputs[0])) if carries(model) else data.task.logits
 
 
 def _traced(model: nn.Module, data: Data) -> Program:
