@@ -194,7 +194,7 @@ def test_rows_times_weights_are_what_a_node_makes(name: str) -> None:
     found, values, state = rows_in(module, (torch.randn(shape),))
     assert {weight for rows in found for weight in rows.weights} == {n for n in state if "weight" in n}
     for rows in found:
-        assert agrees(rows, values, state)
+        assert agrees(rows, rows.made(values, state), values, state)
         tensors = [state[weight] for weight in rows.weights]
         zeros = rows.split(torch.zeros_like(rows.matrix(tensors)), tensors)
         assert any((zero == 0).any() for zero in zeros)

@@ -140,8 +140,8 @@ class Calibration:
             return [magnitudes(axes, self.dense)]
         if axes not in self._gathered:
             small = list(self.samples.pieces(TOGETHER))
-            with self.show.progress("gathering evidence", len(self.divergences)) as bar:
-                found = [felt(self.program, axes, self.dense, small, d, self.seed) for d in bar.over(self.divergences)]
+            with self.show.progress("gathering evidence", len(small)) as bar:
+                found = felt(self.program, axes, self.dense, bar.over(small), self.divergences, self.seed)
             self._gathered[axes] = [mean_of(found), *(found if len(found) > 1 else ())]
         return self._gathered[axes]
 

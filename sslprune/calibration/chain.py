@@ -44,18 +44,25 @@ class Chain:
             found[node] = evaluate(node, found, state)
         return found[self.nodes[-1]]
 
-    def back(self, made: Tensor, error: Tensor, values: Values, state: State) -> Tensor:
-        """By how much ``made`` has to change for the sum to change by ``error``; 0 where it cannot.
+    def reach(self, made: Tensor, values: Values, state: State) -> Tensor:
+        """Jᵀ J 1: by how much a change of the sum comes back to each of ``made``, of which the shape alone counts.
 
-        The Jacobian is J = P D, numbers scaled by D that change their places by P; so J⁻¹ e = Jᵀ e / (Jᵀ J 1).
+        The Jacobian is J = P D, numbers scaled by D that change their places by P.
         """
+        with torch.enable_grad():
+            here = torch.ones_like(made).requires_grad_()
+            total = self.total(here, values, state)
+        scale = total.detach() - self.total(torch.zeros_like(made), values, state)
+        (square,) = torch.autograd.grad(total, here, scale)
+        return square
+
+    def missing(self, made: Tensor, wanted: Tensor, reach: Tensor, values: Values, state: State) -> Tensor:
+        """By how much ``made`` has to change for the sum to be ``wanted``: J⁻¹ e = Jᵀ e / (Jᵀ J 1), or 0."""
         with torch.enable_grad():
             here = made.detach().requires_grad_()
             total = self.total(here, values, state)
-        (back,) = torch.autograd.grad(total, here, error, retain_graph=True)
-        scale = self.total(torch.ones_like(made), values, state) - self.total(torch.zeros_like(made), values, state)
-        (square,) = torch.autograd.grad(total, here, scale)
-        return torch.where(square > 1e-10, back / square.clamp(min=1e-10), 0.0)
+        (back,) = torch.autograd.grad(total, here, wanted - total.detach())
+        return torch.where(reach > 1e-10, back / reach.clamp(min=1e-10), 0.0)
 
 
 def chain_of(node: fx.Node, behind: dict[fx.Node, set[fx.Node]]) -> Chain | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -22,42 +22,43 @@ def felt(
     program: Program,
     axes: Sequence[Axis],
     state: Mapping[str, Tensor],
-    batches: Sequence[Sequence[Sequence[Any]]],
-    divergence: Divergence,
+    batches: Iterable[Sequence[Sequence[Any]]],
+    divergences: Sequence[Divergence],
     seed: int = 0,
-) -> list[np.ndarray]:
-    """Of each axis the Fisher information of its groups' presence: float64, shape (size,).
+) -> list[list[np.ndarray]]:
+    """By each of ``divergences``, of each axis the Fisher information of its groups' presence: float64, shape (size,).
 
     A group is multiplied by m = 1; it is E[(∂ -log p(y) / ∂m)²], y drawn from the model's own outputs. To second order
     the divergence grows by half of it when the group goes (LeCun et al. 1990, eq. 4, on groups; Kwon et al. 2022).
     Half-size batches would give the same in the mean: what is drawn for two samples is independent. Each of ``batches``
-    is in parts, whose gradients are added up before they are squared.
+    is in parts, whose pulls are added up before they are squared.
     """
-    needed = {member.name for axis in axes for member in axis.members if member.zeroed}
+    there = {str(node.target) for node in program.evaluation.nodes if node.op == "get_attr" and node.users}
+    pulled = [_pulled(axis, there) for axis in axes]
+    needed = {member.name for members in pulled for member in members}
     tensors = {n: _leaf(t) if n in needed else t.detach() for n, t in state.items()}
     operands = {axis.cuts[0].operand for axis in axes if axis.cuts}
-    generator = torch.Generator().manual_seed(seed)
-    totals = [np.zeros(axis.size) for axis in axes]
+    generators = [torch.Generator().manual_seed(seed) for _ in divergences]
+    totals = [[np.zeros(axis.size) for axis in axes] for _ in divergences]
+    count = 0
     with torch.enable_grad(), _without_cudnn(program):
         for parts in batches:
-            gradients: dict[str, Tensor] = {}
-            branches: dict[str, float] = {}
+            count += 1
+            pulls = [[np.zeros(axis.size) for axis in axes] for _ in divergences]
             for leaves in parts:
                 outputs, kept = _run(program, tensors, leaves, operands)
-                loss = divergence.drawn(outputs, generator)
                 wanted = {name: tensors[name] for name in needed} | kept
-                given = torch.autograd.grad(loss, list(wanted.values()), allow_unused=True)
-                for (name, value), gradient in zip(wanted.items(), given, strict=True):
-                    if gradient is None:
-                        continue
-                    if name in kept:
-                        pull = float((value.detach() * gradient).double().sum())
-                        branches[name] = branches.get(name, 0.0) + pull
-                    else:
-                        gradients[name] = gradients[name] + gradient if name in gradients else gradient
-            for total, axis in zip(totals, axes, strict=True):
-                total += _pull(axis, tensors, gradients, branches) ** 2
-    return [total / max(1, len(batches)) for total in totals]
+                for pull, divergence, generator in zip(pulls, divergences, generators, strict=True):
+                    loss = divergence.drawn(outputs, generator)
+                    again = divergence is not divergences[-1]
+                    given = torch.autograd.grad(loss, list(wanted.values()), retain_graph=again, allow_unused=True)
+                    gradients = dict(zip(wanted, given, strict=True))
+                    for i, axis in enumerate(axes):
+                        pull[i] += _pull(axis, pulled[i], wanted, gradients)
+            for total, pull in zip(totals, pulls, strict=True):
+                for sums, one in zip(total, pull, strict=True):
+                    sums += one**2
+    return [[sums / max(1, count) for sums in total] for total in totals]
 
 
 def mean_of(several: Sequence[Sequence[np.ndarray]]) -> list[np.ndarray]:
@@ -93,23 +94,33 @@ def _run(
         if node.op == "call_function":
             values[node] = evaluate(node, values, state)
             if node.name in operands:
+                if not values[node].requires_grad:  # no weight before it is asked about
+                    values[node] = _leaf(values[node])
                 kept[node.name] = values[node]
         elif node.op == "output":
             return list(read(node.args[0], values, state)), kept
     raise AssertionError("a graph ends with its output")
 
 
-def _pull(
-    axis: Axis, tensors: Mapping[str, Tensor], gradients: Mapping[str, Tensor], branches: Mapping[str, float]
-) -> np.ndarray:
-    """∂ loss / ∂m of each group: weight x gradient over all that reads it, or makes it where nothing does."""
-    if axis.cuts:
-        return np.array([branches.get(axis.cuts[0].operand, 0.0)])
-    members = [member for member in axis.members if member.zeroed and member.name in gradients]
+def _pulled(axis: Axis, there: Collection[str]) -> list[Member]:
+    """What m multiplies, of the tensors that are ``there``: all that reads a group, or makes it where nothing does."""
+    members = [member for member in axis.members if member.zeroed and member.name in there]
     by_role = {role: [m for m in members if m.role == role] for role in ("reads", "makes", "follows")}
-    chosen = next((found for found in by_role.values() if found), [])
-    pulls = {m.name: (tensors[m.name].detach() * gradients[m.name]).double() for m in chosen}
-    return sum((along(member, pulls[member.name]) for member in chosen), np.zeros(axis.size))
+    return next((found for found in by_role.values() if found), []) if not axis.cuts else []
+
+
+def _pull(
+    axis: Axis, members: Sequence[Member], values: Mapping[str, Tensor], gradients: Mapping[str, Tensor | None]
+) -> np.ndarray:
+    """∂ loss / ∂m of each group: value x gradient over its ``members``, or of the branch that it is."""
+    total = np.zeros(axis.size)
+    for name in [axis.cuts[0].operand] if axis.cuts else dict.fromkeys(member.name for member in members):
+        gradient = gradients.get(name)
+        if gradient is None:
+            continue
+        pull = (values[name].detach() * gradient).double()
+        total += float(pull.sum()) if axis.cuts else sum(along(m, pull) for m in members if m.name == name)
+    return total
 
 
 def along(member: Member, pull: Tensor) -> np.ndarray:

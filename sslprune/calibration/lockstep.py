@@ -30,7 +30,7 @@ def evaluate(node: fx.Node, values: Values, state: State) -> Any:
 
 def read(given: Any, values: Values, state: State) -> Any:
     """``given``, arguments of a node, with what its nodes stand for in their place."""
-    return pytree.tree_map_only(fx.Node, lambda node: value_of(node, values, state), given)
+    return fx.map_arg(given, lambda node: value_of(node, values, state))
 
 
 def value_of(node: fx.Node, values: Values, state: State) -> Any:
@@ -139,6 +139,13 @@ class Lockstep:
                 values[node] = read_once[kept]
         return found
 
+    def ahead(self, batch: int, node: fx.Node, dense: Values) -> Any:
+        """What the dense model makes at the next stop, ``node``, of ``dense``; it is kept, and not computed again."""
+        alive, _ = self._alive[batch]
+        if node not in alive:
+            alive[node] = self._shelf.put(evaluate(node, dense, self.dense), (node, 0))
+        return self._shelf.get(alive[node])
+
     def is_shared(self, node: fx.Node) -> bool:
         """Whether both models have the very same tensors to work on at ``node``."""
         tensors = [source for source in node.all_input_nodes if source.op == "get_attr"]
@@ -157,13 +164,14 @@ class Lockstep:
         made = {node for node in nodes if node.op == "call_function"}
         dense, pruned = self.at(batch, (s for node in nodes for s in node.all_input_nodes if s not in made))
         outputs: Outputs = ([], [])
+        ahead, _ = self._alive[batch]
         for node in nodes:
             if node.op == "call_function":
                 same = all(
                     value_of(source, dense, self.dense) is value_of(source, pruned, self.pruned)
                     for source in node.all_input_nodes
                 )
-                dense[node] = evaluate(node, dense, self.dense)
+                dense[node] = self._shelf.get(ahead[node]) if node in ahead else evaluate(node, dense, self.dense)
                 pruned[node] = dense[node] if same else evaluate(node, pruned, self.pruned)
             elif node.op == "output":
                 outputs = (list(read(node.args[0], dense, self.dense)), list(read(node.args[0], pruned, self.pruned)))
@@ -177,7 +185,8 @@ class Lockstep:
 
     def _keep(self, batch: int, node: fx.Node, dense: Any, pruned: Any) -> None:
         alive = self._alive[batch]
-        alive[0][node] = self._shelf.put(dense, (node, 0))
+        if node not in alive[0]:
+            alive[0][node] = self._shelf.put(dense, (node, 0))
         alive[1][node] = alive[0][node] if pruned is dense else self._shelf.put(pruned, (node, 1))
 
     def _forget(

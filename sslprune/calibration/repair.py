@@ -17,7 +17,7 @@ from torch import Tensor, fx
 from sslprune.analysis.contraction import Contraction
 from sslprune.analysis.inference import arguments
 from sslprune.calibration.chain import Chain, chain_of, computed_from, in_order
-from sslprune.calibration.lockstep import Lockstep
+from sslprune.calibration.lockstep import Lockstep, Values
 from sslprune.calibration.moments import Moments, best_of, changes
 from sslprune.calibration.rows import Rows, agrees, rows_of
 from sslprune.capture.program import Program, operator_name
@@ -143,13 +143,13 @@ class Repair:
         if step.is_shared(node):
             return  # nothing is missing yet
         name = rows.weights[0]
-        first = step.at(0, node.all_input_nodes)
-        for values, state in zip(first, (self.dense, self.pruned), strict=True):
-            if not bool(rows.made(values, state).isfinite().all()):
-                raise CalibrationError(
-                    f"{name}: what it makes of the samples is not finite; look at it and the weights before it"
-                )
-        if not agrees(rows, first[1], self.pruned):
+        dense, pruned = self._at(0, node)
+        now = rows.made(pruned, self.pruned)
+        if not all(bool(made.isfinite().all()) for made in (now, rows.made(dense, self.dense))):
+            raise CalibrationError(
+                f"{name}: what it makes of the samples is not finite; look at it and the weights before it"
+            )
+        if not agrees(rows, now, pruned, self.pruned):
             self.skipped[name] = "it is not its rows times its weight"
             return
         gone = rows.matrix([self.gone.get(n, _nothing(self.dense[n])) for n in rows.weights])
@@ -182,24 +182,32 @@ class Repair:
 
         Raises CalibrationError for sums that are not finite.
         """
-        rows, found, power = fit.rows, Moments(), 0.0
-        needed = (*node.all_input_nodes, *(fit.chain.others() if fit.chain is not None else ()))
+        rows, chain, found, power = fit.rows, fit.chain, Moments(), 0.0
+        reach: dict[torch.Size, Tensor] = {}
         for i in batches:
-            dense, pruned = self._step.at(i, needed)
+            dense, pruned = self._at(i, node, chain)
             wanted, now = rows.made(dense, self.dense), rows.made(pruned, self.pruned)
-            error = wanted - now
-            if fit.chain is not None:
-                total = fit.chain.total(wanted, dense, self.dense)
-                missing = total - fit.chain.total(now, pruned, self.pruned)
-                error = fit.chain.back(now, missing, pruned, self.pruned)
+            if chain is None:
+                error = wanted - now
+            else:
+                if now.shape not in reach:
+                    reach = {now.shape: chain.reach(now, pruned, self.pruned)}
+                total = chain.total(wanted, dense, self.dense)
+                error = chain.missing(now, total, reach[now.shape], pruned, self.pruned)
             picked = self._picked(rows, now, self._masks[i], generator)
-            found.add(rows.rows(pruned, self.pruned, picked)[:, :, columns], rows.by_row(error, picked))
+            found.add(rows.rows(pruned, self.pruned, picked).index_select(2, columns), rows.by_row(error, picked))
             power += float(rows.by_row(wanted, picked).double().square().sum())
         if not found.is_finite:
             raise CalibrationError(
                 f"{rows.weights[0]}: the squares of what it reads of the samples overflow; scale the inputs"
             )
         return found, max(power, 1e-30)
+
+    def _at(self, batch: int, node: fx.Node, chain: Chain | None = None) -> tuple[Values, Values]:
+        """What ``node`` and its ``chain`` read of a batch, (dense, pruned), and what the dense model makes of it."""
+        dense, pruned = self._step.at(batch, (*node.all_input_nodes, *(chain.others() if chain is not None else ())))
+        dense[node] = self._step.ahead(batch, node, dense)
+        return dense, pruned
 
     def _picked(self, rows: Rows, made: Tensor, mask: Tensor | None, generator: torch.Generator) -> Tensor | None:
         """Which rows of a batch are looked at; None: all."""

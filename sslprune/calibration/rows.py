@@ -8,7 +8,6 @@ from math import prod
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx
 
 from sslprune.analysis.contraction import Contraction, Window
@@ -117,22 +116,19 @@ class Product(Rows):
             sizes = [(n - 1) * step + 1 for n, step in zip(x.shape[2:], stride, strict=True)]
             apart = x.new_zeros(*x.shape[:2], *sizes)
             apart[(..., *(slice(None, None, step) for step in stride))] = x
-            x, stride = F.pad(apart, self._padding_transposed()), (1,) * spatial
+            x, stride, padding = apart, (1,) * spatial, self._padding_transposed()
         else:
-            x = F.pad(x, _padding(self.window, self.kernel))
-        for i, (size, step, apart) in enumerate(zip(self.kernel, stride, self.window.dilation, strict=True)):
-            x = x.unfold(2 + i, apart * (size - 1) + 1, step)[..., ::apart]  # a view: nothing is copied yet
-        taken = _taken(x.movedim(1, 1 + spatial), picked, 1 + spatial)  # (n, channels, *kernel)
-        return taken.reshape(len(taken), self.groups, -1).transpose(0, 1)
+            padding = _padding(self.window, self.kernel)
+        return _patches(x, self.kernel, stride, self.window.dilation, padding, self.groups, picked)
 
-    def _padding_transposed(self) -> list[int]:
-        """As F.pad wants it: the last dimension first; below 0 places are cut off."""
+    def _padding_transposed(self) -> list[tuple[int, int]]:
+        """Places before and behind; below 0 they are cut off."""
         assert self.window is not None and not isinstance(self.window.padding, str)
         more = arguments(self.node).output_padding
-        found: list[int] = []
+        found = []
         for i, size in enumerate(self.kernel):
             low = self.window.dilation[i] * (size - 1) - self.window.padding[i]
-            found = [low, low + (more[i] if len(more) > 1 else more[0]), *found]
+            found.append((low, low + (more[i] if len(more) > 1 else more[0])))
         return found
 
     def lie_alike(self, made: Tensor, values: Values, state: State) -> bool:
@@ -147,7 +143,7 @@ class Product(Rows):
         return super().real(made, mask) if self.window is None else None
 
     def made(self, values: Values, state: State) -> Tensor:
-        return evaluate(self.node, values, state)
+        return values[self.node] if self.node in values else evaluate(self.node, values, state)
 
     def by_row(self, made: Tensor, picked: Tensor | None) -> Tensor:
         if self.window is not None:
@@ -260,9 +256,8 @@ def _recurrent(node: fx.Node, contractions: Sequence[Contraction], state: State)
     return found
 
 
-def agrees(rows: Rows, values: Values, state: State) -> bool:
-    """Whether the node makes what its rows say, up to what is added to each of them alike; some of them are asked."""
-    whole = rows.made(values, state)
+def agrees(rows: Rows, whole: Tensor, values: Values, state: State) -> bool:
+    """Whether the node makes ``whole`` as its rows say, up to what is added to each alike; some of them are asked."""
     if not rows.lie_alike(whole, values, state):
         return False
     picked = torch.linspace(0, rows.count(whole) - 1, FEW, device=whole.device).long()
@@ -282,14 +277,42 @@ def _taken(x: Tensor, picked: Tensor | None, lead: int) -> Tensor:
     return x[torch.unravel_index(picked, x.shape[:lead])]
 
 
-def _padding(window: Window, kernel: Sequence[int]) -> list[int]:
-    """As F.pad wants it: the last dimension first."""
-    found: list[int] = []
+def _patches(
+    x: Tensor,  # (n, channels, *sizes)
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    dilation: Sequence[int],
+    padding: Sequence[tuple[int, int]],
+    groups: int,
+    picked: Tensor | None,
+) -> Tensor:
+    """What a kernel meets at the flat places ``picked``, or all: (groups, places, channels / groups x kernel).
+
+    The channels of a place lie side by side, so that a row is copied in as many runs as its kernel has positions.
+    """
+    sizes = x.shape[2:]
+    reach = [apart * (size - 1) + 1 for size, apart in zip(kernel, dilation, strict=True)]
+    made = [(n + sum(p) - r) // step + 1 for n, p, r, step in zip(sizes, padding, reach, stride, strict=True)]
+    if picked is None:
+        picked = torch.arange(len(x) * prod(made), device=x.device)
+    index, *places = torch.unravel_index(picked, (len(x), *made))
+    inside = torch.ones_like(index, dtype=torch.bool)
+    for place, n, size, step, apart, (low, _) in zip(places, sizes, kernel, stride, dilation, padding, strict=True):
+        line = (place * step - low)[:, None] + apart * torch.arange(size, device=x.device)  # (places, size)
+        line = line.reshape(len(line), *[1] * (index.dim() - 1), size)
+        index, inside = index[..., None] * n + line.clamp(0, n - 1), inside[..., None] & (line >= 0) & (line < n)
+    taken = x.movedim(1, -1).reshape(-1, x.shape[1]).index_select(0, index.flatten())
+    taken[~inside.flatten()] = 0
+    return taken.view(len(picked), prod(kernel), groups, -1).permute(2, 0, 3, 1).flatten(2)
+
+
+def _padding(window: Window, kernel: Sequence[int]) -> list[tuple[int, int]]:
+    """Places before and behind, of each dimension."""
+    found = []
     for i, size in enumerate(kernel):
         reach = window.dilation[i] * (size - 1)
         if isinstance(window.padding, str):
-            low, high = (reach // 2, reach - reach // 2) if window.padding == "same" else (0, 0)
+            found.append((reach // 2, reach - reach // 2) if window.padding == "same" else (0, 0))
         else:
-            low = high = window.padding[i]
-        found = [low, high, *found]
+            found.append((window.padding[i], window.padding[i]))
     return found

@@ -72,7 +72,7 @@ def second_order(lasso: GroupLasso, sight: Sight | None, seed: int) -> Tensor:
     assert sight is not None
     state, pieces = sight.state(), sight.pieces(TOGETHER)
     seen = divergences_of(sight.program, sight.task)
-    return _together(lasso, mean_of([felt(sight.program, lasso.axes, state, pieces, d, seed) for d in seen]))
+    return _together(lasso, mean_of(felt(sight.program, lasso.axes, state, pieces, seen, seed)))
 
 
 def beta_rank_of(program: Program, axes: Sequence[Axis]) -> Criterion:
