@@ -295,10 +295,10 @@ def _patches(
     made = [(n + sum(p) - r) // step + 1 for n, p, r, step in zip(sizes, padding, reach, stride, strict=True)]
     if picked is None:
         picked = torch.arange(len(x) * prod(made), device=x.device)
-    index, *places = torch.unravel_index(picked, (len(x), *made))
+    index, *starts = torch.unravel_index(picked, (len(x), *made))
     inside = torch.ones_like(index, dtype=torch.bool)
-    for place, n, size, step, apart, (low, _) in zip(places, sizes, kernel, stride, dilation, padding, strict=True):
-        line = (place * step - low)[:, None] + apart * torch.arange(size, device=x.device)  # (places, size)
+    for start, n, size, step, apart, (low, _) in zip(starts, sizes, kernel, stride, dilation, padding, strict=True):
+        line = (start * step - low)[:, None] + apart * torch.arange(size, device=x.device)  # (places, size)
         line = line.reshape(len(line), *[1] * (index.dim() - 1), size)
         index, inside = index[..., None] * n + line.clamp(0, n - 1), inside[..., None] & (line >= 0) & (line < n)
     taken = x.movedim(1, -1).reshape(-1, x.shape[1]).index_select(0, index.flatten())
