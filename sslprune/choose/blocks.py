@@ -141,7 +141,13 @@ def _next(
     worth = {i: np.flatnonzero(mask) for i, mask in may.items()}
     if any(count > len(groups) for groups in worth.values()):
         return {}
-    return {i: groups[np.argsort(carried[i][groups], kind="stable")[:count]] for i, groups in worth.items()}
+    return {i: groups[_lowest(carried[i][groups], count)] for i, groups in worth.items()}
+
+
+def _lowest(values: np.ndarray, count: int) -> np.ndarray:
+    """Where the ``count`` lowest are, in the order of a stable sort; of many that sort would be most of a choice."""
+    few = np.flatnonzero(~(values > np.partition(values, count - 1)[count - 1]))
+    return few[np.argsort(values[few], kind="stable")[:count]]
 
 
 def next_blocks(goal: Goal, evidence: Evidence, selection: Selection) -> list[Block]:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import heapq
+from collections.abc import Sequence
 
 from sslprune.choose.blocks import Block, Evidence, Goal, blocks_of, lowest, next_blocks, usual, without
 from sslprune.errors import BudgetError
+from sslprune.kinds.table import kind_of
 from sslprune.values.selection import Selection
 
 TOLERANCE = 0.01  # the cost ends between (1 - TOLERANCE) x the goal and the goal
 RESERVE = 3  # blocks of the usual size that are left for the landing ...
 MOST_RESERVE = 0.25  # ... and where there are few, this share of all that has to go
+MANY = 32  # axes, of which the blocks go one by one; of n times as many n go together
 MOST_SUMS = 3000  # that the landing looks at
 MOST_LANDINGS = 5  # that are measured, where the cost is an estimate
 
@@ -39,13 +42,29 @@ def descend(
     while now > allowed:
         blocks = next_blocks(goal, evidence, selection)
         reserve = min(RESERVE * usual(goal, blocks), MOST_RESERVE * (goal.dense - goal.limit))
-        blocks = [block for block in blocks if now - block.saving >= max(room, goal.limit + reserve)]
+        least = max(room, goal.limit + reserve)
+        blocks = [block for block in blocks if now - block.saving >= least]
         block = lowest(goal, evidence, selection, blocks)
         if block is None:
             return selection, room <= goal.limit + reserve and allowed <= (goal.limit + now) / 2
-        selection = without(selection, [block])
+        selection = without(selection, [block, *_along(goal, blocks, block, now - max(least, allowed))])
         now = goal.of(selection)
     return selection, False
+
+
+def _along(goal: Goal, blocks: Sequence[Block], first: Block, room: float) -> list[Block]:
+    """What goes in the same step as ``first``, without a saving above ``room``: the next few of very many axes.
+
+    Each step asks all axes, and there are as many steps as blocks: that grows with the square of the model.
+    """
+    few = heapq.nsmallest(len(goal.constraints.units) // MANY, blocks, key=lambda block: block.score)
+    found, saved = [], first.saving
+    for block in few if not goal.constraints.limits else ():
+        fine = not any(kind_of(goal.constraints.axes[i]).is_whole for i in block.groups)  # a sum keeps an operand
+        if block is not first and fine and saved + block.saving <= room:
+            found.append(block)
+            saved += block.saving
+    return found
 
 
 def land(goal: Goal, evidence: Evidence, start: Selection) -> Selection:

@@ -13,6 +13,7 @@ from sslprune.analysis.atoms import Dim
 from sslprune.analysis.factors import pairs_of
 from sslprune.capture.program import Program
 from sslprune.cost.layers import Asked, Layer, Table, layer_of_product, layers_of
+from sslprune.cost.slots import Slots
 from sslprune.cost.terms import Factored, Folding, Summand, Term
 from sslprune.kinds.branches import too_many
 from sslprune.kinds.closed import Left, closed
@@ -142,6 +143,7 @@ class Cost:
             for i, axis in enumerate(self.axes):
                 if np.isin(g.atoms.of([pair.rank]), axis.atoms).any():
                     self._ranks[i] = self._folding[node], len(self._timed) - 1
+        self._slots = Slots(self._rows)
         self._output = next(node for node in reversed(graph.nodes) if node.op == "output")
         self._left: dict[frozenset[int], set[fx.Node]] = {}
         self._live_terms: dict[tuple[str, frozenset[int]], list[Summand]] = {}
@@ -185,7 +187,7 @@ class Cost:
         return self._live_terms[key]
 
     def _counts(self, flags: np.ndarray) -> np.ndarray:
-        return np.array([flags[rows].all(axis=1).sum() for rows in self._rows], float)
+        return self._slots.counts(self._slots.kept(flags))
 
     def _sum(self, measure: str, counts: np.ndarray, gone: set[int]) -> float:
         return float(sum(term.value(counts) for term in self._live(measure, gone)))
@@ -279,8 +281,8 @@ class Cost:
         row alone, and a column for its share of the convolution, which it saves once enough of them are gone.
         """
         flags, gone = self._kept(selection)
-        masks = [flags[rows] for rows in self._rows]  # each (n, k)
-        counts = np.array([mask.all(axis=1).sum() for mask in masks], float)
+        kept = self._slots.kept(flags)
+        counts = self._slots.counts(kept)
         slope = np.zeros(len(self._rows))  # of the cost, by the count of each dimension
         totals: dict[Summand, float] = {}
         for term in self._live(measure, gone):
@@ -288,11 +290,7 @@ class Cost:
             for factor, value in term.slopes(counts):
                 slope[factor] += value
         whole = sum(totals.values())
-        by_slot = np.zeros(self._starts[-1])
-        for rows, mask, value in zip(self._rows, masks, slope, strict=True):
-            alive = rows[mask.all(axis=1)]
-            if value and alive.size:
-                np.add.at(by_slot, alive.reshape(-1), value)
+        by_slot = self._slots.spread(slope, kept, self._starts[-1])
         result = []
         for i, axis in enumerate(self.axes):
             part = slice(self._starts[i], self._starts[i + 1])

@@ -21,8 +21,9 @@ class KernelKind(Kind):
         return even_kernel(gone) if gone.any() else gone
 
     def next(self, alive: np.ndarray) -> np.ndarray:
-        outer = np.flatnonzero(alive)
-        return np.isin(np.arange(alive.size), [*outer[:1], *outer[-1:]])
+        found, outer = np.zeros(alive.size, bool), np.flatnonzero(alive)
+        found[[*outer[:1], *outer[-1:]]] = True
+        return found
 
 
 def even_kernel(zero: np.ndarray) -> np.ndarray:
