@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import sslprune
+from sslprune.choose import landing
 from sslprune.choose.blocks import Goal, blocks_of
 from sslprune.choose.constraints import Constraints, Limit, constraints_of
 from sslprune.choose.curve import Curve
@@ -69,6 +70,19 @@ def test_floors_limits_and_the_grain_hold():
     assert limited.left(axes[0]) + limited.left(axes[1]) >= 80
     with pytest.raises(BudgetError, match=r"budget\.macs: 0\.05 .* the least reachable is 0\.\d+"):
         choose(goal(axes, cost, 0.05, floors=(50, 50)), evidence)
+
+
+def test_of_very_many_axes_several_blocks_go_in_a_step(monkeypatch):
+    axes, cost = chain(*(12,) * 130)
+    steps, asked = [], landing.next_blocks
+    monkeypatch.setattr(landing, "next_blocks", lambda *given: steps.append(given[2]) or asked(*given))
+    random = np.random.default_rng(0)
+    evidence = [random.random(axis.size) for axis in axes]
+    selection = choose(goal(axes, cost, 0.5), evidence)
+    assert 0.495 <= cost.macs(selection) / cost.macs() <= 0.5
+    gone = [values[selection[axis]] for axis, values in zip(axes, evidence, strict=True)]
+    assert sum(map(len, gone)) > 3 * len(steps)
+    assert np.concatenate(gone).max() < 0.6  # 29 % of the groups have to go, and no axis gives what carries much
 
 
 def test_constraints_come_from_the_sections():

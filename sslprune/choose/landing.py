@@ -38,7 +38,7 @@ def descend(
     What costs much, such as a whole branch, waits until the cost may be as low as ``room``. Returns also whether the
     landing is due: nothing else may go, and ``allowed`` is nearer to the goal than to the cost.
     """
-    now = goal.of(selection)
+    now, together = goal.of(selection), 1
     while now > allowed:
         blocks = next_blocks(goal, evidence, selection)
         reserve = min(RESERVE * usual(goal, blocks), MOST_RESERVE * (goal.dense - goal.limit))
@@ -47,23 +47,24 @@ def descend(
         block = lowest(goal, evidence, selection, blocks)
         if block is None:
             return selection, room <= goal.limit + reserve and allowed <= (goal.limit + now) / 2
-        selection = without(selection, [block, *_along(goal, blocks, block, now - max(least, allowed))])
-        now = goal.of(selection)
+        few = _along(goal, blocks, block, max(together, len(goal.constraints.units) // MANY))
+        while (left := goal.of(found := without(selection, few))) < max(least, allowed) and len(few) > 1:
+            few = few[: len(few) // 2]
+        together = 2 * together if left == now else 1  # of columns many go before they save anything
+        selection, now = found, left
     return selection, False
 
 
-def _along(goal: Goal, blocks: Sequence[Block], first: Block, room: float) -> list[Block]:
-    """What goes in the same step as ``first``, without a saving above ``room``: the next few of very many axes.
+def _along(goal: Goal, blocks: Sequence[Block], first: Block, most: int) -> list[Block]:
+    """``first``, and what goes in the same step: of very many axes the next few.
 
     Each step asks all axes, and there are as many steps as blocks: that grows with the square of the model.
     """
-    few = heapq.nsmallest(len(goal.constraints.units) // MANY, blocks, key=lambda block: block.score)
-    found, saved = [], first.saving
-    for block in few if not goal.constraints.limits else ():
+    found = [first]
+    for block in heapq.nsmallest(most, blocks, key=lambda block: block.score) if not goal.constraints.limits else ():
         fine = not any(kind_of(goal.constraints.axes[i]).is_whole for i in block.groups)  # a sum keeps an operand
-        if block is not first and fine and saved + block.saving <= room:
+        if block is not first and fine and block.score <= 2 * first.score:
             found.append(block)
-            saved += block.saving
     return found
 
 
