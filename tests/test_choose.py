@@ -11,7 +11,7 @@ from torch import nn
 
 import sslprune
 from sslprune.choose import landing
-from sslprune.choose.blocks import Goal, blocks_of
+from sslprune.choose.blocks import Goal, blocks_of, next_blocks
 from sslprune.choose.constraints import Constraints, Limit, constraints_of
 from sslprune.choose.curve import Curve
 from sslprune.choose.landing import choose
@@ -74,8 +74,13 @@ def test_floors_limits_and_the_grain_hold():
 
 def test_of_very_many_axes_several_blocks_go_in_a_step(monkeypatch):
     axes, cost = chain(*(12,) * 130)
-    steps, asked = [], landing.next_blocks
-    monkeypatch.setattr(landing, "next_blocks", lambda *given: steps.append(given[2]) or asked(*given))
+    steps = []
+
+    def counted(*given):
+        steps.append(given)
+        return next_blocks(*given)
+
+    monkeypatch.setattr(landing, "next_blocks", counted)
     random = np.random.default_rng(0)
     evidence = [random.random(axis.size) for axis in axes]
     selection = choose(goal(axes, cost, 0.5), evidence)

@@ -56,14 +56,15 @@ def descend(
 
 
 def _along(goal: Goal, blocks: Sequence[Block], first: Block, most: int) -> list[Block]:
-    """``first``, and what goes in the same step: of very many axes the next few.
+    """``first``, and what goes in the same step: of very many axes the next few, as far as they are like it.
 
     Each step asks all axes, and there are as many steps as blocks: that grows with the square of the model.
     """
     found = [first]
     for block in heapq.nsmallest(most, blocks, key=lambda block: block.score) if not goal.constraints.limits else ():
         fine = not any(kind_of(goal.constraints.axes[i]).is_whole for i in block.groups)  # a sum keeps an operand
-        if block is not first and fine and block.score <= 2 * first.score:
+        alike = block.score <= 2 * first.score and block.saving <= 2 * first.saving
+        if block is not first and fine and alike:
             found.append(block)
     return found
 
