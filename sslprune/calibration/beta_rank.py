@@ -41,7 +41,7 @@ def makers_of(program: Program) -> Makers:
     found = defaultdict[str, list[Product]](list)
     for name, product, values in _run(program, program.tensors, tree_leaves((program.args, program.kwargs)), every):
         whole = product.window is None or values[product.node].dim() == 2 + len(product.kernel)
-        if whole and agrees(product, values, program.tensors):
+        if whole and agrees(product, values[product.node], values, program.tensors):
             found[name].append(product)
     return found
 
