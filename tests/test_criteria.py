@@ -139,7 +139,7 @@ def test_second_order_is_calibrations(task: Task | None) -> None:
     pieces = list(collect(program, [(x,)], 40, holds=False).pieces(16))
     assert sum(len(part[0]) for parts in pieces for part in parts) == 40
     kinds: list[Divergence] = [OfNumbers()] if task is None else [OfClasses(task, program.out_specs[0]), OfNumbers()]
-    each = [np.concatenate(felt(program, axes, state, pieces, kind, 7)) for kind in kinds]
+    each = [np.concatenate(by) for kind in kinds for by in felt(program, axes, state, pieces, [kind], 7)]
     lasso = GroupLasso(model, axes)
     gradients = [parameter.grad for parameter in model.parameters()]
     got = second_order(lasso, Sight(program, lambda: model, (x,), task), 7)
