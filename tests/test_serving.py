@@ -89,6 +89,8 @@ HELD: list[tuple[str, Cuts, dict[str, Any]]] = [
     ("vit", {"neurons": ("fc1", 13), "layers": ("layers.1/", 1)}, {"intermediate_size": 35, "num_hidden_layers": 1}),
     ("vit", {"heads": ("", 1)}, {"num_attention_heads": 3, "head_dim": 8}),
     ("vit", {"head_dim": ("", 3), "value_dim": ("", 3)}, {"head_dim": 5}),  # its queries make up for another scale
+    ("vit", {"heads": ("", 1), "head_dim": ("", 3), "value_dim": ("", 3)},
+     {"num_attention_heads": 3, "head_dim": 5}),
     ("deit", {"neurons": ("fc1", 13), "heads": ("", 1)},
      {"intermediate_size": 35, "num_attention_heads": 3, "head_dim": 8}),
     ("deit", {"layers": ("layers.0/", 1)}, {"num_hidden_layers": 1}),

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -63,8 +64,14 @@ def test_the_command_writes_it_alone(run):
     before = {path: path.read_bytes() for path in run.huggingface.iterdir()}
     shutil.rmtree(run.huggingface)
     assert call("export", run, "--format", "huggingface", "--baseline", "x.json").exit_code == 2
+    pieces = Path(run.recipe().model.arguments["path"]) / "tokenizer.model"  # which converters to GGUF read
+    pieces.write_bytes(b"pieces")
     result = call("export", run, "--format", "huggingface", "--json")
+    pieces.unlink()
     assert result.exit_code == 0, result.output
+    copied = run.huggingface / pieces.name
+    assert copied.read_bytes() == b"pieces"
+    copied.unlink()
     said = json.loads(result.stdout)
     assert said["huggingface"] == str(run.huggingface) and list(said["changed"]) == ["intermediate_size"]
     assert {path: path.read_bytes() for path in run.huggingface.iterdir()} == before

@@ -148,6 +148,45 @@ def test_lambda_knows_no_ties(stack):
         sslprune.Sparsity(stack[0], (torch.randn(4, 8),), prune={**INNER, "tie": "layers"}, steps=9, strength=1e-3)
 
 
+@pytest.mark.parametrize("fraction", [0.75, 0.45])
+def test_sections_of_several_kinds_are_uniform_each_in_itself(fraction):
+    """Heads, neurons and whole layers, each tied by a section of its own: a recipe for `from_pretrained`."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.MistralConfig(vocab_size=40, hidden_size=32, num_hidden_layers=3, num_attention_heads=4,
+                                        num_key_value_heads=4, intermediate_size=24, use_cache=False)  # fmt: skip
+    program = sslprune.trace(transformers.MistralForCausalLM(config), (torch.arange(10).view(2, 5),))
+    ties = {"heads": "layers", "neurons": "layers", "layers": "block"}
+    sections = [PruneSection.model_validate({"kind": kind, "tie": tie}) for kind, tie in ties.items()]
+    chosen = select_with_sections(sslprune.find_axes(program), sections)
+    axes = [axis for axis, _ in chosen]
+    made = goal_of(chosen, Cost(program, axes), BudgetSection(macs=(fraction,), round_to=1), 0.0)
+    random = np.random.default_rng(1)
+    evidence = [random.random(axis.size) * (1 + i) for i, axis in enumerate(axes)]
+    selection = choose(made, evidence)
+    assert 0 < made.of(selection) <= made.limit
+    left = {kind: [selection.left(axis) for axis in axes if axis.kind == kind] for kind in ties}
+    assert len(set(left["heads"])) == len(set(left["neurons"])) == 1 and len(left["heads"]) == 3
+    layers = dict(zip([axis.name for axis in axes if axis.kind == "layers"], left["layers"], strict=True))
+    assert len(layers) == 6 and all(
+        len({count for name, count in layers.items() if f"layers.{i}/" in name}) == 1 for i in range(3)
+    )
+    assert min(left["heads"] + left["neurons"]) < 24
+
+
+def test_an_axis_goes_by_the_first_section_that_names_it(stack):
+    """Two sections of one kind tie each their own, and what the first has taken is not in the second's tie."""
+    made, evidence = goal(
+        stack, 0.6, {**INNER, "tie": "layers"}, {"kind": "neurons", "exclude": ["pooler"], "tie": "indices"}
+    )
+    names = [axis.name for axis in made.constraints.axes]
+    tied = [({names[i] for i in tie.axes}, tie.alike) for tie in made.constraints.ties]
+    assert tied == [({f"layers.{i}.mix" for i in range(3)}, True), ({f"layers.{i}.fc1" for i in range(3)}, False)]
+    selection = choose(made, evidence)
+    mix = [selection[i].tolist() for i, name in enumerate(names) if name.endswith("mix")]
+    assert mix[0] == mix[1] == mix[2]
+    assert len({selection.left(i) for i, name in enumerate(names) if name.endswith("fc1")}) == 1
+
+
 def test_grouped_queries_are_tied_each_with_their_like():
     transformers = pytest.importorskip("transformers")
     config = transformers.PhiConfig(vocab_size=40, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,

@@ -237,7 +237,8 @@ def _options(
 ) -> Iterator[Option]:
     """Each field with each value that it could have now, and what that does to the shapes by itself."""
     for name, value in {**made.numbers, **pinned}.items():
-        for new in sorted({value * now // old for old, now in pairs if value * now % old == 0} - {value, 0}):
+        alone = {value * now // old for old, now in pairs if value * now % old == 0}
+        for new in sorted((alone | _factors(value, pairs)) - {value, 0}):
             shapes = made.shapes({**base, name: new})
             moves = {
                 (n, d)
@@ -247,8 +248,16 @@ def _options(
             }
             if shapes is not None and (shapes.keys() != whole.keys() or not moves <= apart):
                 continue  # it changes what has stayed as it was
+            if new not in alone and not moves:
+                continue
             right = {(n, d) for n, d in moves if shapes is not None and shapes[n][d] == wanted[n][d]}
             yield Option(name, new, frozenset(moves), frozenset(right))
+
+
+def _factors(value: int, pairs: set[tuple[int, int]]) -> set[int]:
+    """What a field of ``value`` can be now where a size is its product with another field, and both went down."""
+    products = [(old // value, now) for old, now in pairs if value > 1 and old % value == 0]
+    return {new for other, now in products for new in range(1, value) if now % new == 0 and now // new <= other}
 
 
 def _forced(options: Sequence[Option], apart: set[tuple[str, int]]) -> tuple[list[Option], list[Option]]:

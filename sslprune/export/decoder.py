@@ -16,7 +16,7 @@ from sslprune.capture.mode import evaluating
 from sslprune.capture.program import Program, copy_graph, operator_name, quiet
 from sslprune.capture.trace import trace_evaluation
 from sslprune.errors import ExportError, first_line
-from sslprune.export.onnx import ONNX_TOLERANCE, check_graph, convert, save_onnx
+from sslprune.export.onnx import ONNX_TOLERANCE, convert, save_onnx
 from sslprune.export.portable import is_portable, make_portable_
 from sslprune.export.session import open_session
 from sslprune.files import write_beside
@@ -63,8 +63,7 @@ def export_decoder(model: nn.Module, path: str | Path, plan: Plan = NOTHING, *, 
 
         def write(temporary: Path) -> None:
             nonlocal worst
-            save_onnx(converted, temporary, small)
-            check_graph(temporary, path)
+            save_onnx(converted, temporary, path)
             worst = _verify(decoder, temporary, path)
 
         write_beside(path, write)

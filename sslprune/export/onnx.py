@@ -23,6 +23,7 @@ from sslprune.export.file import feeds_of, rename_dimensions
 from sslprune.export.matching import near_matches
 from sslprune.export.program import export_program
 from sslprune.export.session import open_session
+from sslprune.export.weights import beside, embed
 from sslprune.files import write_beside
 from sslprune.values import outputs
 from sslprune.values.carry import carries
@@ -73,9 +74,7 @@ def export_onnx(
 
         def write(temporary: Path) -> None:
             nonlocal largest
-            save_onnx(converted, temporary, module)
-            if dynamic_axes:
-                rename_dimensions(temporary, dynamic_axes)
+            save_onnx(converted, temporary, path, dynamic_axes)
             largest = _verify_onnx(module, made, temporary, path, sequence)
 
         write_beside(path, write)
@@ -114,18 +113,22 @@ def convert(
     return converted
 
 
-def save_onnx(converted: torch.onnx.ONNXProgram, file: Path, module: nn.Module) -> None:
-    """Write ``converted``, made of ``module``; beside it a file of its weights where they are too many for one."""
-    size = sum(t.numel() * t.element_size() for t in module.state_dict().values() if isinstance(t, Tensor))
-    converted.save(file, external_data=size > PROTOBUF_LIMIT)
+def save_onnx(
+    converted: torch.onnx.ONNXProgram, file: Path, path: Path, dynamic_axes: Mapping[str, str] | None = None
+) -> None:
+    """Write ``converted`` as ``file``, to be called ``path``, its weights beside it where one file cannot hold them.
 
-
-def check_graph(file: Path, path: Path) -> None:
-    """Raise ExportError for a ``file``, to be called ``path``, that onnx.checker rejects."""
+    ``dynamic_axes``: other names of open dimensions. Raises ExportError for a graph that onnx.checker rejects.
+    """
+    converted.save(file, external_data=True)
+    if dynamic_axes:
+        rename_dimensions(file, dynamic_axes)
     try:
         onnx.checker.check_model(str(file), full_check=True)
     except Exception as error:
         raise ExportError(f"{path.name}: onnx.checker rejects it: {first_line(error)}") from error
+    if beside(file).stat().st_size <= PROTOBUF_LIMIT:
+        embed(file)
 
 
 def _told(error: BaseException) -> BaseException:
@@ -174,11 +177,10 @@ def _names_of_sizes(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, 
 
 
 def _verify_onnx(module: nn.Module, made: Exported, file: Path, path: Path, sequence: int | None) -> float:
-    """Check ``file`` (it will be called ``path``) against ``module``; returns the largest relative difference.
+    """Run ``file`` (it will be called ``path``) beside ``module``; returns the largest relative difference.
 
     At other batch sizes too where the batch is open.
     """
-    check_graph(file, path)
     session, example = open_session(file), (made.args, made.kwargs)
     others = [random_like(example, n, n, made.closed) for n in (1, 5)] if made.dynamic_batch else []
     worst = 0.0

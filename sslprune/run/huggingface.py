@@ -22,6 +22,7 @@ from sslprune.show.terminal import Show
 from sslprune.values.carry import carries
 
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")  # how pictures and sound become inputs
+SENTENCES = "tokenizer.model"  # of the tokenizer's training, which transformers reads and does not write; converters do
 
 
 def export_run(directory: RunDirectory, show: Show) -> dict[str, Any]:
@@ -44,7 +45,8 @@ def write_directory(directory: RunDirectory, recipe: Recipe, data: Data, show: S
 
     def finish(instance: Any, folder: Path) -> None:
         source = Path(str(recipe.model.arguments.get("path", "")))
-        for name in PROCESSORS:
+        whole = not getattr(recipe.data, "keep_tokens", None)  # with fewer tokens it would number them as before
+        for name in (*PROCESSORS, SENTENCES) if whole else PROCESSORS:
             if (source / name).is_file():
                 shutil.copyfile(source / name, folder / name)
         if directory.tokenizer.is_dir():
