@@ -1,6 +1,6 @@
 """A small causal model of transformers, with a tokenizer that llama.cpp's converter accepts, for text of one's own.
 
-    python scripts/small_causal_model.py ../shared/data/ptb/train.txt out --seed 0
+    python scripts/small_causal_model.py train.txt out --seed 0
 
 Mistral's class: Llama's architecture, and it loads any number of heads. The tokenizer is of Llama 2's make: pairs of
 letters, and bytes for what it never saw. The weights are random: `sslprune train` trains them (docs/serving.md).
