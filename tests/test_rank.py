@@ -267,7 +267,7 @@ def test_training_needs_a_factored_model_and_folds_at_the_end() -> None:
             sparsity.shrink(optimizer)
     small = sparsity.repack()
     macs = sslprune.Cost(sslprune.trace(small, (x,)), []).macs()
-    assert 0.59 * 384 <= macs <= 0.6 * 384
+    assert 0.6 * 384 - 36 < macs <= 0.6 * 384  # a component has 36 of them at most, and processors round differently
     assert difference(copy.deepcopy(model)(x), small(x))[1] < 1e-5
 
 
