@@ -297,14 +297,12 @@ def _renumber(model: nn.Module, name: str, change: TensorPlan) -> None:
     config: Any = getattr(model, "config", None)
     if getattr(config, "vocab_size", None) == change.before[0]:
         config.vocab_size = len(new)
-        for holder in (config, getattr(model, "generation_config", None)):
-            for key, value in list(vars(holder).items()) if holder is not None else ():
-                if key.endswith("_token_id") and isinstance(value, int | list):  # several tokens may end a text
-                    setattr(
-                        holder,
-                        key,
-                        [new.get(i, i) for i in value] if isinstance(value, list) else new.get(value, value),
-                    )
+        for holder in filter(None, (config, getattr(model, "generation_config", None))):
+            for key, value in list(vars(holder).items()):
+                if key.endswith("_token_id") and isinstance(value, int | list):
+                    several = value if isinstance(value, list) else [value]  # tokens that end a text
+                    found = [new.get(number, number) for number in several]
+                    setattr(holder, key, found if several is value else found[0])
 
 
 def _is_own(model: nn.Module, change: OperatorPlan) -> bool:
