@@ -20,10 +20,14 @@ import transformers
 TOLERANCE = 1e-4  # of a logarithm: float32 on both sides
 
 
-def by_transformers(folder: str, text: str, count: int) -> tuple[list[int], list[int], torch.Tensor]:
+def by_transformers(
+    folder: str, text: str, count: int, trusted: bool = False
+) -> tuple[list[int], list[int], torch.Tensor]:
     """The prompt's tokens, those that follow, and the logarithms before each of those (count, vocabulary)."""
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=trusted)
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, trust_remote_code=trusted
+    ).eval()
     prompt = tokenizer(text, return_tensors="pt")["input_ids"]
     ids, rows = prompt, []
     with torch.no_grad():
@@ -61,8 +65,9 @@ def main() -> None:
     parser.add_argument("file")
     parser.add_argument("--text", default="once upon a time")
     parser.add_argument("--tokens", type=int, default=12)
+    parser.add_argument("--trust-remote-code", action="store_true", help="for a directory of --format deci")
     options = parser.parse_args()
-    prompt, wanted, logs = by_transformers(options.folder, options.text, options.tokens)
+    prompt, wanted, logs = by_transformers(options.folder, options.text, options.tokens, options.trust_remote_code)
     length, found, theirs = by_llama_cpp(options.file, options.text, options.tokens, logs.shape[1])
     apart = float((logs[: len(theirs)] - theirs).abs().max())
     equal = length == len(prompt) and found == wanted[: len(found)] and len(found) == options.tokens

@@ -26,6 +26,7 @@ _HOMES = {
     "shrink": "train.shrink",
     "Sparsity": "train.sparsity",
     "export_decoder": "export.decoder",
+    "export_deci": "export.deci",
     "export_huggingface": "export.huggingface",
     "export_onnx": "export.onnx",
     "load": "export.program",
@@ -52,6 +53,7 @@ __all__ = [
     "__version__",
     "apply_plan",
     "calibrate",
+    "export_deci",
     "export_decoder",
     "export_huggingface",
     "export_onnx",
@@ -74,6 +76,7 @@ if TYPE_CHECKING:
     from sslprune.capture.trace import trace
     from sslprune.cost.counts import Cost
     from sslprune.errors import SslpruneError
+    from sslprune.export.deci import export_deci
     from sslprune.export.decoder import export_decoder
     from sslprune.export.huggingface import export_huggingface
     from sslprune.export.onnx import export_onnx

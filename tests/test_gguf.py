@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pytest
 import torch
 
 import sslprune
+from tests.test_deci import UNEVEN
 
 tf: Any = pytest.importorskip("transformers")
 for package in ("xllamacpp", "gguf", "sentencepiece"):
@@ -57,15 +59,8 @@ def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(("name", "cuts"), CASES, ids=[f"{name}-{'-'.join(cuts)}" for name, cuts in CASES])
 def test_llama_cpp_says_what_transformers_says(vocabulary: Path, tmp_path: Path, name: str, cuts: Cuts) -> None:
-    tokenizer = tf.LlamaTokenizer.from_pretrained(vocabulary.parent, add_bos_token=True)  # as llama.cpp does
     more = {"Qwen3": {"head_dim": 16}}.get(name, {})
-    config = getattr(tf, f"{name}Config")(**{**SIZES, **more}, vocab_size=len(tokenizer), pad_token_id=None)
-    torch.manual_seed(0)
-    model = getattr(tf, f"{name}ForCausalLM")(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    program = sslprune.trace(model, (torch.randint(3, 60, (2, 6)),))
+    model, program = traced(vocabulary, name, more)
     masked, chosen = copy.deepcopy(model), []
     for axis in sslprune.find_axes(program):
         part, count = cuts.get(axis.kind, ("", 0))
@@ -74,25 +69,73 @@ def test_llama_cpp_says_what_transformers_says(vocabulary: Path, tmp_path: Path,
             chosen.append(axis)
     assert {axis.kind for axis in chosen} == set(cuts)
     small = sslprune.repack(masked, program, chosen, verify=False)
-
-    def finish(instance: Any, folder: Path) -> None:
-        tokenizer.save_pretrained(folder)
-        (folder / "tokenizer.model").write_bytes(vocabulary.read_bytes())
-
-    out, file = tmp_path / "out", tmp_path / "small.gguf"
-    assert sslprune.export_huggingface(masked, small, out, program.args, finish=finish)
-    done = subprocess.run(
-        [sys.executable, SOURCES / "convert_hf_to_gguf.py", out, "--outfile", file, "--outtype", "f32"],
-        capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
+    finish = finished(vocabulary)
+    assert sslprune.export_huggingface(masked, small, tmp_path / "out", program.args, finish=finish)
+    file = converted(tmp_path)
     import gguf
 
     tensors = gguf.GGUFReader(file).tensors
     assert sum(tensor.n_elements for tensor in tensors) == sum(parameter.numel() for parameter in small.parameters())
-    told = subprocess.run(
-        [sys.executable, "-m", "scripts.compare_gguf", out, file, "--text", "the queen sees a tiger"],
+    check_equal(tmp_path / "out", file)
+
+
+@pytest.mark.parametrize("name", ["Llama", "Qwen2"])  # Qwen2 adds biases to queries, keys and values
+def test_llama_cpp_runs_layers_that_differ(vocabulary: Path, tmp_path: Path, name: str) -> None:
+    model, program = traced(vocabulary, name, {"num_hidden_layers": 7, "intermediate_size": 300})
+    masked, chosen = copy.deepcopy(model), []
+    for axis in sslprune.find_axes(program):
+        count = UNEVEN.get(axis.name.removeprefix("model."), 0)
+        if count:
+            sslprune.zero_groups(masked, axis, range(count))
+            chosen.append(axis)
+    assert len(chosen) == len(UNEVEN)
+    small = sslprune.repack(masked, program, chosen, verify=False)
+    said = sslprune.export_deci(masked, small, tmp_path / "out", program.args, finish=finished(vocabulary))
+    assert said["num_key_value_heads"] == [1, 2, 2, 1, 2, 0]
+    assert said["intermediate_size"] == [512, 256, 256, 512, 512, 512]
+    # fewer tokens: one of them may end a text
+    check_equal(tmp_path / "out", converted(tmp_path), "--trust-remote-code", "--tokens", "8")
+
+
+def traced(vocabulary: Path, name: str, more: dict[str, Any]) -> tuple[Any, sslprune.Program]:
+    """A model of this class, whose every tensor says something."""
+    tokens = len(tf.LlamaTokenizer.from_pretrained(vocabulary.parent))
+    config = getattr(tf, f"{name}Config")(**{**SIZES, **more}, vocab_size=tokens, pad_token_id=None)
+    torch.manual_seed(0)
+    model = getattr(tf, f"{name}ForCausalLM")(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model, sslprune.trace(model, (torch.randint(3, 60, (2, 6)),))
+
+
+def finished(vocabulary: Path) -> Callable[[Any, Path], None]:
+    """What writes the tokenizer beside the weights."""
+
+    def finish(instance: Any, folder: Path) -> None:
+        tokenizer = tf.LlamaTokenizer.from_pretrained(vocabulary.parent, add_bos_token=True)  # as llama.cpp does
+        tokenizer.save_pretrained(folder)
+        (folder / "tokenizer.model").write_bytes(vocabulary.read_bytes())
+
+    return finish
+
+
+def converted(folder: Path) -> Path:
+    """The GGUF file that llama.cpp's converter makes of ``folder``/out."""
+    file = folder / "small.gguf"
+    done = subprocess.run(
+        [sys.executable, SOURCES / "convert_hf_to_gguf.py", folder / "out", "--outfile", file, "--outtype", "f32"],
         capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    return file
+
+
+def check_equal(folder: Path, file: Path, *options: str) -> None:
+    """llama.cpp chooses the tokens that transformers chooses, of the same probabilities."""
+    told = subprocess.run(
+        [sys.executable, "-m", "scripts.compare_gguf", folder, file, "--text", "the queen sees a tiger", *options],
+        capture_output=True, text=True, env={**os.environ, "HF_MODULES_CACHE": str(folder.parent / "modules")},
     )  # fmt: skip
     assert told.returncode == 0, told.stdout + told.stderr[-2000:]
     said = json.loads(told.stdout.splitlines()[-1])

@@ -144,7 +144,7 @@ def test_the_whole_road(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for name, value in (("WARM_UP", 0.005), ("ENOUGH", 0.01)):
         monkeypatch.setattr(f"sslprune.bench.timing.{name}", value)
     write(tmp_path, kind)
-    with_cache = ("--set", "export.decoder=true") if kind == "llama" else ()
+    with_cache = ("--set", "export.decoder=true", "--set", "export.deci=true") if kind == "llama" else ()
     result = invoke("run", tmp_path / "lm.toml", "--run", tmp_path / "run", *with_cache)
     assert result.exit_code == 0, result.output
     assert "tokens of model; loss and perplexity are per token, not per word" in " ".join(result.stderr.split())
@@ -155,6 +155,12 @@ def test_the_whole_road(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         : len(with_cache)
     ]
     assert ("each token after" in result.output) == bool(with_cache) == run.decoder.is_file()
+    assert ("for llama.cpp and vLLM" in result.output) == bool(with_cache) == (run.deci / "tokenizer.json").is_file()
+    if with_cache:
+        shutil.rmtree(run.deci)
+        alone = invoke("export", run, "--format", "deci", "--json")
+        assert alone.exit_code == 0 and json.loads(alone.stdout)["deci"] == str(run.deci), alone.output
+        assert (run.deci / "modeling_deci.py").is_file()
     assert 1 < report.repacked.metrics["perplexity"] < 30  # of 300 tokens, in sentences of a few forms
     shutil.rmtree(tmp_path / "model")  # the run has its own tokenizer
     (tmp_path / "train.txt").unlink()

@@ -167,7 +167,7 @@ def test_a_language_model_is_tied_trained_and_generates_by_transformers(tmp_path
     assert found[True] == found[False] == text
 
 
-@pytest.mark.parametrize("field", ["huggingface", "decoder"])
+@pytest.mark.parametrize("field", ["huggingface", "deci", "decoder"])
 def test_a_model_of_no_such_class_is_refused_before_it_is_trained(tmp_path, field):
     run = tmp_path / "run"
     told = CliRunner().invoke(app, ["train", "recipes/digits.toml", "--run", str(run), "--set", f"export.{field}=true"])

@@ -38,7 +38,7 @@ from sslprune.cli.options import (
     one_format,
     one_of,
 )
-from sslprune.cli.parts import directory_of, load, print_json, show_of, tell_verdict, write_decoder, write_huggingface
+from sslprune.cli.parts import directory_of, load, print_json, show_of, tell_verdict, write_decoder, write_weights
 from sslprune.cli.together import agreed, joined, launched, restarted
 from sslprune.values.bounds import MOST_REPETITIONS, MOST_SAMPLES, MOST_THREADS
 
@@ -179,8 +179,9 @@ def export(
     directory = RunDirectory(run)
     if format is not Format.onnx:
         one_format(format, baseline, sets)
-        alone = write_huggingface if format is Format.huggingface else write_decoder
-        return alone(directory, show, as_json)
+        if format is Format.decoder:
+            return write_decoder(directory, show, as_json)
+        return write_weights(format, directory, show, as_json)
     from sslprune.run.export import export as export_model
 
     with directory.changed(load(directory.recipe_file, sets)) if sets else nullcontext():

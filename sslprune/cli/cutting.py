@@ -9,7 +9,7 @@ import typer
 
 from sslprune.cli.guard import guarded
 from sslprune.cli.options import Debug, Format, Json, RunFolder
-from sslprune.cli.parts import print_json, show_of, tell_verdict, write_huggingface
+from sslprune.cli.parts import print_json, show_of, tell_verdict, write_weights
 
 
 @guarded
@@ -18,7 +18,7 @@ def cut(
     fraction: Annotated[float, typer.Argument(metavar="BUDGET", help="One of those that the run was trained for.")],
     format: Annotated[
         Format | None,
-        typer.Option("--format", help="Export it too: ONNX with a report, or a Hugging Face directory."),
+        typer.Option("--format", help="Export it too: ONNX with a report, or a directory of weights."),
     ] = None,
     as_json: Json = False,
     debug: Debug = False,
@@ -32,8 +32,8 @@ def cut(
     from sslprune.run.directory import RunDirectory
 
     point = cut_run(RunDirectory(run), fraction, show)
-    if format is Format.huggingface:
-        return write_huggingface(point, show, as_json)
+    if format in (Format.huggingface, Format.deci):
+        return write_weights(format, point, show, as_json)
     if format is Format.onnx:
         from sslprune.run.export import export
 

@@ -102,13 +102,15 @@ class Format(StrEnum):
     onnx = "onnx"
     huggingface = "huggingface"
     decoder = "decoder"
+    deci = "deci"
 
 
 FormatOption = Annotated[
     Format,
     typer.Option(
         "--format",
-        help="One of the others alone: huggingface, for from_pretrained; decoder, ONNX with past keys and values.",
+        help="One of the others alone: huggingface, for from_pretrained; decoder, ONNX with past keys and values; "
+        "deci, for llama.cpp and vLLM where layers differ.",
     ),
 ]
 

@@ -46,7 +46,7 @@ def tell_verdict(report: Report, directory: RunDirectory, show: Show, as_json: b
     if as_json:
         print_json(report.model_dump(mode="json"))
     else:
-        names = ("onnx", "program", "weights", "page", "report", "huggingface")
+        names = ("onnx", "program", "weights", "page", "report", "huggingface", "deci")
         written = Written(directory.path, **{name: getattr(directory, name) for name in names})
         show.result(summary(report, written))
     if not report.passed:
@@ -54,13 +54,12 @@ def tell_verdict(report: Report, directory: RunDirectory, show: Show, as_json: b
         fail(f"gate missed: {'; '.join(missed)}", 3)
 
 
-def write_huggingface(directory: RunDirectory, show: Show, as_json: bool) -> None:
-    """Write the Hugging Face directory of a run, and say where it lies."""
+def write_weights(format: str, directory: RunDirectory, show: Show, as_json: bool) -> None:
+    """Write the weights of a run as a class of transformers or as DeciLM, and say where they lie."""
     from sslprune.run.huggingface import export_run
 
-    changes = export_run(directory, show)
-    found = {"huggingface": str(directory.huggingface), "changed": changes}
-    print_json(found) if as_json else print(directory.huggingface)
+    changes, folder = export_run(directory, show, format), getattr(directory, format)
+    print_json({format: str(folder), "changed": changes}) if as_json else print(folder)
 
 
 def write_decoder(directory: RunDirectory, show: Show, as_json: bool) -> None:

@@ -54,37 +54,50 @@ def export_huggingface(
     hold: it names the layer and the field.
     """
     check_class(model)
-    factors = [name for name in (tensors if tensors is not None else tensors_of(small)) if is_factor(name)]
-    if factors:
-        raise ExportError(
-            f"--format huggingface: {factors[0].rpartition('.')[0]} is two factors of a rank, which no class of "
-            "transformers has; deploy export/model.onnx or repacked/model.pt2, or leave that kind out"
-        )
-    calls = [(args, dict(kwargs or {}))]
-    calls += [random_like(calls[0], rows, rows) for rows in (1, 3)]
-    with quiet_transformers("--format huggingface"), evaluating(small), torch.no_grad():
-        asked = [(call, small(*call[0], **call[1])) for call in calls]
-        held = _ungated(model, renumbered(model, dict(tensors if tensors is not None else tensors_of(small))))
+    own = whole_tensors(small, tensors, "huggingface")
+    with quiet_transformers("--format huggingface"), torch.no_grad():
+        asked = asked_of(small, args, kwargs)
+        held = ungated(model, renumbered(model, own))
         instance, changes = _instance(model, held, asked)
-        _write(model, instance, Path(path), asked, finish)
+        write(model, instance, Path(path), asked, finish)
     return changes
 
 
-def check_class(model: nn.Module) -> None:
+def whole_tensors(small: nn.Module, tensors: Mapping[str, Tensor] | None, format: str) -> dict[str, Tensor]:
+    """``tensors``, or those of ``small``; raises ExportError where one is two factors."""
+    own = dict(tensors if tensors is not None else tensors_of(small))
+    factor = next((name for name in own if is_factor(name)), None)
+    if factor is not None:
+        raise ExportError(
+            f"--format {format}: {factor.rpartition('.')[0]} is two factors of a rank, which no class of transformers "
+            "has; deploy export/model.onnx or repacked/model.pt2, or leave that kind out"
+        )
+    return own
+
+
+def asked_of(small: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None) -> list[Asked]:
+    """The example, and inputs like it of one row and of three, with what ``small`` answers."""
+    calls = [(args, dict(kwargs or {}))]
+    calls += [random_like(calls[0], rows, rows) for rows in (1, 3)]
+    with evaluating(small):
+        return [(call, small(*call[0], **call[1])) for call in calls]
+
+
+def check_class(model: nn.Module, format: str = "huggingface") -> None:
     """Raise ExportError for a model that is no class of transformers, or that is quantized."""
     if not hasattr(model, "save_pretrained") or not hasattr(getattr(model, "config", None), "to_dict"):
         raise ExportError(
-            f"--format huggingface: {type(model).__name__} is no class of transformers; deploy export/model.onnx or "
+            f"--format {format}: {type(model).__name__} is no class of transformers; deploy export/model.onnx or "
             "repacked/model.pt2, or give an instance of your class the sizes with sslprune.apply_plan"
         )
     if getattr(model.config, "quantization_config", None) is not None:
         raise ExportError(
-            f"--format huggingface: {type(model).__name__} is quantized, and its tensors are no weights; prune the "
+            f"--format {format}: {type(model).__name__} is quantized, and its tensors are no weights; prune the "
             "model before it is quantized"
         )
 
 
-def _ungated(model: nn.Module, held: Held) -> Held:
+def ungated(model: nn.Module, held: Held) -> Held:
     """``held`` without gates, of which the class knows nothing: they may go where they are open."""
     gates = {new for new, old in held.before.items() if old in gates_in(model)}
     ajar = next((name for name in sorted(gates) if not bool((held.tensors[name] == 1).all())), None)
@@ -104,7 +117,7 @@ def _instance(model: Any, held: Held, asked: Sequence[Asked]) -> tuple[Any, dict
         for changes, config in configurations(model, held):
             for more, instance in _instances(model, held, changes, config):
                 try:
-                    apart, why = _apart(instance, asked), ""
+                    apart, why = apart_of(instance, asked), ""
                 except (RuntimeError, ValueError, IndexError) as error:  # sizes that the class's own code cannot run
                     apart, why = float("inf"), first_line(error)
                 if apart <= HF_TOLERANCE:
@@ -129,29 +142,29 @@ def _instance(model: Any, held: Held, asked: Sequence[Asked]) -> tuple[Any, dict
 
 def _instances(model: Any, held: Held, changes: dict[str, Any], config: Any) -> Iterator[tuple[dict[str, Any], Any]]:
     """The class with the tensors of ``held``; then with norms or projections rescaled, where some got narrower."""
-    first = _filled(model, config, held.tensors)
+    first = filled(type(model), config, held.tensors)
     yield changes, first
     weights, fields = rescaled(model, first, held)
     if weights:
         changes = {**changes, **fields}
-        yield changes, _filled(model, Configurations(model).made(changes), {**held.tensors, **weights})
+        yield changes, filled(type(model), Configurations(model).made(changes), {**held.tensors, **weights})
         return
     for scaled in rescaled_projections(model, held, changes):
-        yield changes, _filled(model, config, {**held.tensors, **scaled})
+        yield changes, filled(type(model), config, {**held.tensors, **scaled})
 
 
-def _filled(model: Any, config: Any, tensors: Mapping[str, Tensor]) -> Any:
+def filled(kind: Any, config: Any, tensors: Mapping[str, Tensor]) -> Any:
     """An instance with these tensors themselves: no memory but theirs, unless the class has more, which it draws."""
     with unfilled():
-        instance = type(model)(config)
+        instance = kind(config)
     if instance.load_state_dict(dict(tensors), strict=False, assign=True).missing_keys:
-        instance = type(model)(config)
+        instance = kind(config)
         instance.load_state_dict(dict(tensors), strict=False)
     instance.tie_weights()
     return instance.to(torch.float32)
 
 
-def _apart(instance: Any, asked: Sequence[Asked]) -> float:
+def apart_of(instance: Any, asked: Sequence[Asked]) -> float:
     """The largest relative difference of the outputs; infinite where they are not of one shape."""
     instance.eval()
     if hasattr(instance.config, "use_cache"):
@@ -163,7 +176,7 @@ def _apart(instance: Any, asked: Sequence[Asked]) -> float:
     return worst
 
 
-def _write(
+def write(
     model: Any,
     instance: Any,
     path: Path,
@@ -182,8 +195,8 @@ def _write(
         if finish is not None:
             finish(instance, folder)
         instance.save_pretrained(folder, max_shard_size=SHARD)
-        again = type(model).from_pretrained(folder, attn_implementation=model.config._attn_implementation)
-        apart = _apart(again.to(torch.float32), asked)
+        again = type(instance).from_pretrained(folder, attn_implementation=model.config._attn_implementation)
+        apart = apart_of(again.to(torch.float32), asked)
         if not apart <= HF_TOLERANCE:
             raise ExportError(
                 f"{path}: loaded again, its outputs differ by {apart:.1e} (relative; {HF_TOLERANCE:g} is allowed); "

@@ -23,11 +23,11 @@ class Held:
     kept: Mapping[str, list[int]]
 
 
-def renumbered(model: nn.Module, small: Mapping[str, Tensor]) -> Held:
+def renumbered(model: nn.Module, small: Mapping[str, Tensor], *, parts: bool = False) -> Held:
     """The tensors ``small``, by their names in ``model``, with the layers that stay numbered from 0 on.
 
     ``model`` is as it was trained, at zero where something went. What no graph reads, and so a repacked model does not
-    have, is as there. Raises ExportError for a layer of which a part went.
+    have, is as there. Raises ExportError for a layer of which a part went, unless there may be ``parts`` of layers.
     """
     own = model.state_dict()
     kept: dict[str, list[int]] = {}
@@ -44,8 +44,10 @@ def renumbered(model: nn.Module, small: Mapping[str, Tensor]) -> Held:
     before: dict[str, str] = {}
     for name, tensor in own.items():
         new, stays = _renamed(name, kept)
-        if stays and name not in small:
-            _check_unread(model, name, small)
+        if stays and name not in small and _went_alone(model, name, small):
+            if not parts:
+                raise _not_whole(model, name, small)
+            continue
         if stays or name in small:
             found[new], before[new] = small.get(name, tensor), name
     return Held(found, before, kept)
@@ -88,23 +90,33 @@ def _renamed(name: str, kept: Mapping[str, list[int]]) -> tuple[str, bool]:
     return ".".join(parts), stays
 
 
-def _check_unread(model: nn.Module, name: str, small: Mapping[str, Tensor]) -> None:
-    """Raise ExportError for a tensor that went with a branch of its layer; what no layer has now was never read."""
-    stack = max((s for s in _stacks(model) if name.startswith(f"{s}.")), key=len, default=None)
-    if stack is None:
-        return
-    number, _, inside = name.removeprefix(f"{stack}.").partition(".")
+def _went_alone(model: nn.Module, name: str, small: Mapping[str, Tensor]) -> bool:
+    """Whether a tensor went with a branch of its layer; what no layer has now was never read."""
+    stack = _stack_of(model, name)
+    if not stack:
+        return False
+    inside = name.removeprefix(f"{stack}.").partition(".")[2]
     own = model.state_dict()
     siblings = [f"{stack}.{other}.{inside}" for other in _layers(own, stack)]
     zeroed = own[name].dim() > 1 and not own[name].any()  # a branch that went from every layer
-    if not zeroed and not any(sibling in small for sibling in siblings):
-        return
-    left = [key for key in own if key.startswith(f"{stack}.{number}.") and key in small]
+    return bool(zeroed) or any(sibling in small for sibling in siblings)
+
+
+def _not_whole(model: nn.Module, name: str, small: Mapping[str, Tensor]) -> ExportError:
+    """What to say of a tensor that went with a branch of its layer."""
+    stack = _stack_of(model, name)
+    number = name.removeprefix(f"{stack}.").partition(".")[0]
+    left = [key for key in model.state_dict() if key.startswith(f"{stack}.{number}.") and key in small]
     modules = list(dict.fromkeys(key.rpartition(".")[0] for key in left))
     if all("norm" in type(model.get_submodule(path)).__name__.lower() for path in modules):
         why = f"its normalisations stand behind the sums, and stay ({few(modules, 2)}); leave its kind of layers out"
     else:
         why = f'the rest of it stays ({few(modules, 2)}); let whole layers go, by tie = "block" in their [[prune]]'
-    raise ExportError(
+    return ExportError(
         f"{stack}.{number}: {name} went with its branch, and a {type(model).__name__} has all of a layer or none: {why}"
     )
+
+
+def _stack_of(model: nn.Module, name: str) -> str:
+    """The innermost stack that a tensor lies in; empty where it lies in none."""
+    return max((s for s in _stacks(model) if name.startswith(f"{s}.")), key=len, default="")

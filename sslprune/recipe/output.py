@@ -28,6 +28,8 @@ class ExportSection(Section):
 
     huggingface: bool = False
     """Whether RUN/export/huggingface is written, for a model of transformers whose widths are uniform (see `tie`)."""
+    deci: bool = False
+    """Whether RUN/export/deci is written: a causal language model as Llama whose layers differ, for llama.cpp, vLLM."""
     decoder: bool = False
     """Whether RUN/export/decoder.onnx is written: a causal language model of transformers with past keys and values."""
     opset: int | None = Field(default=None, ge=17)

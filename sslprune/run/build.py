@@ -27,7 +27,7 @@ from sslprune.models.pt2 import read_program
 from sslprune.recipe import ControlSection, ModelSection, Recipe
 from sslprune.report import RepackResult, Size
 from sslprune.run.directory import RunDirectory
-from sslprune.run.huggingface import write_directory
+from sslprune.run.huggingface import FORMATS, write_directory
 from sslprune.show.terminal import Show
 from sslprune.train.prepare import fitted
 from sslprune.values.carry import with_state
@@ -58,11 +58,12 @@ def build(
     """The ONNX files: dense, repacked, each quantized variant of the repacked one, and the controls, in this order.
 
     Nothing is exported twice: the dense model was where there is its ``program``, and the repacked one is its .pt2.
-    Before them the Hugging Face directory, where the recipe asks for one.
+    Before them the directories of weights, where the recipe asks for one.
     """
     section, size = recipe.export, result.repacked
-    if section.huggingface:  # what a class cannot hold is said before anything takes minutes
-        write_directory(directory, recipe, data, show)
+    for format in FORMATS:
+        if getattr(section, format):  # what a class cannot hold is said before anything takes minutes
+            write_directory(directory, recipe, data, show, format)
     named: dict[str, Any] = {
         "opset": section.opset,
         "dynamic_axes": section.dynamic_axes,

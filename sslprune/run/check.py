@@ -62,8 +62,9 @@ def check_model(recipe: Recipe, data: Data, model: nn.Module) -> None:
 
     ``model`` is asked once in each mode, on the CPU, and left as it was.
     """
-    if recipe.export.huggingface:
-        check_class(model)
+    for format in ("huggingface", "deci"):
+        if getattr(recipe.export, format):
+            check_class(model, format)
     if recipe.export.decoder:
         cache_sizes(model)
     args, kwargs = data.example_for(model)

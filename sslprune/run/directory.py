@@ -92,7 +92,7 @@ class RunDirectory:
         self.onnx = self.export_dir / "model.onnx"
         self.dense_onnx = self.export_dir / "dense.onnx"
         self.decoder, self.dense_decoder = self.export_dir / "decoder.onnx", self.export_dir / "dense-decoder.onnx"
-        self.huggingface = self.export_dir / "huggingface"
+        self.huggingface, self.deci = self.export_dir / "huggingface", self.export_dir / "deci"
         self.report = exported / "report.json"
         self.page = exported / "report.html"
         self.junit = exported / "junit.xml"
@@ -306,7 +306,8 @@ class RunDirectory:
                 file.unlink(missing_ok=True)
         for file in (self.page, self.junit, self.summary, *self.export_dir.glob("*.onnx*")):
             file.unlink(missing_ok=True)
-        shutil.rmtree(self.huggingface, ignore_errors=True)
+        for folder in (self.huggingface, self.deci):
+            shutil.rmtree(folder, ignore_errors=True)
         if stage == "train":
             for point in self.points:
                 point.clear("train")

@@ -1,4 +1,4 @@
-"""A run's repacked model as a Hugging Face directory, with what belongs beside it: RUN/export/huggingface."""
+"""A run's repacked model as a directory of weights, with what belongs beside it: RUN/export/huggingface and deci."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from sslprune.data import Data, build_data
 from sslprune.errors import ExportError
+from sslprune.export.deci import export_deci
 from sslprune.export.huggingface import export_huggingface
 from sslprune.export.program import load
 from sslprune.models.build import load_trained
@@ -21,27 +22,30 @@ from sslprune.run.directory import RunDirectory
 from sslprune.show.terminal import Show
 from sslprune.values.carry import carries
 
+FORMATS = {"huggingface": export_huggingface, "deci": export_deci}
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")  # how pictures and sound become inputs
 SENTENCES = "tokenizer.model"  # of the tokenizer's training, which transformers reads and does not write; converters do
 
 
-def export_run(directory: RunDirectory, show: Show) -> dict[str, Any]:
-    """Write RUN/export/huggingface of a run that is repacked; the fields of its configuration that changed.
+def export_run(directory: RunDirectory, show: Show, format: str) -> dict[str, Any]:
+    """Write RUN/export/huggingface or deci of a run that is repacked; the sizes that its configuration says.
 
-    Raises ExportError, and writes nothing, as `sslprune.export_huggingface` does.
+    Raises ExportError, and writes nothing, as `sslprune.export_huggingface` and `sslprune.export_deci` do.
     """
     directory.require("repack")
     recipe = directory.recipe()
-    show.stage("export", f"{recipe.name}: a Hugging Face directory, loaded by transformers and compared")
+    show.stage("export", f"{recipe.name}: the weights of {format}, loaded by transformers and compared")
     with directory.writing():
-        return write_directory(directory, recipe, build_data(recipe, show), show)
+        return write_directory(directory, recipe, build_data(recipe, show), show, format)
 
 
-def write_directory(directory: RunDirectory, recipe: Recipe, data: Data, show: Show) -> dict[str, Any]:
+def write_directory(
+    directory: RunDirectory, recipe: Recipe, data: Data, show: Show, format: str = "huggingface"
+) -> dict[str, Any]:
     """The same, where ``directory`` is being written."""
     small, model = load(directory.program), fold_(load_trained(recipe.model, directory.masked))
     if carries(small):
-        raise ExportError("--format huggingface: a model that carries state is no class of transformers")
+        raise ExportError(f"--format {format}: a model that carries state is no class of transformers")
 
     def finish(instance: Any, folder: Path) -> None:
         source = Path(str(recipe.model.arguments.get("path", "")))
@@ -59,11 +63,14 @@ def write_directory(directory: RunDirectory, recipe: Recipe, data: Data, show: S
             instance.config.label2id = {name: i for i, name in enumerate(names)}
 
     args, kwargs = data.example_for(small)
-    with show.progress("writing the Hugging Face directory"):
+    with show.progress(f"writing the weights of {format}"):
         tensors = load_file(directory.weights)
-        changes = export_huggingface(model, small, directory.huggingface, args, kwargs, finish=finish, tensors=tensors)
-    fields = ", ".join(f"{name} = {value}" for name, value in changes.items()) or "no field"
-    show.say(f"export/huggingface: {fields}; loaded by transformers, and equal")
+        path = getattr(directory, format)
+        changes = FORMATS[format](model, small, path, args, kwargs, finish=finish, tensors=tensors)
+    fields = ", ".join(f"{name} = {value}" for name, value in changes.items() if name != "zeros") or "no field"
+    if changes.get("zeros"):
+        fields += f"; {changes['zeros']:,} weights more, zeros that fill its layers up"
+    show.say(f"export/{format}: {fields}; loaded by transformers, and equal")
     return changes
 
 

@@ -42,6 +42,7 @@ class Written:
     page: Path
     report: Path
     huggingface: Path | None = None
+    deci: Path | None = None
 
 
 def summary(report: Report, written: Written) -> RenderableType:
@@ -111,8 +112,9 @@ def _files(report: Report, written: Written) -> Table:
         (written.report, "for programs"),
     ):
         table.add_row(str(file.relative_to(written.folder)), use)
-    if written.huggingface is not None and written.huggingface.is_dir():
-        table.add_row(f"{written.huggingface.relative_to(written.folder)}{os.sep}", "for from_pretrained")
+    for folder, use in ((written.huggingface, "for from_pretrained"), (written.deci, "for llama.cpp and vLLM")):
+        if folder is not None and folder.is_dir():
+            table.add_row(f"{folder.relative_to(written.folder)}{os.sep}", use)
     if report.decoding:
         table.add_row(
             str(written.onnx.with_name("decoder.onnx").relative_to(written.folder)), "to generate with a cache"
