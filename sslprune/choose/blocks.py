@@ -126,7 +126,13 @@ def _next(
     goal: Goal, evidence: Evidence, savings: Sequence[np.ndarray], selection: Selection, unit: Tie, step: int
 ) -> dict[int, np.ndarray]:
     """The groups that go next of the axes of ``unit``; none where they may not."""
-    count = goal.constraints.count(selection, unit.axes[0], step)
+    return _few(goal, evidence, savings, selection, unit, goal.constraints.count(selection, unit.axes[0], step))
+
+
+def _few(
+    goal: Goal, evidence: Evidence, savings: Sequence[np.ndarray], selection: Selection, unit: Tie, count: int
+) -> dict[int, np.ndarray]:
+    """The ``count`` groups that go next of each axis of ``unit``; none where they may not."""
     if not count or not goal.constraints.allow(selection, dict.fromkeys(unit.axes, count)):
         return {}
     may = {i: ~selection[i] for i in unit.axes}
@@ -150,6 +156,33 @@ def _lowest(values: np.ndarray, count: int) -> np.ndarray:
     return few[np.argsort(values[few], kind="stable")[:count]]
 
 
+def pays_late(goal: Goal, block: Block) -> bool:
+    """Whether ``block`` may save nothing until more of its axis goes, as of kinds that pay late."""
+    return kind_of(goal.constraints.axes[block.axis]).pays_late
+
+
+def stair(goal: Goal, evidence: Evidence, selection: Selection, block: Block) -> Block | None:
+    """``block`` with all that has to go of its axes before anything is saved; None where nothing ever is."""
+    unit = next(unit for unit in goal.constraints.units if block.axis in unit.axes)
+    savings = goal.cost.savings(selection, "macs" if goal.measure == "latency" else goal.measure)
+    now = goal.of(selection)
+
+    def saved(count: int) -> tuple[float, dict[int, np.ndarray]]:
+        groups = _few(goal, evidence, savings, selection, unit, count)
+        return (now - goal.of(selection.plus(groups)) if groups else 0.0), groups
+
+    worth = (int((savings[i] > 0).sum()) for i in unit.axes)  # of columns of channels that are gone nothing is left
+    few, many = 0, min(goal.constraints.most(selection, unit), *worth)
+    if not saved(many)[0] > 0:
+        return None
+    while many - few > 1:
+        middle = (few + many) // 2
+        few, many = (few, middle) if saved(middle)[0] > 0 else (middle, many)
+    saving, groups = saved(many)
+    carried = sum(float(evidence[i][chosen].sum()) for i, chosen in groups.items())
+    return Block(groups, saving, carried / (saving / goal.dense))
+
+
 def next_blocks(goal: Goal, evidence: Evidence, selection: Selection) -> list[Block]:
     """What could go next: whole blocks, or parts of them where no axis has a whole one left."""
     every = (blocks_of(goal, evidence, selection, step) for step in goal.constraints.steps())
@@ -166,5 +199,6 @@ def lowest(goal: Goal, evidence: Evidence, selection: Selection, blocks: Sequenc
 
 def usual(goal: Goal, blocks: Sequence[Block]) -> float:
     """What a block saves, at the middle; many large branches beside fine groups do not make it large."""
+    blocks = [block for block in blocks if not pays_late(goal, block)]
     fine = [block.saving for block in blocks if not kind_of(goal.constraints.axes[block.axis]).is_whole]
     return float(min(np.median([block.saving for block in blocks]), 2 * np.median(fine))) if fine else 0.0

@@ -56,6 +56,14 @@ class Constraints:
             if any(i in counts for i in limit.axes)
         )
 
+    def most(self, selection: Selection, unit: Tie) -> int:
+        """How many more groups of each axis of ``unit`` may go."""
+        left = min(selection.left(i) - self.floors[i] for i in unit.axes)
+        for limit in self.limits:
+            if shared := sum(i in limit.axes for i in unit.axes):
+                left = min(left, (sum(selection.left(i) for i in limit.axes) - limit.least) // shared)
+        return max(0, left)
+
     def count(self, selection: Selection, axis: int, step: int) -> int:
         """How many groups of an axis go next, to bring its width to a multiple of ``step``; a branch goes whole."""
         left = selection.left(axis)

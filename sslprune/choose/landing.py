@@ -5,16 +5,16 @@ from __future__ import annotations
 import heapq
 from collections.abc import Sequence
 
-from sslprune.choose.blocks import Block, Evidence, Goal, blocks_of, lowest, next_blocks, usual, without
+from sslprune.choose.blocks import Block, Evidence, Goal, lowest, next_blocks, pays_late, stair, usual, without
+from sslprune.choose.nearer import nearer
+from sslprune.choose.sums import TOLERANCE, best_sum, is_near
 from sslprune.errors import BudgetError
 from sslprune.kinds.table import kind_of
 from sslprune.values.selection import Selection
 
-TOLERANCE = 0.01  # the cost ends between (1 - TOLERANCE) x the goal and the goal
 RESERVE = 3  # blocks of the usual size that are left for the landing ...
 MOST_RESERVE = 0.25  # ... and where there are few, this share of all that has to go
 MANY = 32  # axes, of which the blocks go one by one; of n times as many n go together
-MOST_SUMS = 3000  # that the landing looks at
 MOST_LANDINGS = 5  # that are measured, where the cost is an estimate
 
 
@@ -24,35 +24,87 @@ def choose(goal: Goal, evidence: Evidence, start: Selection | None = None) -> Se
 
     Raises BudgetError where the constraints leave more than the goal.
     """
-    selection = goal.constraints.kept_to(start if start is not None else Selection.none(goal.constraints.axes))
-    goal.check_reachable(selection)
-    selection, _ = descend(goal, evidence, selection, goal.limit, goal.limit)
-    return land(goal, evidence, selection)
+    begin = goal.constraints.kept_to(start if start is not None else Selection.none(goal.constraints.axes))
+    goal.check_reachable(begin)
+    selection, _ = descend(goal, evidence, begin, goal.limit, goal.limit)
+    return land(goal, evidence, selection, begin)
 
 
 def descend(
-    goal: Goal, evidence: Evidence, selection: Selection, allowed: float, room: float
+    goal: Goal, evidence: Evidence, selection: Selection, allowed: float, room: float, aim: Selection | None = None
 ) -> tuple[Selection, bool]:
     """Take the lowest blocks until the cost is at ``allowed``, leaving enough to choose from for the landing.
 
-    What costs much, such as a whole branch, waits until the cost may be as low as ``room``. Returns also whether the
-    landing is due: nothing else may go, and ``allowed`` is nearer to the goal than to the cost.
+    What costs much, such as a whole branch, waits until the cost may be as low as ``room``; nothing goes that stays at
+    the ``aim``, or that could never pay. Returns also whether the landing is due: nothing else may go, and ``allowed``
+    is nearer to the goal than to the cost.
     """
     now, together = goal.of(selection), 1
+    staying: set[int] = set()
     while now > allowed:
         blocks = next_blocks(goal, evidence, selection)
         reserve = min(RESERVE * usual(goal, blocks), MOST_RESERVE * (goal.dense - goal.limit))
         least = max(room, goal.limit + reserve)
-        blocks = [block for block in blocks if now - block.saving >= least]
+        blocks = [b for b in blocks if now - b.saving >= least and b.axis not in staying and _within(b, aim)]
         block = lowest(goal, evidence, selection, blocks)
         if block is None:
             return selection, room <= goal.limit + reserve and allowed <= (goal.limit + now) / 2
         few = _along(goal, blocks, block, max(together, len(goal.constraints.units) // MANY))
+        staying |= {b.axis for b in few if pays_late(goal, b) and not _pays(goal, evidence, selection, b)}
+        if not (few := [b for b in few if b.axis not in staying]):
+            continue
         while (left := goal.of(found := without(selection, few))) < max(least, allowed) and len(few) > 1:
             few = few[: len(few) // 2]
         together = 2 * together if left == now else 1  # of columns many go before they save anything
         selection, now = found, left
     return selection, False
+
+
+def onward(goal: Goal, evidence: Evidence, begin: Selection, allowed: float, room: float) -> tuple[Selection, bool]:
+    """`descend` from ``begin``, as training does step by step: what goes now cannot come back at the landing.
+
+    Where the lowest blocks would leave only others that are too coarse to land with, the lowest of those go that lead
+    nearer to the goal.
+    """
+    selection, due = descend(goal, evidence, begin, allowed, room)
+    if selection == begin or _closes(goal, selection):
+        return selection, due
+    try:
+        end = _landing(goal, evidence, descend(goal, evidence, selection, goal.limit, goal.limit)[0])
+    except BudgetError:  # the landing will say so
+        return selection, due
+    aim = nearer(goal, evidence, begin, end)
+    if goal.of(aim) <= goal.of(nearer(goal, evidence, selection, end)):
+        return selection, due
+    return descend(goal, evidence, begin, allowed, room, aim)
+
+
+def _closes(goal: Goal, selection: Selection) -> bool:
+    """Whether the small groups that are left close any gap to the goal that a coarse block can leave."""
+    if goal.measure == "latency":  # it is measured where it lands
+        return True
+    savings, small, large = goal.cost.savings(selection, goal.measure), 0.0, 0.0
+    for unit in goal.constraints.units:
+        each = [savings[i][savings[i] > 0] for i in unit.axes]
+        one = sum(float(saved.max(initial=0.0)) for saved in each)
+        kind, most = kind_of(goal.constraints.axes[unit.axes[0]]), goal.constraints.most(selection, unit)
+        if kind.pays_late:
+            large = max(large, sum(float(saved.sum()) for saved in each))
+        elif one > TOLERANCE * goal.limit:
+            large = max(large, one)
+        else:
+            small += most * one
+    return small >= large
+
+
+def _within(block: Block, aim: Selection | None) -> bool:
+    return aim is None or all(aim[i][groups].all() for i, groups in block.groups.items())
+
+
+def _pays(goal: Goal, evidence: Evidence, selection: Selection, block: Block) -> bool:
+    """Whether what has to go before ``block`` pays leaves as much as the goal allows; later it would leave less."""
+    found = stair(goal, evidence, selection, block)
+    return found is not None and is_near(goal, goal.of(without(selection, [found])))
 
 
 def _along(goal: Goal, blocks: Sequence[Block], first: Block, most: int) -> list[Block]:
@@ -69,17 +121,18 @@ def _along(goal: Goal, blocks: Sequence[Block], first: Block, most: int) -> list
     return found
 
 
-def land(goal: Goal, evidence: Evidence, start: Selection) -> Selection:
+def land(goal: Goal, evidence: Evidence, start: Selection, begin: Selection | None = None) -> Selection:
     """Choose the last blocks; where the cost is an estimate, measure where that leads, and land again from there.
 
-    What was measured nearest to just below the goal is taken, and nothing above it if there is a choice.
+    What was measured nearest to just below the goal is taken, and nothing above it if there is a choice. What goes at
+    ``start`` and not at ``begin`` may stay after all, where the blocks are too coarse to end near the goal without it.
     """
     landed: list[tuple[bool, float, Selection]] = []
     for _ in range(MOST_LANDINGS):
         selection = _landing(goal, evidence, start)
         share = goal.cost.measured(selection)
         if share is None:
-            return selection
+            return nearer(goal, evidence, start if begin is None else begin, selection)
         over = share / goal.fraction - 1
         known = any(selection == other for *_, other in landed)
         off = abs(over + TOLERANCE / 2)  # just below the goal: the next timing differs a little
@@ -100,8 +153,8 @@ def _landing(goal: Goal, evidence: Evidence, selection: Selection) -> Selection:
     while goal.of(selection) > goal.limit:
         best: tuple[float, list[Block]] = (0.0, [])
         for step in goal.constraints.steps():
-            if best[0] < (1 - TOLERANCE) * goal.limit:
-                best = max(best, _best_sum(goal, evidence, selection, step), key=lambda found: found[0])
+            if not is_near(goal, best[0]):
+                best = max(best, best_sum(goal, evidence, selection, step), key=lambda found: found[0])
         if not best[1]:  # none at all: still far away, so go nearer
             block = lowest(goal, evidence, selection, next_blocks(goal, evidence, selection))
             best = 0.0, [block] if block is not None else []
@@ -114,23 +167,3 @@ def _landing(goal: Goal, evidence: Evidence, selection: Selection) -> Selection:
             )
         selection = without(selection, best[1])
     return selection
-
-
-def _best_sum(goal: Goal, evidence: Evidence, selection: Selection, step: int) -> tuple[float, list[Block]]:
-    """The highest cost within the goal, and the blocks that lead there: best-first, the lowest scores first."""
-    paths: list[tuple[float, list[int], list[Block]]] = [(0.0, [], [])]
-    seen: set[tuple[int, ...]] = set()
-    best: tuple[float, list[Block]] = (0.0, [])
-    while paths and len(seen) < MOST_SUMS and best[0] < (1 - TOLERANCE) * goal.limit:
-        score, _, chosen = heapq.heappop(paths)
-        for block in blocks_of(goal, evidence, without(selection, chosen), step):
-            more = [*chosen, block]
-            key = sorted(b.axis for b in more)  # the order within an axis is fixed
-            if tuple(key) not in seen:
-                seen.add(tuple(key))
-                cost = goal.of(without(selection, more))
-                if cost > goal.limit:
-                    heapq.heappush(paths, (score + block.score, key, more))
-                elif cost > best[0]:
-                    best = cost, more
-    return best

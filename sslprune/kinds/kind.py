@@ -30,6 +30,7 @@ class Kind:
     is_whole: bool = False  # an axis can go to its last group, since something else stands beside it
     prepares: bool = False  # a model may need something done to it first: see `gates`
     factors: bool = False  # its axes are of matrices that a model is rewritten for first
+    pays_late: bool = False  # its groups save nothing until many of an axis are gone, and then much at once
     is_tiled: bool = False  # its groups are of a shape that a section names, and stay in dense weights as zeros
 
     @property

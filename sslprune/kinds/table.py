@@ -37,7 +37,7 @@ KINDS: dict[str, Kind] = {
         Kind("heads", is_usual=True),
         ExpertKind("experts", prepares=True),
         BranchKind("layers", is_usual=True, is_whole=True),
-        ColumnKind("columns", is_feature=False, is_inside=True),
+        ColumnKind("columns", is_feature=False, is_inside=True, pays_late=True),
         TileKind("blocks", is_feature=False, is_inside=True, is_tiled=True),
     )
 }

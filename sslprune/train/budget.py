@@ -17,7 +17,7 @@ import torch
 
 from sslprune.choose.blocks import Goal
 from sslprune.choose.curve import Curve
-from sslprune.choose.landing import descend, land
+from sslprune.choose.landing import land, onward
 from sslprune.recipe import LassoSection
 from sslprune.train.criteria import Criterion, Sight, first_order
 from sslprune.train.lasso import GroupLasso
@@ -154,8 +154,9 @@ class BudgetController:
         carries = self.lasso.split(self.carries.double().cpu().numpy())
         evidence = [carried / strength for carried, strength in zip(carries, self.strengths, strict=True)]
         room = self.curve.at(self.taken + self.decay // 2) * self.goal.dense  # half-way through a decay
-        selection, due = descend(self.goal, evidence, self.selection, self.planned * self.goal.dense, room)
-        return (land(self.goal, evidence, selection), True) if due or last else (selection, False)
+        begin = self.selection
+        selection, due = onward(self.goal, evidence, begin, self.planned * self.goal.dense, room)
+        return (land(self.goal, evidence, selection, begin), True) if due or last else (selection, False)
 
     def _take(self, selection: Selection, landed: bool) -> None:
         new = np.flatnonzero(np.concatenate((selection - self.selection).masks))
