@@ -17,6 +17,7 @@ from sslprune.cli import app
 from sslprune.data import build_data, reopen
 from sslprune.errors import DataError, RecipeError, RunError
 from sslprune.models.build import build_model
+from sslprune.models.huggingface import load_tokenizer, save_tokenizer
 from sslprune.recipe import Recipe, load_recipe
 from sslprune.report import Report
 from sslprune.run.directory import RunDirectory
@@ -175,6 +176,18 @@ def test_the_whole_road(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     check_goes_on(run, answers[0])
     said = invoke("predict", run, "Anna sees " * 30)
     assert said.exit_code == 1 and f"takes at most {PLACES}" in said.stderr, said.output
+
+
+def test_a_tokenizer_is_written_in_words_that_transformers_4_knows(tmp_path: Path) -> None:
+    """It has no TokenizersBackend, and takes a list of ``extra_special_tokens`` for a table."""
+    tokenizer = tokenizer_of(sentences(20, 0))
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<a>", "<b>"]})
+    save_tokenizer(tokenizer, tmp_path)
+    said = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert said["tokenizer_class"] == "PreTrainedTokenizerFast" and "extra_special_tokens" not in said
+    again = load_tokenizer(str(tmp_path))
+    assert again.all_special_tokens == tokenizer.all_special_tokens and {"<a>", "<b>"} < set(again.all_special_tokens)
+    assert again("Anna <a> sees")["input_ids"] == tokenizer("Anna <a> sees")["input_ids"]
 
 
 def test_the_text_is_tokenised_as_it_stands(folder: Path) -> None:

@@ -26,7 +26,7 @@ from sslprune.data.sentences import Encoded, SentenceBatches
 from sslprune.data.tables import Row, chosen, rows_of
 from sslprune.errors import DataError, RunError, few
 from sslprune.files import write_text
-from sslprune.models.huggingface import check_tokens, load_tokenizer
+from sslprune.models.huggingface import check_tokens, load_tokenizer, save_tokenizer
 from sslprune.models.vocabulary import smaller_tokenizer
 from sslprune.recipe import LabelledTextSection, Recipe
 from sslprune.values.bounds import MOST_CLASSES
@@ -82,7 +82,7 @@ class SentenceEncoder(Encoder):
 
     def save(self, folder: Path) -> None:
         """Write the tokenizer's own files, and ``labels.json`` with the names of the classes, into ``folder``."""
-        self.tokenizer.save_pretrained(folder)
+        save_tokenizer(self.tokenizer, folder)
         write_text(folder / LABELS, json.dumps(list(self.classes), ensure_ascii=False) + "\n")
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from sslprune.data.batches import Data, check_overlap
 from sslprune.data.samples import Encoder, lines_in, probabilities, read_lines
 from sslprune.errors import DataError, RunError
-from sslprune.models.huggingface import check_tokens, load_tokenizer
+from sslprune.models.huggingface import check_tokens, load_tokenizer, save_tokenizer
 from sslprune.recipe import RunningTextSection
 from sslprune.values.inputs import Inputs
 
@@ -106,7 +106,7 @@ class TokenEncoder(Encoder):
 
     def save(self, folder: Path) -> None:
         """Write the tokenizer's own files into ``folder``."""
-        self.tokenizer.save_pretrained(folder)
+        save_tokenizer(self.tokenizer, folder)
 
     def begun(self, sample: str) -> list[int]:
         return ([] if self.start is None else [self.start]) + self.tokens(sample)

@@ -154,6 +154,18 @@ def load_tokenizer(path: str) -> Any:
     return tokenizer
 
 
+def save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """Write a tokenizer that transformers 4 reads too, which optimum has: it has other words for two of the fields."""
+    tokenizer.save_pretrained(folder)
+    file = folder / "tokenizer_config.json"
+    said = json.loads(file.read_text(encoding="utf-8"))
+    if said.get("tokenizer_class") == "TokenizersBackend":
+        said["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(said.get("extra_special_tokens"), list):
+        said["additional_special_tokens"] = said.pop("extra_special_tokens")
+    file.write_text(json.dumps(said, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
 def check_tokens(tokenizer: Any, model: nn.Module, length: int | None, told: str) -> None:
     """Raise DataError unless ``model`` knows the tokens of ``tokenizer``, and has places for ``length`` of them.
 

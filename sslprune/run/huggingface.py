@@ -15,7 +15,7 @@ from sslprune.export.deci import export_deci
 from sslprune.export.huggingface import export_huggingface
 from sslprune.export.program import load
 from sslprune.models.build import load_trained
-from sslprune.models.huggingface import check_tokens, load_tokenizer
+from sslprune.models.huggingface import check_tokens, load_tokenizer, save_tokenizer
 from sslprune.recipe import Recipe
 from sslprune.removal.factors import fold_
 from sslprune.run.directory import RunDirectory
@@ -56,7 +56,7 @@ def write_directory(
         if directory.tokenizer.is_dir():
             tokenizer = load_tokenizer(str(directory.tokenizer))
             check_tokens(tokenizer, instance, None, "")
-            tokenizer.save_pretrained(folder)
+            save_tokenizer(tokenizer, folder)
         names = _classes(directory)
         if len(names) == getattr(instance.config, "num_labels", None):
             instance.config.id2label = dict(enumerate(names))
