@@ -58,7 +58,12 @@ def _pools(count: int) -> dict[str, list[Call]]:
         at = FromInput(lambda x: (torch.arange(2**count) * 2).view(1, 1, *halves).expand(x.shape[0], 6, *halves))
         more = ([2] * count, [0] * count) if count == 3 else ()
         small = Operand((6, *halves))
+        grid = FromInput(
+            lambda x: torch.linspace(-1, 1, 2**count * count).view(1, *halves, count).expand(len(x), *halves, count)
+        )
+        found[f"grid_sampler_{count}d"] = [call((x, grid, 0, 0, False))]
         found[f"max_unpool{count}d"] = [call((small, at, [4] * count, *more))]
+        found["grid_sampler"] = [call((x, grid, 0, 1, True))]
     return found
 
 

@@ -134,3 +134,8 @@ def test_a_convolution_says_how_its_kernel_moves() -> None:
     g = analysis_of(program).inference
     windows = [c.window for node in program.evaluation.nodes for c in g.facts[node].contractions]
     assert windows == [Window((2,), (1,), (1,)), Window((1,), "same", (2,))]
+
+
+def test_the_rows_of_a_weight_that_stands_first_are_neurons() -> None:
+    axes = {axis.name: axis for axis in sslprune.find_axes(sslprune.trace(First(), (torch.randn(2, 4, 3),)))}
+    assert (axes["mix"].kind, axes["mix"].size, axes["mix"].exact) == ("neurons", 6, True)

@@ -160,6 +160,14 @@ def test_inputs_of_the_wrong_kind(args: Any, kwargs: Any, expected: str) -> None
         sslprune.trace(Body(), args, kwargs)
 
 
+@pytest.mark.parametrize("name", ["code", "graph", "meta"])
+def test_a_name_that_graphs_have_themselves(name: str) -> None:
+    model = nn.Sequential()
+    model.add_module(name, nn.Linear(4, 3))
+    with pytest.raises(TraceError, match=f"^{name}: .* rename the model's"):
+        sslprune.trace(model, (X,))
+
+
 def test_not_a_module() -> None:
     with pytest.raises(TraceError, match=r"model must be an nn\.Module, got function"):
         sslprune.trace(lambda x: x, (X,))  # type: ignore[arg-type]

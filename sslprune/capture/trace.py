@@ -23,6 +23,7 @@ from sslprune.errors import TraceError
 from sslprune.values.axes import tensors_of
 from sslprune.values.inputs import num_rows
 
+GRAPH = fx.GraphModule({}, fx.Graph())
 PRODUCTS = {"linear", "matmul", "mm", "bmm", "addmm", "einsum", *(f"conv{n}d" for n in (1, 2, 3))}
 
 
@@ -51,6 +52,7 @@ def trace(
     if kwargs is not None and not isinstance(kwargs, Mapping):
         raise TraceError(f"kwargs must map names to example inputs, got {type(kwargs).__name__}")
     kwargs = dict(kwargs or {})
+    _check_names(model)
     notes: list[str] = []
     with unchanged(model), row_major(model):
         set_mode(model, False)
@@ -169,3 +171,10 @@ def _check_types(graph: fx.Graph, model: nn.Module, args: tuple[Any, ...], kwarg
             if failure is not None:
                 text = own_failure_text(args, kwargs, failure, model)
                 raise TraceError(f"{type(model).__name__} {text}") from failure
+
+
+def _check_names(model: nn.Module) -> None:
+    """Raise TraceError for a child or a weight of the model itself that has the name of a graph's own attribute."""
+    for name in {name.partition(".")[0] for name in tensors_of(model)}:
+        if hasattr(GRAPH, name):
+            raise TraceError(f"{name}: an exported graph has an attribute of that name itself; rename the model's")

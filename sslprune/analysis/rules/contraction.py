@@ -180,8 +180,9 @@ def multiply(g: Inference, node: fx.Node, left: fx.Node, right: fx.Node, bias: f
         if len(y) > 1 and batch:
             g.label(y[-1], "value_dim")
     rows, columns = ([x[-2]] if len(x) > 1 else []), ([y[-1]] if len(y) > 1 else [])
-    if not activations and columns:
-        g.label(columns[0], "neurons")
+    first = left.op == "get_attr" and _from_input(right)  # the weight stands before what it is multiplied with
+    for dim in [] if activations else columns + rows * first:
+        g.label(dim, "neurons")
     free_left = Keeps(left, tuple(x[:-1]))
     free_right = Keeps(right, (*y[:-2], *columns))
     dims = [*batch, *rows, *columns]
@@ -191,7 +192,6 @@ def multiply(g: Inference, node: fx.Node, left: fx.Node, right: fx.Node, bias: f
             if n > 1:
                 g.unify(dim, b, node)
     g.out(node, dims, _with_bias(AnyOf((free_left, free_right)), bias))
-    first = left.op == "get_attr" and _from_input(right)  # the weight stands before what it is multiplied with
     made, others = (rows, columns) if first else (columns, rows)
     g.contracts(
         Contraction(

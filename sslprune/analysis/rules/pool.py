@@ -45,6 +45,14 @@ def unpooled(count: int) -> Rule:
     return rule
 
 
+def sampled(g: Inference, node: fx.Node, a: SimpleNamespace) -> None:
+    """``grid_sample``: the values of every channel, at the places that the grid (N, *places, count) names."""
+    x, grid = g.dims(a.input), g.dims(a.grid)
+    g.unify(x[0], grid[0], node)
+    g.freeze([*x[2:], grid[-1]], node, "sampled by place")
+    g.out(node, [*x[:2], *grid[1:-1]], Keeps(a.input, tuple(x[:2])))
+
+
 RULES: dict[str, Rule] = {
     f"{prefix}{n}d{suffix}": spatial(n)
     for n in (1, 2, 3)
@@ -56,6 +64,7 @@ RULES: dict[str, Rule] = {
 RULES |= {
     "_adaptive_avg_pool2d": spatial(2), "_adaptive_avg_pool3d": spatial(3),
     "fractional_max_pool2d": spatial(2), "fractional_max_pool3d": spatial(3),
+    "grid_sampler": sampled, "grid_sampler_2d": sampled, "grid_sampler_3d": sampled,
     "max_unpool2d": unpooled(2), "max_unpool3d": unpooled(3),
     "upsample_linear1d": spatial(1), "upsample_bilinear2d": spatial(2), "upsample_bicubic2d": spatial(2),
     "upsample_trilinear3d": spatial(3), "_upsample_bilinear2d_aa": spatial(2), "_upsample_bicubic2d_aa": spatial(2),
