@@ -16,15 +16,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from sslprune.errors import CheckpointError, RecipeError
+from sslprune.errors import CheckpointError, RecipeError, SslpruneError
 from sslprune.models.build import build_model
 from sslprune.models.checkpoint import load_checkpoint, load_weights, unwrap
 from sslprune.recipe import ModelSection, parse_recipe
 from sslprune.run.build import as_model
+from sslprune.train import checkpoint
+from sslprune.train.checkpoint import write_weights
 from sslprune.train.teacher import as_model as of_teacher
 from sslprune.zoo import digits_cnn
 
@@ -302,3 +305,27 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(pipe)
     with pytest.raises(CheckpointError, match="a pipe or a device; copy what it gives into a file"):
         load_checkpoint(pipe)
+
+
+def test_weights_are_written_from_where_they_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = torch.arange(12.0).view(3, 4)
+    held = {
+        "whole": whole,
+        "tied": whole,
+        "row": whole[1],
+        "turned": whole.T,
+        "none": torch.zeros(0),
+        "one": whole[0, 0],
+    }
+    write_weights(tmp_path / "w.safetensors", held)
+    found = load_file(tmp_path / "w.safetensors")
+    assert found.keys() == held.keys() and all(torch.equal(found[name], tensor) for name, tensor in held.items())
+
+    def full(*_: Any) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(SslpruneError, match=r"w\.safetensors: cannot be written \(.*No space left.*; free space"):
+        write_weights(tmp_path / "w.safetensors", held)
+    assert load_file(tmp_path / "w.safetensors").keys() == held.keys()
+    assert [path.name for path in tmp_path.iterdir()] == ["w.safetensors"]

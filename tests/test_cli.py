@@ -9,6 +9,8 @@ import shlex
 import shutil
 import subprocess
 import sys
+import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +25,13 @@ from sslprune.cli import app
 from sslprune.data import digits
 from sslprune.errors import RepackError
 from sslprune.export.session import open_session
+from sslprune.models.build import load_trained
 from sslprune.recipe import OwnDataSection, load_recipe
 from sslprune.removal.remove import remove
 from sslprune.report import Report, Speedup
+from sslprune.run import repack
 from sslprune.run.directory import RunDirectory
+from sslprune.train.checkpoint import write_weights
 
 RECIPE = """
 [model]
@@ -115,12 +120,33 @@ def test_run_writes_everything_and_tells_the_truth(finished: Path) -> None:
     assert shapes[0] == shapes[1]
 
 
-def test_the_stages_alone_give_the_same(finished: Path, tmp_path: Path) -> None:
+def models_alive(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many of the models that repack loaded are still there, each time it loads one and when it writes."""
+    models: list[weakref.ref[Any]] = []
+    counts: list[int] = []
+
+    def counting(function: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*args: Any) -> Any:
+            counts.append(sum(model() is not None for model in models))
+            found = function(*args)
+            models.extend([weakref.ref(found)] if isinstance(found, nn.Module) else [])
+            return found
+
+        return counted
+
+    for function in (load_trained, write_weights):
+        monkeypatch.setattr(repack, function.__name__, counting(function))
+    return counts
+
+
+def test_the_stages_alone_give_the_same(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = tmp_path / "stages"
     trained = invoke("train", finished / "tiny.toml", "--run", run)
     assert trained.exit_code == 0 and trained.stdout.strip() == str(run / "train/masked.safetensors")
+    alive = models_alive(monkeypatch)
     repacked = invoke("repack", run)
     assert repacked.exit_code == 0 and repacked.stdout.strip() == str(run / "repacked/model.pt2")
+    assert alive == [0, 0, 0]  # the dense one, the masked one, and none while the repacked one is written
     exported = invoke("export", run)
     assert exported.exit_code == 0 and "fewer MACs" in exported.stdout
     one, other = (Report.load(folder / "report.json") for folder in (finished / "run", run))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Collection, Sequence
 
 import torch
-from safetensors.torch import save
 from torch import nn
 
 from sslprune.analysis.factors import DOWN, UP
@@ -21,18 +21,19 @@ from sslprune.cost.grain import grain as machine_grain
 from sslprune.data import Data, build_data
 from sslprune.errors import RepackError
 from sslprune.export.program import save_program
-from sslprune.files import write_atomic
 from sslprune.kinds.find import find_axes
 from sslprune.kinds.table import kind_of
 from sslprune.models.build import count_parameters, count_zeros, device_of, load_trained
 from sslprune.recipe import PruneSection, Recipe
 from sslprune.removal.factors import fold_
-from sslprune.removal.plan import plan_of, read_plan, write_plan
+from sslprune.removal.packed import Packed
+from sslprune.removal.plan import Plan, plan_of, read_plan, write_plan
 from sslprune.removal.remove import removable, remove
 from sslprune.report import AxisChange, Budget, Equivalence, RepackResult, Size
 from sslprune.run.directory import RunDirectory
 from sslprune.run.points import lay_points
 from sslprune.show.terminal import Show
+from sslprune.train.checkpoint import write_weights
 from sslprune.train.evaluate import evaluate, full_precision
 from sslprune.values.axes import Axis
 from sslprune.values.compare import Beside
@@ -60,14 +61,43 @@ def repack(directory: RunDirectory, show: Show, program: Program | None = None) 
 
 
 def _repack(directory: RunDirectory, target: RunDirectory, show: Show, program: Program | None) -> RepackResult:
-    """Read from ``directory``, write to ``target``."""
+    """Read from ``directory``, write to ``target``. At most two models are in memory, and one while it is written."""
     recipe = directory.recipe()
     show.stage("repack", f"{recipe.name}: the zeros go, the function stays")
     if recipe.run.threads:
         torch.set_num_threads(recipe.run.threads)
-    data, device = build_data(recipe, show), device_of(recipe.run)
-    dense, masked = fold_(load_trained(recipe.model, directory.dense)), load_trained(recipe.model, directory.masked)
+    data = build_data(recipe, show)
+    data, dense = _dense(directory, recipe, data, show)
+    small, plan, result = _made(directory, recipe, data, dense, show, program)
+    gc.collect()  # the graphs of the masked model go round in circles
+    cut, kwargs = data.example_for(small)
+    with show.progress("writing the repacked model"):
+        save_program(small.deployed(), cut, target.program, kwargs, sequence=data.sequence)
+        write_weights(target.weights, small)
+        write_plan(target.plan, plan)
+        data.save(target.tokenizer)
+    result.save(target.result)
+    before, after, proof = result.dense, result.repacked, result.equivalence
+    show.say(f"{before.parameters:,} parameters -> {after.parameters:,}, {before.macs:,} MACs -> {after.macs:,}")
+    show.say(f"masked = repacked to {proof.max_relative:.1e} (relative) on {proof.samples:,} test samples")
+    return result
+
+
+def _dense(directory: RunDirectory, recipe: Recipe, data: Data, show: Show) -> tuple[Data, Size]:
+    """The data, with what the dense model says where the task has no labels; and its figures, but for its MACs."""
+    dense, device = fold_(load_trained(recipe.model, directory.dense)), device_of(recipe.run)
     data = data.taught_by(dense)
+    zeros, parameters = count_zeros(dense), count_parameters(dense)
+    with full_precision(), torch.inference_mode(), show.progress("evaluating dense", len(data.test)) as bar:
+        metrics = evaluate(dense.to(device), bar.over(data.test), data.task)
+    return data, Size(parameters=parameters, macs=0, metrics=metrics, zeros=zeros)
+
+
+def _made(
+    directory: RunDirectory, recipe: Recipe, data: Data, dense: Size, show: Show, program: Program | None
+) -> tuple[Packed, Plan, RepackResult]:
+    """The smaller model, held against the masked one; what made it, and what is to be said of it."""
+    masked = load_trained(recipe.model, directory.masked)
     args, kwargs = data.example_for(masked)
     with show.progress("repacking"):
         program = program.on("cpu") if program is not None else None
@@ -79,16 +109,17 @@ def _repack(directory: RunDirectory, target: RunDirectory, show: Show, program: 
         exact = all(axis.exact for axis in axes)  # the recipe allowed the others by name
         removed = removable(program, selection_of(directory, masked, chosen), allow_inexact=not exact)
         small = remove(masked, program, removed, verify=exact)
-        cut, _ = data.example_for(small)
         cost = Cost(program, axes)
-        macs = cost.macs(), cost.macs(removed)
+        macs = round(cost.macs()), round(cost.macs(removed))
         timed = recipe.budget.measure == "latency"
         fitted = latency_cost(masked, data.example, data.sequence, recipe) if timed else None
-    metrics, equivalence = prove(dense, masked, small, data, device, show, exact=exact, closed=program.closed)
+    device = device_of(recipe.run)
+    metrics, equivalence = prove(masked, small, data, device, show, exact=exact, closed=program.closed)
     sizes = [
-        Size(parameters=count_parameters(model), macs=round(cost), metrics=metrics[name], zeros=count_zeros(model))
-        for name, model, cost in (("dense", dense, macs[0]), ("repacked", small, macs[1]))
+        dense.model_copy(update={"macs": macs[0]}),
+        Size(parameters=count_parameters(small), macs=macs[1], metrics=metrics, zeros=count_zeros(small)),
     ]
+    first = read_plan(directory.training.prepared) if directory.training.prepared.is_file() else None
     result = RepackResult(
         budget=_reached(recipe, sizes, fitted, removed),
         dense=sizes[0],
@@ -97,18 +128,7 @@ def _repack(directory: RunDirectory, target: RunDirectory, show: Show, program: 
         axes=changes(removed, small, grains_of(recipe, chosen)),
         whole=Size.load(directory.training.whole) if directory.training.whole.is_file() else None,
     )
-    with show.progress("writing the repacked model"):
-        save_program(small.deployed(), cut, target.program, kwargs, sequence=data.sequence)
-        weights = {name: tensor.detach().clone().contiguous() for name, tensor in small.state_dict().items()}
-        write_atomic(target.weights, lambda path: path.write_bytes(save(weights)))
-        first = read_plan(directory.training.prepared) if directory.training.prepared.is_file() else None
-        write_plan(target.plan, plan_of(program, removed).model_copy(update={"first": first}))
-        data.save(target.tokenizer)
-    result.save(target.result)
-    before, after, proof = sizes[0], sizes[1], result.equivalence
-    show.say(f"{before.parameters:,} parameters -> {after.parameters:,}, {before.macs:,} MACs -> {after.macs:,}")
-    show.say(f"masked = repacked to {proof.max_relative:.1e} (relative) on {proof.samples:,} test samples")
-    return result
+    return small, plan_of(program, removed).model_copy(update={"first": first}), result
 
 
 def selection_of(directory: RunDirectory, masked: nn.Module, chosen: Sequence[tuple[Axis, PruneSection]]) -> Selection:
@@ -142,7 +162,6 @@ def _reached(recipe: Recipe, sizes: Sequence[Size], fitted: Fitted | None, remov
 
 
 def prove(
-    dense: nn.Module,
     masked: nn.Module,
     small: nn.Module,
     data: Data,
@@ -151,24 +170,23 @@ def prove(
     *,
     exact: bool,
     closed: Collection[int] = (),
-) -> tuple[dict[str, dict[str, float]], Equivalence]:
-    """The metrics of the three models on the test data, and the largest difference between masked and repacked.
+) -> tuple[dict[str, float], Equivalence]:
+    """The metrics of the repacked model on the test data, and the largest difference between it and the masked one.
 
     They are compared on every test batch, and on random inputs in which the ``closed`` ones keep their rows. Raises
     RepackError for a difference above 1e-4.
     """
     watched = Beside(masked, small)
-    for model in (dense, masked, small):
+    for model in (masked, small):
         model.to(device)
     with (
         full_precision(),
         torch.inference_mode(),
-        evaluating(dense),
         evaluating(masked),
         evaluating(small),
-        show.progress("evaluating", 3 * len(data.test)) as bar,
+        show.progress("evaluating", 2 * len(data.test)) as bar,
     ):
-        models = {"dense": dense, "masked": masked, "repacked": watched}
+        models = {"masked": masked, "repacked": watched}
         metrics = {name: evaluate(model, bar.over(data.test), data.task) for name, model in models.items()}
         samples = watched.samples
         lengths = [data.example, *(with_length(data.example, n) for n in other_lengths(data.example, data.sequence))]
@@ -176,14 +194,14 @@ def prove(
             for example in lengths:
                 args, kwargs = arguments(random_like(example, size, size, closed))
                 watched(*args, **kwargs)
-    for model in (dense, masked, small):
+    for model in (masked, small):
         model.cpu()
     if exact and not watched.max_relative <= EXACT:
         raise RepackError(
             f"repacked and masked model differ by {watched.max_relative:.1e} (relative) on the test data, at most"
             f" {EXACT:.0e} is expected; nothing was written: please report this model"
         )
-    return metrics, Equivalence(
+    return metrics["repacked"], Equivalence(
         max_abs=watched.max_abs, max_relative=watched.max_relative, samples=samples, metrics=metrics["masked"]
     )
 

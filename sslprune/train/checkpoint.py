@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from sslprune.errors import first_line
 from sslprune.files import write_atomic
 from sslprune.removal.plan import PREPARED
 
@@ -110,9 +112,22 @@ def weights_of(model: nn.Module) -> dict[str, Tensor]:
 
 
 def write_weights(path: Path, weights: nn.Module | dict[str, Tensor]) -> None:
-    """The weights of a model, as safetensors."""
-    packed = save(weights_of(weights) if isinstance(weights, nn.Module) else weights)
-    write_atomic(path, lambda temporary: temporary.write_bytes(packed))
+    """The weights of a model, as safetensors: from where they lie, but for those that share their memory."""
+    held: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in (weights.state_dict() if isinstance(weights, nn.Module) else weights).items():
+        own = tensor.detach().cpu().contiguous()
+        place = own.untyped_storage().data_ptr()
+        held[name] = own.clone() if place in seen else own
+        seen.add(place)
+
+    def write(temporary: Path) -> None:
+        try:
+            save_file(held, temporary)
+        except SafetensorError as error:  # of a full disk too
+            raise OSError(first_line(error)) from error
+
+    write_atomic(path, write)
 
 
 def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
