@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import shutil
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -102,6 +103,8 @@ def _recipes(folder: Path) -> None:
         if values["data"].get("task") == "language-modelling":
             values["model"]["arguments"] = {"vocabulary": len(WORDS) + 1, "hidden": 8}
         (folder / "recipes" / file.name).write_text(write_toml(values), encoding="utf-8")
+    for file in sorted(SHIPPED.glob("*.py")):
+        shutil.copy(file, folder / "recipes")
 
 
 def picture(mode: str, size: int, seed: int = 0) -> bytes:
@@ -185,5 +188,6 @@ def _checkpoints(folder: Path) -> None:
     places = {name: shard for shard, part in shards.items() for name in part}
     index = {"metadata": {"total_size": 1}, "weight_map": places}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    torch.save(resnet_cifar(8).state_dict(), folder / "resnet56-cifar10.th")
+    for depth in (20, 56):
+        torch.save(resnet_cifar(8).state_dict(), folder / f"resnet{depth}-cifar10.th")
     torch.save({name: value * math.nan for name, value in table.items()}, folder / "nan.pt")

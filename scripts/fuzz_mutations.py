@@ -15,6 +15,7 @@ from scripts.fuzz_damage import bytes_of, changed, damage, places_in, text_of, v
 from scripts.fuzz_fields import FIELDS
 from scripts.fuzz_material import TABLES, picture
 from scripts.fuzz_own import own_module
+from scripts.fuzz_structures import structures
 from sslprune.recipe.writing import write_toml
 
 RECIPES = (
@@ -311,4 +312,5 @@ FAMILIES: dict[str, Callable[[Random, Path], Case]] = {
     "own": own,
     "crafted": crafted,
     "words": words,
+    "structures": structures,
 }
