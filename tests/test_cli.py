@@ -296,6 +296,8 @@ def test_mistakes_are_one_line(recipe: Path, tmp_path: Path, finished: Path) -> 
     assert "budget.macs" in mistake("run", recipe, "--set", "budget.macs=2")
     assert 'kind "heads"' in mistake("run", recipe, "--set", "prune.0.kind=heads", "--run", "a")
     assert "least reachable" in mistake("run", recipe, "--set", "budget.macs=0.0001", "--run", "b")
+    for format in ("huggingface", "deci"):
+        assert f"export.{format}: " in mistake("run", recipe, "--set", f"export.{format}=true", "--run", "b")
     assert "no such checkpoint" in mistake("run", recipe, "--set", "model.checkpoint=x.pt", "--run", "c")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny.toml"]
     assert "not a run directory" in mistake("repack", tmp_path / "nowhere")

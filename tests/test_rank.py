@@ -17,8 +17,10 @@ from torch import Tensor, nn
 
 import sslprune
 from sslprune.calibration import factor as factoring
+from sslprune.choose.sections import select
 from sslprune.cost.layers import Layer
 from sslprune.errors import BudgetError, CalibrationError, ExportError, RecipeError, RepackError
+from sslprune.recipe import PruneSection
 from sslprune.removal.factors import Factored, fold_
 from sslprune.removal.plan import Plan
 from sslprune.removal.remove import removable
@@ -191,6 +193,17 @@ REFUSED: dict[str, tuple[Any, Any, str, str]] = {
     "no such": (nn.Sequential(nn.Linear(4, 4)), torch.randn(2, 4), "fc*", r"matches no matrix; there are 0"),
     "transposed": (nn.Sequential(nn.ConvTranspose2d(4, 4, 3)), torch.randn(2, 4, 5, 5), "0", "nn.Conv2d"),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["columns", "kernel"])
+def test_a_convolution_of_two_factors_says_why_it_has_no_columns(kind: str) -> None:
+    model = sslprune.factor(
+        nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)), (torch.randn(2, 3, 9, 9),)
+    )
+    program = sslprune.trace(model, (torch.randn(2, 3, 9, 9),))
+    sections = [PruneSection(kind="rank"), PruneSection(kind=kind)]
+    with pytest.raises(RecipeError, match=rf'prune\.1\.kind: no axis is of kind "{kind}".*"rank".*with exclude'):
+        select(sslprune.find_axes(program), sections)
 
 
 @pytest.mark.parametrize("name", REFUSED)

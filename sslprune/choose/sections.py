@@ -46,6 +46,9 @@ def _matching(axes: Sequence[Axis], section: PruneSection, field: str) -> list[A
     if not of_kind:
         kinds = ", ".join(sorted({axis.kind for axis in axes})) or "none"
         missing = KINDS[section.kind].missing if section.kind in KINDS else ""
+        factored = next((axis.kind for axis in axes if kind_of(axis).factors), None)
+        if factored is not None and section.kind in KINDS and KINDS[section.kind].is_inside:
+            missing += f'; what kind "{factored}" makes two matrices of has none: leave it out there, with exclude'
         raise RecipeError(f'{field}.kind: no axis is of kind "{section.kind}"; the model has {kinds}{missing}')
     named = named_by(axes, section)
     if not named:

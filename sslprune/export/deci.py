@@ -68,7 +68,7 @@ def export_deci(
 
     Raises ExportError for another architecture, and for sizes that the format cannot hold: it names layer and field.
     """
-    check_class(model, "deci")
+    check_class(model, "--format deci")
     own = whole_tensors(small, tensors, "deci")
     with quiet_transformers("--format deci"), torch.no_grad():
         deci: Any = importlib.import_module("sslprune.export.modeling_deci")

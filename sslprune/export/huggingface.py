@@ -83,16 +83,16 @@ def asked_of(small: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any] 
         return [(call, small(*call[0], **call[1])) for call in calls]
 
 
-def check_class(model: nn.Module, format: str = "huggingface") -> None:
-    """Raise ExportError for a model that is no class of transformers, or that is quantized."""
+def check_class(model: nn.Module, by: str = "--format huggingface") -> None:
+    """Raise ExportError for a model that is no class of transformers, or that is quantized; ``by``: who asks."""
     if not hasattr(model, "save_pretrained") or not hasattr(getattr(model, "config", None), "to_dict"):
         raise ExportError(
-            f"--format {format}: {type(model).__name__} is no class of transformers; deploy export/model.onnx or "
+            f"{by}: {type(model).__name__} is no class of transformers; deploy export/model.onnx or "
             "repacked/model.pt2, or give an instance of your class the sizes with sslprune.apply_plan"
         )
     if getattr(model.config, "quantization_config", None) is not None:
         raise ExportError(
-            f"--format {format}: {type(model).__name__} is quantized, and its tensors are no weights; prune the "
+            f"{by}: {type(model).__name__} is quantized, and its tensors are no weights; prune the "
             "model before it is quantized"
         )
 

@@ -64,7 +64,7 @@ def check_model(recipe: Recipe, data: Data, model: nn.Module) -> None:
     """
     for format in ("huggingface", "deci"):
         if getattr(recipe.export, format):
-            check_class(model, format)
+            check_class(model, f"export.{format}")
     if recipe.export.decoder:
         cache_sizes(model)
     args, kwargs = data.example_for(model)
