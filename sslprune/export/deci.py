@@ -38,7 +38,7 @@ OUTER = ("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight")
 WIDTHS = {  # which dimension of which weights is as wide as what
     "self_attn.q_proj": (0, "queries"), "self_attn.o_proj": (1, "outputs"),
     "self_attn.k_proj": (0, "keys"), "self_attn.v_proj": (0, "values"),
-    "mlp.gate_proj": (0, "neurons"), "mlp.up_proj": (0, "neurons"), "mlp.down_proj": (1, "neurons"),
+    "mlp.gate_proj": (0, "inner"), "mlp.up_proj": (0, "inner"), "mlp.down_proj": (1, "inner"),
 }  # fmt: skip
 INSIDE = {f"{name}.{part}" for name in WIDTHS for part in ("weight", "bias")}
 NORMS = {"self_attn": "input_layernorm", "mlp": "post_attention_layernorm"}  # before each part of a layer
@@ -218,8 +218,8 @@ def _made(deci: Any, fields: Mapping[str, Any], held: Held) -> Any:
             after["keys"] = after["values"] = (heads // group, head)
             after["queries"] = after["outputs"] = (heads // group, group, head)
         if DOWN in layer:
-            before["neurons"] = (layer[DOWN].shape[1],)
-            after["neurons"] = (deci.neurons(block.ffn.ffn_mult, config.hidden_size),)
+            before["inner"] = (layer[DOWN].shape[1],)
+            after["inner"] = (deci.neurons(block.ffn.ffn_mult, config.hidden_size),)
         for inside, tensor in layer.items():
             dim, width = WIDTHS.get(inside.rpartition(".")[0], (tensor.dim(), ""))
             if dim < tensor.dim() and width in before:
