@@ -260,3 +260,31 @@ def test_llama_cpp_has_a_place_for_every_tensor(written, kind):
     with safe_open(folder / "model.safetensors", "pt") as stored:
         names = list(stored.keys())
     assert len(names) > 8 and [n for n in names if not table.get_name(n, try_suffixes=(".weight", ".bias"))] == []
+
+
+PADDED: list[tuple[str, Cuts, dict[str, Any]]] = [  # one layer alone each
+    ("llama", {"neurons": ("layers.0.mlp", 13), "layers": ("layers.1/layers.2", 1)}, {}),  # the other has all of them
+    ("llama", {"heads": ("layers.1.self_attn.q_proj/heads", 1)}, {}),
+    ("bert", {"neurons": ("layer.1.intermediate", 13), "layers": ("layer.0.attention", 1)}, {}),
+    ("gpt2", {"neurons": ("h.0", 13), "layers": ("h.1/", 1)}, {"n_inner": 115, "n_layer": 1}),  # nothing to fill up
+]
+
+
+@pytest.mark.parametrize(("name", "cuts", "said"), PADDED, ids=[f"{n}-{'-'.join(c)}" for n, c, _ in PADDED])
+def test_layers_that_differ_are_filled_up_where_that_is_asked_for(models, tmp_path, name, cuts, said):
+    model, program = models[name]
+    masked, small = cut(model, program, cuts)
+    changed = sslprune.export_huggingface(masked, small, tmp_path / "out", program.args, program.kwargs, pad=True)
+    zeros = changed.pop("zeros", 0)
+    assert {field: changed[field] for field in said} == said and bool(zeros) != bool(said)
+    again = type(model).from_pretrained(tmp_path / "out")
+    assert again.num_parameters() == zeros + sum(parameter.numel() for parameter in small.parameters())
+
+
+def test_zeros_that_would_be_read_as_something_else_are_refused(models, tmp_path):
+    """GPT-2's queries, keys and values lie side by side in one weight."""
+    model, program = models["gpt2"]
+    masked, small = cut(model, program, {"heads": ("h.0", 1)})
+    with pytest.raises(ExportError, match="computes something else"):
+        sslprune.export_huggingface(masked, small, tmp_path / "out", program.args, program.kwargs, pad=True)
+    assert not list(tmp_path.iterdir())

@@ -90,6 +90,11 @@ def test_what_is_not_uniform_is_one_line_and_writes_nothing(run, folder):
     assert result.exit_code == 1 and "Traceback" not in result.output
     assert "BertConfig has one number for all layers (intermediate_size)" in " ".join(result.output.split())
     assert not (folder / "free" / "export").exists()
+    assert call("export", folder / "free", "--format", "deci", "--pad").exit_code == 2
+    result = call("export", folder / "free", "--format", "huggingface", "--pad")
+    assert result.exit_code == 0 and "zeros that fill its layers up" in " ".join(result.output.split())
+    config = json.loads((folder / "free" / "export" / "huggingface" / "config.json").read_text())
+    assert config["intermediate_size"] == 64
     assert call("export", folder / "none", "--format", "huggingface").exit_code == 1
 
 

@@ -25,6 +25,7 @@ from sslprune.cli.options import (
     FormatOption,
     InputsOption,
     Json,
+    PadOption,
     ProcessesOption,
     RecipeFile,
     Resume,
@@ -37,6 +38,7 @@ from sslprune.cli.options import (
     is_model,
     one_format,
     one_of,
+    only_padded,
 )
 from sslprune.cli.parts import directory_of, load, print_json, show_of, tell_verdict, write_decoder, write_weights
 from sslprune.cli.together import agreed, joined, launched, restarted
@@ -165,6 +167,7 @@ def export(
     run: RunFolder,
     baseline: BaselineOption = None,
     format: FormatOption = Format.onnx,
+    pad: PadOption = False,
     sets: Sets = None,
     as_json: Json = False,
     debug: Debug = False,
@@ -177,11 +180,12 @@ def export(
     from sslprune.run.directory import RunDirectory
 
     directory = RunDirectory(run)
+    only_padded(pad, format)
     if format is not Format.onnx:
         one_format(format, baseline, sets)
         if format is Format.decoder:
             return write_decoder(directory, show, as_json)
-        return write_weights(format, directory, show, as_json)
+        return write_weights(format, directory, show, as_json, pad=pad)
     from sslprune.run.export import export as export_model
 
     with directory.changed(load(directory.recipe_file, sets)) if sets else nullcontext():

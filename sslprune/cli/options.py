@@ -115,6 +115,14 @@ FormatOption = Annotated[
 ]
 
 
+PadOption = Annotated[
+    bool,
+    typer.Option(
+        "--pad", help="Of --format huggingface: fill layers up with zeros to the widest one, whose time all take."
+    ),
+]
+
+
 class Runtime(StrEnum):
     onnxruntime = "onnxruntime"
     tensorrt = "tensorrt"
@@ -132,6 +140,12 @@ def one_format(format: Format, baseline: Path | None, sets: list[str] | None) ->
     """Raise BadParameter for what a ``format`` written alone does not read."""
     if baseline is not None or sets:
         raise typer.BadParameter(f"--format {format} judges nothing: leave --baseline and --set out")
+
+
+def only_padded(pad: bool, format: Format) -> None:
+    """Raise BadParameter for zeros in a format that needs none."""
+    if pad and format is not Format.huggingface:
+        raise typer.BadParameter("--pad fills up the layers of --format huggingface; the others hold any widths")
 
 
 def dims_of(dims: list[str]) -> dict[str, int]:

@@ -54,11 +54,11 @@ def tell_verdict(report: Report, directory: RunDirectory, show: Show, as_json: b
         fail(f"gate missed: {'; '.join(missed)}", 3)
 
 
-def write_weights(format: str, directory: RunDirectory, show: Show, as_json: bool) -> None:
+def write_weights(format: str, directory: RunDirectory, show: Show, as_json: bool, *, pad: bool = False) -> None:
     """Write the weights of a run as a class of transformers or as DeciLM, and say where they lie."""
     from sslprune.run.huggingface import export_run
 
-    changes, folder = export_run(directory, show, format), getattr(directory, format)
+    changes, folder = export_run(directory, show, format, pad=pad), getattr(directory, format)
     print_json({format: str(folder), "changed": changes}) if as_json else print(folder)
 
 

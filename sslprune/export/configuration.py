@@ -11,9 +11,9 @@ from itertools import combinations, product
 from typing import Any
 
 import torch
-from torch import nn
 
 from sslprune.errors import ExportError, few, first_line
+from sslprune.export.padded import alike
 from sslprune.export.renumber import Held
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -150,23 +150,15 @@ def _length(shapes: Shapes, stack: str) -> int:
 
 def _check_alike(made: Configurations, held: Held) -> None:
     """Raise ExportError for layers that were alike and are of different sizes now."""
-    whole = made.model.state_dict()
-    stacks = [name for name, module in made.model.named_modules() if isinstance(module, nn.ModuleList)]
-    first: dict[tuple[str, str, tuple[int, ...]], str] = {}
-    for new, tensor in held.tensors.items():
-        old = held.before[new]
-        stack = max((s for s in stacks if old.startswith(f"{s}.")), key=len, default=None)
-        if stack is None:
-            continue
-        inside = old.removeprefix(f"{stack}.").partition(".")[2]
-        like = first.setdefault((stack, inside, tuple(whole[old].shape)), new)
-        for dim, (size, other) in enumerate(zip(tensor.shape, held.tensors[like].shape, strict=True)):
+    for (_, _, before), (like, *names) in alike(made.model, held).items():
+        for name, dim in product(names, range(len(before))):
+            size, other = held.tensors[name].shape[dim], held.tensors[like].shape[dim]
             if size != other:
-                fields = [name for name, value in made.numbers.items() if value == whole[old].shape[dim]]
+                fields = [field for field, value in made.numbers.items() if value == before[dim]]
                 raise ExportError(
-                    f"{old}: {size} of {whole[old].shape[dim]} are left, of {held.before[like]} {other}; "
+                    f"{held.before[name]}: {size} of {before[dim]} are left, of {held.before[like]} {other}; "
                     f"{type(made.model.config).__name__} has one number for all layers ({few(fields, 3) or 'none'}); "
-                    'tie them, by tie = "layers" in their [[prune]], and train again'
+                    'tie them, by tie = "layers" in their [[prune]], and train again, or fill up with zeros, by --pad'
                 )
 
 
@@ -196,6 +188,8 @@ def _widths(made: Configurations, held: Held, depth: Changes) -> Iterator[Change
     if any(len(wanted[name]) != len(whole[name]) for name in wanted):
         raise ExportError("a convolution's columns are gathered, which no configuration says; leave their kind out")
     apart = {(n, d) for n in wanted for d, size in enumerate(wanted[n]) if size != whole[n][d]}
+    if dense == wanted and not apart:
+        return  # no field has anything to say
     pairs = {(whole[n][d], wanted[n][d]) for n, d in apart}
     pinned = _pinned(made, depth, whole, {size for pair in pairs for size in pair})
     options = list(_options(made, {**depth, **pinned}, pinned, wanted, whole, apart, pairs))

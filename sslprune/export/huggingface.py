@@ -19,6 +19,7 @@ from sslprune.capture.mode import evaluating
 from sslprune.errors import ExportError, SslpruneError, first_line
 from sslprune.export.configuration import Configurations, configurations
 from sslprune.export.norms import rescaled
+from sslprune.export.padded import padded
 from sslprune.export.renumber import Held, renumbered
 from sslprune.export.scales import rescaled_projections
 from sslprune.models.huggingface import quiet_transformers, unfilled
@@ -41,6 +42,7 @@ def export_huggingface(
     *,
     finish: Callable[[Any, Path], None] | None = None,
     tensors: Mapping[str, Tensor] | None = None,
+    pad: bool = False,
 ) -> dict[str, Any]:
     """Write ``small``, which `repack` made of ``model``, as a directory that ``from_pretrained`` opens; its new fields.
 
@@ -48,7 +50,8 @@ def export_huggingface(
     ``args`` and ``kwargs`` are example inputs. The fields of the configuration that say the new sizes are found by
     building the class of ``model``. The directory is loaded by transformers alone, and compared with ``small`` to 1e-5
     (relative), before it takes the place of what was at ``path``. ``finish(instance, folder)`` may write what belongs
-    beside it, such as a tokenizer. ``tensors``: those of ``small``, where it has other names for them.
+    beside it, such as a tokenizer. ``tensors``: those of ``small``, where it has other names for them. ``pad``: layers
+    of different sizes are filled up with zeros to the widest one, whose time all take; ``zeros`` says how many.
 
     Raises ExportError for a model that is not of transformers, and for sizes that no field of its configuration can
     hold: it names the layer and the field.
@@ -57,10 +60,11 @@ def export_huggingface(
     own = whole_tensors(small, tensors, "huggingface")
     with quiet_transformers("--format huggingface"), torch.no_grad():
         asked = asked_of(small, args, kwargs)
-        held = ungated(model, renumbered(model, own))
+        held = ungated(model, renumbered(model, own, parts=pad))
+        held, zeros = padded(model, held) if pad else (held, 0)
         instance, changes = _instance(model, held, asked)
         write(model, instance, Path(path), asked, finish)
-    return changes
+    return {**changes, "zeros": zeros} if zeros else changes
 
 
 def whole_tensors(small: nn.Module, tensors: Mapping[str, Tensor] | None, format: str) -> dict[str, Tensor]:

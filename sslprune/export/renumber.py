@@ -43,7 +43,7 @@ def renumbered(model: nn.Module, small: Mapping[str, Tensor], *, parts: bool = F
     found: dict[str, Tensor] = {}
     before: dict[str, str] = {}
     for name, tensor in own.items():
-        new, stays = _renamed(name, kept)
+        new, stays = renamed(name, kept)
         if stays and name not in small and _went_alone(model, name, small):
             if not parts:
                 raise _not_whole(model, name, small)
@@ -75,7 +75,7 @@ def _is_gone(stack: str, number: int, layers: Mapping[int, set[str]], small: Map
     return left != layers[number] and not left & others
 
 
-def _renamed(name: str, kept: Mapping[str, list[int]]) -> tuple[str, bool]:
+def renamed(name: str, kept: Mapping[str, list[int]]) -> tuple[str, bool]:
     """What a tensor is called among the layers that stay, and whether its own layer does.
 
     What others still read of a layer that went moves to the one that takes its number.
@@ -92,7 +92,7 @@ def _renamed(name: str, kept: Mapping[str, list[int]]) -> tuple[str, bool]:
 
 def _went_alone(model: nn.Module, name: str, small: Mapping[str, Tensor]) -> bool:
     """Whether a tensor went with a branch of its layer; what no layer has now was never read."""
-    stack = _stack_of(model, name)
+    stack = stack_of(model, name)
     if not stack:
         return False
     inside = name.removeprefix(f"{stack}.").partition(".")[2]
@@ -104,7 +104,7 @@ def _went_alone(model: nn.Module, name: str, small: Mapping[str, Tensor]) -> boo
 
 def _not_whole(model: nn.Module, name: str, small: Mapping[str, Tensor]) -> ExportError:
     """What to say of a tensor that went with a branch of its layer."""
-    stack = _stack_of(model, name)
+    stack = stack_of(model, name)
     number = name.removeprefix(f"{stack}.").partition(".")[0]
     left = [key for key in model.state_dict() if key.startswith(f"{stack}.{number}.") and key in small]
     modules = list(dict.fromkeys(key.rpartition(".")[0] for key in left))
@@ -113,10 +113,11 @@ def _not_whole(model: nn.Module, name: str, small: Mapping[str, Tensor]) -> Expo
     else:
         why = f'the rest of it stays ({few(modules, 2)}); let whole layers go, by tie = "block" in their [[prune]]'
     return ExportError(
-        f"{stack}.{number}: {name} went with its branch, and a {type(model).__name__} has all of a layer or none: {why}"
+        f"{stack}.{number}: {name} went with its branch, and a {type(model).__name__} has all of a layer or none: "
+        f"{why}, or fill up with zeros, by --pad"
     )
 
 
-def _stack_of(model: nn.Module, name: str) -> str:
+def stack_of(model: nn.Module, name: str) -> str:
     """The innermost stack that a tensor lies in; empty where it lies in none."""
     return max((s for s in _stacks(model) if name.startswith(f"{s}.")), key=len, default="")

@@ -27,7 +27,7 @@ PROCESSORS = ("preprocessor_config.json", "processor_config.json")  # how pictur
 SENTENCES = "tokenizer.model"  # of the tokenizer's training, which transformers reads and does not write; converters do
 
 
-def export_run(directory: RunDirectory, show: Show, format: str) -> dict[str, Any]:
+def export_run(directory: RunDirectory, show: Show, format: str, *, pad: bool = False) -> dict[str, Any]:
     """Write RUN/export/huggingface or deci of a run that is repacked; the sizes that its configuration says.
 
     Raises ExportError, and writes nothing, as `sslprune.export_huggingface` and `sslprune.export_deci` do.
@@ -36,13 +36,14 @@ def export_run(directory: RunDirectory, show: Show, format: str) -> dict[str, An
     recipe = directory.recipe()
     show.stage("export", f"{recipe.name}: the weights of {format}, loaded by transformers and compared")
     with directory.writing():
-        return write_directory(directory, recipe, build_data(recipe, show), show, format)
+        options = {"pad": True} if pad else {}
+        return write_directory(directory, recipe, build_data(recipe, show), show, format, **options)
 
 
 def write_directory(
-    directory: RunDirectory, recipe: Recipe, data: Data, show: Show, format: str = "huggingface"
+    directory: RunDirectory, recipe: Recipe, data: Data, show: Show, format: str = "huggingface", **options: bool
 ) -> dict[str, Any]:
-    """The same, where ``directory`` is being written."""
+    """The same, where ``directory`` is being written; ``options``: those of the function that writes the format."""
     small, model = load(directory.program), fold_(load_trained(recipe.model, directory.masked))
     if carries(small):
         raise ExportError(f"--format {format}: a model that carries state is no class of transformers")
@@ -66,7 +67,7 @@ def write_directory(
     with show.progress(f"writing the weights of {format}"):
         tensors = load_file(directory.weights)
         path = getattr(directory, format)
-        changes = FORMATS[format](model, small, path, args, kwargs, finish=finish, tensors=tensors)
+        changes = FORMATS[format](model, small, path, args, kwargs, finish=finish, tensors=tensors, **options)
     fields = ", ".join(f"{name} = {value}" for name, value in changes.items() if name != "zeros") or "no field"
     if changes.get("zeros"):
         fields += f"; {changes['zeros']:,} weights more, zeros that fill its layers up"
