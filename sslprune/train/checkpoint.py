@@ -117,9 +117,9 @@ def write_weights(path: Path, weights: nn.Module | dict[str, Tensor]) -> None:
     seen: set[int] = set()
     for name, tensor in (weights.state_dict() if isinstance(weights, nn.Module) else weights).items():
         own = tensor.detach().cpu().contiguous()
-        place = own.untyped_storage().data_ptr()
-        held[name] = own.clone() if place in seen else own
-        seen.add(place)
+        storage = own.untyped_storage().data_ptr()
+        held[name] = own.clone() if storage in seen else own
+        seen.add(storage)
 
     def write(temporary: Path) -> None:
         try:
