@@ -388,7 +388,6 @@ def side() -> tuple[nn.Module, list[Axis]]:
         ("cummax", "cummax"),
         ("scatter_add", "scatter_add"),
         ("bucketize", "bucketize"),
-        ("grid_sample", "grid_sampler"),
         ("kron", "kron"),
         ("one_hot", "one_hot"),
         ("diag_embed", "diag_embed"),
