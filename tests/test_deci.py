@@ -52,9 +52,9 @@ def made(name: str, **fields: Any) -> Any:
     return model
 
 
-def cut(model: Any, counts: dict[str, int]) -> tuple[Any, Any]:
+def cut(model: Any, counts: dict[str, int], program: Any = None) -> tuple[Any, Any]:
     """The model with these groups at zero, and what is left of it."""
-    program, masked, chosen = sslprune.trace(model, (IDS,)), copy.deepcopy(model), []
+    program, masked, chosen = program or sslprune.trace(model, (IDS,)), copy.deepcopy(model), []
     for axis in sslprune.find_axes(program):
         count = counts.get(axis.name.removeprefix("model."), 0)
         if count:

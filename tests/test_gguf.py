@@ -18,7 +18,7 @@ import pytest
 import torch
 
 import sslprune
-from tests.test_deci import UNEVEN
+from tests.test_deci import UNEVEN, cut
 
 tf: Any = pytest.importorskip("transformers")
 for package in ("xllamacpp", "gguf", "sentencepiece"):
@@ -82,14 +82,7 @@ def test_llama_cpp_says_what_transformers_says(vocabulary: Path, tmp_path: Path,
 @pytest.mark.parametrize("name", ["Llama", "Qwen2"])  # Qwen2 adds biases to queries, keys and values
 def test_llama_cpp_runs_layers_that_differ(vocabulary: Path, tmp_path: Path, name: str) -> None:
     model, program = traced(vocabulary, name, {"num_hidden_layers": 7, "intermediate_size": 300})
-    masked, chosen = copy.deepcopy(model), []
-    for axis in sslprune.find_axes(program):
-        count = UNEVEN.get(axis.name.removeprefix("model."), 0)
-        if count:
-            sslprune.zero_groups(masked, axis, range(count))
-            chosen.append(axis)
-    assert len(chosen) == len(UNEVEN)
-    small = sslprune.repack(masked, program, chosen, verify=False)
+    masked, small = cut(model, UNEVEN, program)
     said = sslprune.export_deci(masked, small, tmp_path / "out", program.args, finish=finished(vocabulary))
     assert said["num_key_value_heads"] == [1, 2, 2, 1, 2, 0]
     assert said["intermediate_size"] == [512, 256, 256, 512, 512, 512]

@@ -23,7 +23,6 @@ from sslprune.errors import TraceError
 from sslprune.values.axes import tensors_of
 from sslprune.values.inputs import num_rows
 
-GRAPH = fx.GraphModule({}, fx.Graph())
 PRODUCTS = {"linear", "matmul", "mm", "bmm", "addmm", "einsum", *(f"conv{n}d" for n in (1, 2, 3))}
 
 
@@ -175,6 +174,7 @@ def _check_types(graph: fx.Graph, model: nn.Module, args: tuple[Any, ...], kwarg
 
 def _check_names(model: nn.Module) -> None:
     """Raise TraceError for a child or a weight of the model itself that has the name of a graph's own attribute."""
+    graph = fx.GraphModule({}, fx.Graph())
     for name in {name.partition(".")[0] for name in tensors_of(model)}:
-        if hasattr(GRAPH, name):
+        if hasattr(graph, name):
             raise TraceError(f"{name}: an exported graph has an attribute of that name itself; rename the model's")
