@@ -21,10 +21,12 @@ from sslprune.kinds.find import find_axes
 from sslprune.models.build import build_model
 from sslprune.recipe import PruneSection, Recipe, TeacherSection, TrainSection, parse_recipe
 from sslprune.run.directory import RunDirectory
+from sslprune.train import recall
 from sslprune.train.checkpoint import TrainingFiles
 from sslprune.train.evaluate import evaluate
 from sslprune.train.optimizer import learning_rate
 from sslprune.train.recalibrate import recalibrate
+from sslprune.train.recall import Recall
 from sslprune.train.schedule import Schedule
 from sslprune.train.teacher import build_teacher
 from sslprune.train.training import train
@@ -230,6 +232,30 @@ def test_another_model_teaches(whole, tmp_path):
     ]
     assert same(runs[0].dense, runs[1].dense)  # it teaches from the sparse epochs on
     assert not same(runs[0].masked, runs[1].masked)
+
+
+def test_a_teacher_is_asked_once_about_each_sample(tmp_path, monkeypatch):
+    """Where no sample is augmented; what it said lasts over a resume, and changes nothing."""
+    short = {"data": {"augment": []}, "distill": {}, "schedule": {"dense": "2it", "sparse": "50it", "heal": "5it"}}
+    asked, learn = [], Recall._learn
+
+    def noted(self, keys, output):
+        asked.append(len(keys))
+        learn(self, keys, output)
+
+    monkeypatch.setattr(Recall, "_learn", noted)
+    whole = trained(tmp_path / "whole", **short)
+    assert 0 < sum(asked) <= len(build_data(recipe()).train) * 64 + 64  # three epochs and a bit
+    for epochs in (2, 3):
+        with pytest.raises(KeyboardInterrupt):
+            trained(tmp_path / str(epochs), StopsAfter(epochs), **short)
+        torch.manual_seed(97)
+        assert same(whole.masked, trained(tmp_path / str(epochs), **short).masked)
+    monkeypatch.setattr(recall, "LONGEST", 0)
+    asked.clear()
+    without = load_file(trained(tmp_path / "without", **short).masked)
+    assert not asked
+    assert all(torch.allclose(value, without[name], atol=1e-3) for name, value in load_file(whole.masked).items())
 
 
 def test_a_run_teaches_with_its_dense_model(whole, tmp_path):

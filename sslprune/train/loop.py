@@ -32,6 +32,7 @@ from sslprune.train.optimizer import build_optimizer
 from sslprune.train.pace import Pace
 from sslprune.train.parts import OwnParts
 from sslprune.train.recalibrate import recalibrate
+from sslprune.train.recall import Recall
 from sslprune.train.replicas import Replicas
 from sslprune.train.schedule import Epoch, Schedule
 from sslprune.train.shards import Shards
@@ -86,7 +87,9 @@ class Trainer:
         self.replicas.lay_out_(self.model, self.sparsity)
         self.optimizer = build_optimizer(self.model, recipe.train)
         self.teacher: nn.Module | None = None  # from the end of the dense epochs on
-        self.step = Step(recipe, data.task, self.device, laid_out, self.replicas)
+        self.recall = Recall(2 * self.schedule.epoch_steps * recipe.train.accumulate)
+        self.recall.over = self.team.world > 1  # a checkpoint has the memory of one process
+        self.step = Step(recipe, data.task, self.device, laid_out, self.replicas, self.recall)
         self.judge = "valid" if data.valid is not None else "test"  # the data that each epoch is judged by
         self.history: list[dict[str, Any]] = []
         self.log: Log | None = None  # from the beginning of `fit` on, of the process that writes
@@ -321,6 +324,7 @@ class Trainer:
             "model": self._restored().state_dict(),
             "optimizer": self.replicas.optimizer_state(self.trained, self.optimizer),
             "sparsity": self.sparsity.state_dict() if self.sparsity else None,
+            "recall": self.recall.state_dict(),
             **self.replicas.draws(self.device),
         }
 
@@ -337,6 +341,7 @@ class Trainer:
         if self.sparsity is not None:
             self.sparsity.load_state_dict(state["sparsity"], self.optimizer)
         self.replicas.load_optimizer(self.trained, self.optimizer, state["optimizer"])
+        self.recall.load_state_dict(state.get("recall"))
         if not self.replicas.draw_on(state, self.device):
             self.show.say(
                 f"the run had {1 + len(state.get('others', []))} processes, and has {self.team.world} now: it goes on, "

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from sslprune.recipe import Recipe
 from sslprune.train.parts import Part
+from sslprune.train.recall import Recall
 from sslprune.train.replicas import Replicas
 from sslprune.train.sparsity import Sparsity
 from sslprune.train.teacher import mixed_loss
@@ -28,6 +29,7 @@ class Step:
     each carries a state of its own, if any.
 
     ``laid_out`` lays an input out as the model's filters are; ``replicas`` says how processes share the batch.
+    ``recall`` asks a tutor.
     """
 
     def __init__(
@@ -37,8 +39,10 @@ class Step:
         device: torch.device,
         laid_out: Callable[[Tensor], Tensor],
         replicas: Replicas,
+        recall: Recall,
     ) -> None:
         self.recipe, self.task, self.device, self.laid_out, self.replicas = recipe, task, device, laid_out, replicas
+        self.recall = recall
         self.checked = False  # the first batch's outputs and targets fit together
 
     def __call__(
@@ -115,9 +119,7 @@ class Step:
             loss = self.task.loss(outputs, targets, self.recipe.train.label_smoothing)
         if tutor is None or self.recipe.distill is None:
             return loss
-        with torch.no_grad():
-            taught = call(tutor, inputs)
-        return mixed_loss(loss, outputs, taught, targets, self.task, self.recipe.distill)
+        return mixed_loss(loss, outputs, self.recall(tutor, inputs), targets, self.task, self.recipe.distill)
 
     def _precision(self) -> AbstractContextManager[Any]:
         amp = self.recipe.train.amp
