@@ -4,6 +4,7 @@
         --test test.parquet --sparse 5ep --heal 10ep --macs 1/2.11 1/2.55 --seeds 0 1 2 --threads 1 --out results.jsonl
     python scripts/compare_torch_pruning.py --latency --out results.jsonl   # all models timed in turns
     python scripts/compare_torch_pruning.py --table --out results.jsonl     # as Markdown: means, and spread over seeds
+    python scripts/compare_torch_pruning.py --curve --out results.jsonl     # likewise: after so many healing epochs
 
 dense   the dense model, trained through the same two phases: the control
 peer    Torch-Pruning's sparse learning, then its cut to the MACs, then ordinary training
@@ -93,8 +94,8 @@ class Outcome:
 
 def main() -> None:
     options = arguments()
-    if options.table:
-        print("\n".join(table(read(options.out))))
+    if options.table or options.curve:
+        print("\n".join((table if options.table else curve)(read(options.out))))
     elif options.latency:
         latency(options.out, options.work)
     else:
@@ -110,6 +111,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("results.jsonl"), help="a line for each model; none twice")
     parser.add_argument("--work", type=Path, help="folder of runs and ONNX files; beside --out where left out")
     parser.add_argument("--table", action="store_true")
+    parser.add_argument("--curve", action="store_true")
     parser.add_argument("--latency", action="store_true")
     parser.add_argument("--depth", type=int, default=20)
     parser.add_argument("--checkpoint", default="checkpoints/resnet20-cifar10.th")
@@ -421,16 +423,10 @@ def latency(out: Path, work: Path) -> None:
 def table(lines: list[dict[str, Any]]) -> Iterator[str]:
     """Markdown: a row for each arm, budget and set of settings; mean ± sample standard deviation over the seeds."""
     times = {line["onnx"]: line for line in lines if line["kind"] == "latency"}
-    rows: dict[str, list[dict[str, Any]]] = {}
-    for line in lines:
-        if line["kind"] == "run":
-            place = [line["depth"], -(line["budget"] or 1), ARMS.index(line["arm"]), line["settings"]]
-            rows.setdefault(json.dumps(place), []).append(line)
     settings_seen: list[dict[str, Any]] = []
     yield "| model | MACs | arm | at load | before the cut | at the cut | at the end | layers | parameters | s an epoch, sparse | heal | ms, batch 1 | batch 128 | seeds | settings |"  # noqa: E501
     yield "|" + " --- |" * 15
-    for key in sorted(rows, key=lambda k: json.loads(k)[:3]):
-        runs = rows[key]
+    for runs in alike(lines):
         first = runs[0]
         if first["settings"] not in settings_seen:
             settings_seen.append(first["settings"])
@@ -445,8 +441,59 @@ def table(lines: list[dict[str, Any]]) -> Iterator[str]:
             cells[-1] += f" ({mean(ratios):.2f}x)" if ratios else ""
         cells += [str(len(runs)), f"({1 + settings_seen.index(first['settings'])})"]
         yield "| " + " | ".join(cells) + " |"
+    yield from explained(settings_seen)
+
+
+def curve(lines: list[dict[str, Any]]) -> Iterator[str]:
+    """Markdown: the accuracy at the cut and after 1, 2, 4, 8 and all healing epochs; means over the seeds.
+
+    ``level``: the epoch of all, sparse ones included, by which one of ours is as accurate as the peer is at its end, to
+    the same budget and with the same help on the same machine.
+    """
+    groups = [runs for runs in alike(lines) if runs[0]["budget"] and runs[0]["settings"]["heal"].endswith("ep")]
+    settings_seen: list[dict[str, Any]] = []
+    yield "| model | MACs | arm | at the cut | 1 | 2 | 4 | 8 | end | level | seeds | settings |"
+    yield "|" + " --- |" * 12
+    for runs in groups:
+        first = runs[0]
+        if first["settings"] not in settings_seen:
+            settings_seen.append(first["settings"])
+        heal = int(first["settings"]["heal"].removesuffix("ep"))
+        means = [mean(at) for at in zip(*(run["epochs"] for run in runs), strict=True)]
+        after = [means[-heal:][min(count, heal) - 1] for count in (1, 2, 4, 8, heal)]
+        ends = [
+            mean(run["end"] for run in peers)
+            for peers in groups
+            if peers[0]["arm"] == "peer" and first["arm"] in OURS and rival(peers[0]) == rival(first)
+        ]
+        level = next((str(1 + i) for i, value in enumerate(means) if ends and value >= max(ends)), "-")
+        cells = [f"ResNet-{first['depth']}", f"{mean(run['macs_left'] for run in runs):.3f}", first["arm"]]
+        cells += [f"{value:.2f}" for value in (mean(run["cut"] for run in runs), *after)]
+        cells += [level, str(len(runs)), f"({1 + settings_seen.index(first['settings'])})"]
+        yield "| " + " | ".join(cells) + " |"
+    yield from explained(settings_seen)
+
+
+def rival(line: dict[str, Any]) -> list[Any]:
+    """What a run shares with the one that it is compared with."""
+    settings = line["settings"]
+    return [line["depth"], line["budget"], *(settings.get(name) for name in ("teacher", "valid", "device"))]
+
+
+def alike(lines: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """The runs that differ in their seed alone, together; in the order of depth, budget and arm."""
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for line in lines:
+        if line["kind"] == "run":
+            place = [line["depth"], -(line["budget"] or 1), ARMS.index(line["arm"]), line["settings"]]
+            rows.setdefault(json.dumps(place), []).append(line)
+    return [rows[key] for key in sorted(rows, key=lambda key: json.loads(key)[:3])]
+
+
+def explained(settings: list[dict[str, Any]]) -> Iterator[str]:
+    """What each number of settings stands for."""
     yield ""
-    for number, values in enumerate(settings_seen, 1):
+    for number, values in enumerate(settings, 1):
         yield f"({number}) " + ", ".join(f"{name} {value}" for name, value in values.items() if value not in ([], 0))
 
 

@@ -24,7 +24,7 @@ def compare(tmp_path, monkeypatch):
             [*range(8)] * (count // 8),
         )
     fixed = ["--depth", "8", "--checkpoint", "resnet8.pt", "--train", "train.parquet", "--test", "test.parquet"]
-    fixed += ["--sparse", "12it", "--heal", "2it", "--macs", "1/2", "--out", "results.jsonl"]
+    fixed += ["--sparse", "12it", "--heal", "1ep", "--macs", "1/2", "--out", "results.jsonl"]
     monkeypatch.chdir(tmp_path)
 
     def call(*arguments):
@@ -49,6 +49,9 @@ def test_arms_share_a_teacher_and_come_to_the_table(compare, capsys):
     compare("--table")
     table = capsys.readouterr().out
     assert table.count("| ResNet-8 |") == 3
+    compare("--curve")
+    curve = capsys.readouterr().out
+    assert curve.count("| ResNet-8 |") == 2 and f"| {lines[1]['cut']:.2f} | {lines[1]['end']:.2f} |" in curve
 
 
 def test_a_teacher_of_some_arms_alone_is_refused(compare, capsys):
