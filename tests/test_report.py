@@ -38,6 +38,7 @@ from sslprune.report.ci import escaped, markdown, write_ci
 from sslprune.report.course import Course
 from sslprune.report.lead import lead
 from sslprune.report.words import medians_apart, widths_text
+from sslprune.run.export import timed_batches
 from sslprune.show.summary import Written, grouped, summary
 from sslprune.show.terminal import Show
 
@@ -174,6 +175,19 @@ def test_gates() -> None:
         "max_output_difference": (2e-7, False),
     }
     assert not report(gates=judged).passed and report().passed
+
+
+@pytest.mark.parametrize(
+    ("sections", "batches"),
+    [
+        ({}, [1, 64]),
+        ({"bench": {"batch_sizes": [2]}}, [2]),  # a batch of training may be far too large to be timed
+        ({"bench": {"batch_sizes": [2]}, "gates": {"min_speedup": 1.5}}, [2, 64]),
+        ({"bench": {"batch_sizes": [2]}, "gate": [{"min_speedup": 2.0, "batch_size": 8}, {"max_macs": 0.5}]}, [2, 8]),
+    ],
+)
+def test_what_the_recipe_and_its_gates_name_is_timed(sections: dict[str, Any], batches: list[int]) -> None:
+    assert timed_batches(recipe(**sections)) == batches
 
 
 def test_gates_of_a_variant_and_of_one_timing() -> None:

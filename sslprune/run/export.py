@@ -151,16 +151,20 @@ def _runner(path: Path, like: nn.Module, data: Data) -> OnnxModule:
     return OnnxModule(open_session(path), like(*args, **kwargs), getattr(like, "initial_state", None))
 
 
+def timed_batches(recipe: Recipe) -> list[int]:
+    """The batch sizes that the recipe asks for, and those at which a gate wants to be so much faster."""
+    usual = recipe.data.batch_size
+    gates = [usual] if recipe.gates.min_speedup is not None else []
+    gates += [gate.batch_size or usual for gate in recipe.gate if gate.min_speedup is not None]
+    return [*(recipe.bench.batch_sizes or [1, usual]), *gates]
+
+
 def measure_speed(
     recipe: Recipe, built: list[Built], data: Data, example: Mapping[str, np.ndarray], show: Show
 ) -> Comparison:
     """All models timed in turns, at the recipe's batch sizes and threads and those that its gates name."""
     bench = recipe.bench
-    batch_sizes = [
-        *(bench.batch_sizes or [1]),
-        recipe.data.batch_size,
-        *(g.batch_size for g in recipe.gate if g.batch_size),
-    ]
+    batch_sizes = timed_batches(recipe)
     threads = [*bench.threads, *(gate.threads for gate in recipe.gate if gate.threads is not None)]
     if recipe.budget.measure == "latency":
         threads.append(1)
