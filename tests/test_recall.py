@@ -62,11 +62,12 @@ def test_augmented_samples_are_not_kept() -> None:
     [
         lambda ids: torch.zeros(len(ids), ids.shape[1], 2),  # one answer a word: by the second batch they differ
         lambda ids: torch.zeros(()),
+        lambda ids: ids.float() @ ids.float().T,
         lambda ids: {"logits": torch.zeros(len(ids), 2), "loss": None},
         lambda ids: [torch.zeros(len(ids)), torch.zeros(len(ids), dtype=torch.int64)],
         lambda ids: torch.zeros(len(ids), 2**25),
     ],
-    ids=["words", "number", "none", "types", "large"],
+    ids=["words", "number", "similarities", "none", "types", "large"],
 )
 def test_outputs_without_a_row_for_each_sample_are_asked_for_anew(teacher: Any) -> None:
     memory = Recall(100)
@@ -84,6 +85,18 @@ def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         numbers = torch.arange(start, start + 3)
         assert memory(teacher, (numbers[:, None],))["pair"][0].tolist() == numbers.tolist()
     assert memory.over and memory.answers is None
+
+
+def test_a_state_goes_on_and_memory_that_is_over_stays_so() -> None:
+    teacher, memory = Teacher(), Recall(100)
+    said = memory(teacher, words([[1, 2], [3], [4]], 3))
+    for over in (False, True):
+        again = Recall(100)
+        again.over = over
+        again.load_state_dict(memory.state_dict())
+        again.load_state_dict(None)  # of an older checkpoint
+        assert again.over == over and len(again.places) == (0 if over else 3)
+        assert again(teacher, words([[4], [3], [1, 2]], 2))["pair"][0].tolist() == said["pair"][0].flip(0).tolist()
 
 
 def test_a_model_that_reads_on_is_always_asked() -> None:

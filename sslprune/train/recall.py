@@ -22,7 +22,7 @@ class Recall:
     """Asks a teacher about samples that are new, and answers for the others from memory.
 
     A sample is known by its bytes, without the places that ``attention_mask`` leaves out. Memory ends where samples
-    hardly come again, or where outputs have no row of one shape for each sample, as those of words have none.
+    hardly come again, or where outputs have no row of one shape for each sample alone, as those of words have none.
     ``twice``: the number of batches in which each sample comes twice.
     """
 
@@ -53,8 +53,11 @@ class Recall:
         return {"keys": torch.tensor(list(self.places)), "answers": answers, "counts": counts, "over": self.over}
 
     def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
-        """Go on where ``state_dict`` was taken; with nothing kept where a checkpoint has none, as older ones."""
-        if state is None:
+        """Go on where ``state_dict`` was taken; with nothing kept where a checkpoint has none, as older ones.
+
+        Memory that is over stays so, as that of one of several processes.
+        """
+        if state is None or self.over:
             return
         self.places = {int(key): place for place, key in enumerate(state["keys"].tolist())}
         self.answers, self.over = state["answers"], state["over"]
@@ -69,6 +72,8 @@ class Recall:
         if not all(isinstance(leaf, Tensor) and leaf.dim() and len(leaf) == len(keys) for leaf in leaves):
             return self._end()
         form = tree, [leaf.shape[1:] for leaf in leaves]
+        if self.form is None and any(len(keys) in leaf.shape[1:] for leaf in leaves):
+            return self._end()  # each sample with each other, it may be, as similarities are
         self.form = self.form or form
         if not leaves or form != self.form or len({leaf.dtype for leaf in leaves}) > 1:
             return self._end()
