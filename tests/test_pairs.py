@@ -102,7 +102,7 @@ def test_the_whole_road(folder):
     report = json.loads((run / "report.json").read_text())
     for rows in (report["dense"]["latency"], report["repacked"]["latency"], report["speedup"]):
         timed = {(row["batch_size"], row["length"]) for row in rows if "absent" not in row}
-        assert timed == {(1, 6), (1, 24), (8, 6), (8, 24)}
+        assert timed == {(1, 6), (1, 24)}
     names = {node.name for node in open_session(run / "export" / "model.onnx").get_inputs()}
     assert names == {"input_ids", "attention_mask", "token_type_ids"}
     own: Any = build_model(recipe(folder).model)[0]  # the class as it is holds a width of its own in each layer

@@ -54,7 +54,7 @@ def test_augmented_samples_are_not_kept() -> None:
     for batch in range(6):
         said = memory(teacher, (torch.rand(3, 5),))
         assert said["logits"].shape == (3, 2) and memory.over == (batch >= 4)
-    assert teacher.samples == 18 and memory.answers is None and not memory.places
+    assert teacher.samples == 18 and memory.answers is None and not memory.rows
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_a_state_goes_on_and_memory_that_is_over_stays_so() -> None:
         again.over = over
         again.load_state_dict(memory.state_dict())
         again.load_state_dict(None)  # of an older checkpoint
-        assert again.over == over and len(again.places) == (0 if over else 3)
+        assert again.over == over and len(again.rows) == (0 if over else 3)
         assert again(teacher, words([[4], [3], [1, 2]], 2))["pair"][0].tolist() == said["pair"][0].flip(0).tolist()
 
 

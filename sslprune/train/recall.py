@@ -28,15 +28,15 @@ class Recall:
 
     def __init__(self, twice: int) -> None:
         self.twice, self.batches, self.asked, self.new, self.over = twice, 0, 0, 0, False
-        self.places: dict[int, int] = {}  # of a sample's answer, by the sample's key
-        self.answers: Tensor | None = None  # (places and room for more, numbers of an answer)
+        self.rows: dict[int, int] = {}  # of a sample's answer, by the sample's key
+        self.answers: Tensor | None = None  # (rows and room for more, numbers of an answer)
         self.form: tuple[Any, list[torch.Size]] | None = None  # of an output: its tree, the shapes of a row
 
     @torch.no_grad()
     def __call__(self, teacher: Callable[..., Any], inputs: Inputs) -> Any:
         """``teacher(inputs)``, without gradients."""
         keys = [] if self.over or isinstance(teacher, Carrying) else keys_of(inputs)
-        new = [i for i, key in enumerate(keys) if key not in self.places]
+        new = [i for i, key in enumerate(keys) if key not in self.rows]
         self.batches, self.asked, self.new = self.batches + 1, self.asked + len(keys), self.new + len(new)
         if not keys or (self.batches > self.twice and self.new > (1 - RARE) * self.asked):
             self._end()
@@ -48,9 +48,9 @@ class Recall:
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values."""
-        answers = self.answers[: len(self.places)].clone() if self.answers is not None else None
+        answers = self.answers[: len(self.rows)].clone() if self.answers is not None else None
         counts = [self.batches, self.asked, self.new]
-        return {"keys": torch.tensor(list(self.places)), "answers": answers, "counts": counts, "over": self.over}
+        return {"keys": torch.tensor(list(self.rows)), "answers": answers, "counts": counts, "over": self.over}
 
     def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
         """Go on where ``state_dict`` was taken; with nothing kept where a checkpoint has none, as older ones.
@@ -59,12 +59,12 @@ class Recall:
         """
         if state is None or self.over:
             return
-        self.places = {int(key): place for place, key in enumerate(state["keys"].tolist())}
+        self.rows = {int(key): row for row, key in enumerate(state["keys"].tolist())}
         self.answers, self.over = state["answers"], state["over"]
         self.batches, self.asked, self.new = state["counts"]
 
     def _end(self) -> None:
-        self.over, self.places, self.answers = True, {}, None
+        self.over, self.rows, self.answers = True, {}, None
 
     def _learn(self, keys: Sequence[int], output: Any) -> None:
         """Keep the answers to ``keys`` that are not kept yet."""
@@ -78,23 +78,23 @@ class Recall:
         if not leaves or form != self.form or len({leaf.dtype for leaf in leaves}) > 1:
             return self._end()
         said = torch.cat([leaf.reshape(len(keys), -1) for leaf in leaves], 1)
-        if (len(self.places) + len(keys)) * said[0].nbytes > MOST_BYTES:
+        if (len(self.rows) + len(keys)) * said[0].nbytes > MOST_BYTES:
             return self._end()
         kept = self.answers.to(said) if self.answers is not None else said[:0]
-        if len(kept) < len(self.places) + len(keys):
+        if len(kept) < len(self.rows) + len(keys):
             kept = torch.cat([kept, kept.new_zeros(len(kept) + len(keys), kept.shape[1])])  # twice the room
         for key, answer in zip(keys, said, strict=True):
-            if key not in self.places:
-                self.places[key] = len(self.places)
-                kept[self.places[key]] = answer
+            if key not in self.rows:
+                self.rows[key] = len(self.rows)
+                kept[self.rows[key]] = answer
         self.answers = kept
 
     def _recalled(self, keys: Sequence[int]) -> Any:
         """An output for the samples of ``keys``."""
         assert self.answers is not None and self.form is not None
         tree, shapes = self.form
-        rows = self.answers[[self.places[key] for key in keys]]
-        leaves = rows.split([shape.numel() for shape in shapes], 1)
+        found = self.answers[[self.rows[key] for key in keys]]
+        leaves = found.split([shape.numel() for shape in shapes], 1)
         return pytree.tree_unflatten([leaf.reshape(-1, *s) for leaf, s in zip(leaves, shapes, strict=True)], tree)
 
 
