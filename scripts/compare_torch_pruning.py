@@ -64,6 +64,7 @@ from sslprune.report import Absent
 from sslprune.run.directory import RunDirectory
 from sslprune.run.learn import train
 from sslprune.show.terminal import Show
+from sslprune.train.compiled import Compiler
 from sslprune.train.evaluate import evaluate
 from sslprune.train.optimizer import build_optimizer, learning_rate
 from sslprune.train.schedule import Schedule
@@ -323,6 +324,7 @@ def phase(
     """Ordinary training through one phase, with a learning-rate schedule of its own; ``regularize`` adds gradients."""
     device = device_of(recipe.run)
     model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    student = Compiler(section.compile)(model)
     optimizer = build_optimizer(model, section)
     schedule = Schedule.of(recipe, len(data.train))
     precise = section.amp == "off" or (section.amp == "auto" and device.type == "cpu")
@@ -342,7 +344,7 @@ def phase(
             (images,) = inputs_of(inputs)
             images = images.contiguous(memory_format=torch.channels_last)
             with torch.autocast(device.type, torch.bfloat16, enabled=not precise):
-                outputs = model(images)
+                outputs = student(images)
                 loss = data.task.loss(outputs, targets, section.label_smoothing)
                 if teacher is not None and recipe.distill is not None:
                     with torch.no_grad():

@@ -69,6 +69,7 @@ FIELDS: dict[str, tuple[Any, ...]] = {
     "schedule.shrink": ("1it", "3it", "1ep", "never", "0it"),
     "train.accumulate": (2, 64, 10**9),
     "train.compress": ("ternary", "powersgd", "bf16"),
+    "train.compile": (True,),
     "train.sync_batch_norm": (True,),
     "train.loss": ("model", "x", "sslprune.zoo:mlp"),
     "train.optimizer": ("sgd", "adamw"),

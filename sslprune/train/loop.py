@@ -307,7 +307,7 @@ class Trainer:
 
     def _students(self) -> list[list[Callable[..., Any]]]:
         """What is called for each pass over a batch and each part of it, to train."""
-        wrapper, count = self.replicas.wrap(self.trained), range(self.recipe.train.accumulate)
+        wrapper, count = self.step.compiler(self.replicas.wrap(self.trained)), range(self.recipe.train.accumulate)
         passes = self.sparsity.num_passes if self.sparsity is not None else 1
         return [[carrying(self.trained, wrapper) for _ in count] for _ in range(passes)]
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sslprune.recipe import Recipe
+from sslprune.train.compiled import Compiler
 from sslprune.train.parts import Part
 from sslprune.train.recall import Recall
 from sslprune.train.replicas import Replicas
@@ -29,7 +30,7 @@ class Step:
     each carries a state of its own, if any.
 
     ``laid_out`` lays an input out as the model's filters are; ``replicas`` says how processes share the batch.
-    ``recall`` asks a tutor.
+    ``recall`` asks a tutor; ``compiler`` makes what is called as a student.
     """
 
     def __init__(
@@ -42,7 +43,7 @@ class Step:
         recall: Recall,
     ) -> None:
         self.recipe, self.task, self.device, self.laid_out, self.replicas = recipe, task, device, laid_out, replicas
-        self.recall = recall
+        self.recall, self.compiler = recall, Compiler(recipe.train.compile)
         self.checked = False  # the first batch's outputs and targets fit together
 
     def __call__(

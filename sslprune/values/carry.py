@@ -63,8 +63,8 @@ class Carrying:
     Truncated backpropagation (Werbos 1990): gradients end at the batch. A batch of another size starts anew.
     """
 
-    def __init__(self, model: nn.Module, wrapper: nn.Module | None = None) -> None:
-        self.model, self.call, self.state, self.rows = model, wrapper or model, None, 0
+    def __init__(self, model: nn.Module, wrapper: Callable[..., Any] | None = None) -> None:
+        self.model, self.call, self.state, self.rows = model, model if wrapper is None else wrapper, None, 0
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         rows = len(next(leaf for leaf in pytree.tree_leaves(args) if isinstance(leaf, Tensor)))
@@ -75,9 +75,11 @@ class Carrying:
         return output
 
 
-def carrying(model: nn.Module, wrapper: nn.Module | None = None) -> Callable[..., Any]:
+def carrying(model: nn.Module, wrapper: Callable[..., Any] | None = None) -> Callable[..., Any]:
     """What calls ``model`` batch after batch, from its initial state on; the model itself where it carries none.
 
     ``wrapper``: what is called in its place, as that of several processes is.
     """
-    return Carrying(model, wrapper) if carries(model) else wrapper or model
+    if carries(model):
+        return Carrying(model, wrapper)
+    return model if wrapper is None else wrapper  # a module may have a length, and that be 0

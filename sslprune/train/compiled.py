@@ -1,0 +1,45 @@
+"""The model that trains, compiled by torch.compile: fewer kernels, each for one shape."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from sslprune.errors import TrainingError, first_line
+
+
+class Compiler:
+    """``compiler(model)`` is what is called in place of ``model``: itself, unless it is ``wanted`` compiled.
+
+    What was compiled serves for as long as the model is the same object. A shrink makes another one.
+    """
+
+    def __init__(self, wanted: bool) -> None:
+        self.wanted = wanted
+        self.model: nn.Module | None = None
+        self.compiled: Callable[..., Any] | None = None
+
+    def __call__(self, model: nn.Module) -> Callable[..., Any]:
+        if not self.wanted:
+            return model
+        if self.compiled is None or model is not self.model:
+            torch.compiler.reset()  # sizes before a shrink count as shapes, of which torch compiles a few
+            self.model, self.compiled = model, _told(torch.compile(model))
+        return self.compiled
+
+
+def _told(compiled: Callable[..., Any]) -> Callable[..., Any]:
+    """``compiled``, whose failures to compile are one line."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return compiled(*args, **kwargs)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            raise TrainingError(
+                f"train.compile: torch.compile failed: {first_line(error)}; set train.compile = false"
+            ) from error
+
+    return call
