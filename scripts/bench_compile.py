@@ -51,7 +51,7 @@ def main() -> None:
         optimizer.zero_grad(set_to_none=True)
 
     ways = {"as it is": carrying(model), "compiled": carrying(model, Compiler(True)(model))}
-    first = {}
+    first: dict[str, float] = {}
     for name, run in ways.items():
         for _ in range(2):  # an ordinary first step waits too
             began = time.perf_counter()

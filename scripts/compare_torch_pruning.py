@@ -468,7 +468,8 @@ def curve(lines: list[dict[str, Any]]) -> Iterator[str]:
             for peers in groups
             if peers[0]["arm"] == "peer" and first["arm"] in OURS and rival(peers[0]) == rival(first)
         ]
-        level = next((str(1 + i) for i, value in enumerate(means) if ends and value >= max(ends)), "-")
+        begins = any(given.startswith("calibrate.") for given in first["settings"].get("ours", []))  # no epoch
+        level = next((str(i) for i, value in enumerate(means, 1 - begins) if ends and value >= max(ends)), "-")
         cells = [f"ResNet-{first['depth']}", f"{mean(run['macs_left'] for run in runs):.3f}", first["arm"]]
         cells += [f"{value:.2f}" for value in (mean(run["cut"] for run in runs), *after)]
         cells += [level, str(len(runs)), f"({1 + settings_seen.index(first['settings'])})"]

@@ -54,6 +54,18 @@ def test_arms_share_a_teacher_and_come_to_the_table(compare, capsys):
     assert curve.count("| ResNet-8 |") == 2 and f"| {lines[1]['cut']:.2f} | {lines[1]['end']:.2f} |" in curve
 
 
+@pytest.mark.parametrize(("ours", "epochs"), [([], [60, 80, 92, 95]), (["calibrate.samples=8"], [50, 60, 80, 92, 95])])
+def test_a_calibration_is_no_epoch_on_the_way(ours, epochs):
+    """Ours reaches the peer's end, 90, in the third of four epochs, whether a calibration came before them or not."""
+    settings = {"sparse": "2ep", "heal": "2ep"}
+    same = {"kind": "run", "depth": 8, "seed": 0, "budget": 0.5, "macs_left": 0.5, "cut": 80}
+    peer = {**same, "arm": "peer", "settings": settings, "epochs": [85, 70, 20, 90], "end": 90}
+    inner = {**same, "arm": "inner", "settings": {**settings, "ours": ours}, "epochs": epochs, "end": 95}
+    rows = list(compare_torch_pruning.curve([peer, inner]))
+    assert rows[3].startswith("| ResNet-8 | 0.500 | inner | 80.00 | 92.00 | 95.00 |")
+    assert rows[3].split(" | ")[9] == "3" and rows[2].split(" | ")[9] == "-"
+
+
 def test_a_teacher_of_some_arms_alone_is_refused(compare, capsys):
     with pytest.raises(SystemExit):
         compare("--set", "distill.weight=0.5")

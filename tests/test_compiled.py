@@ -66,3 +66,10 @@ def test_a_failure_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_what_is_called_may_have_a_length_of_zero() -> None:
     model, empty = nn.Linear(2, 2), nn.Sequential()
     assert carrying(model, empty) is empty and carrying(model) is model and Compiler(False)(model) is model
+
+
+def test_recurrent_layers_are_refused() -> None:
+    with pytest.raises(
+        TrainingError, match=r"^train.compile: layer 0 \(LSTM\) is recurrent.+; set train.compile = false$"
+    ):
+        Compiler(True)(nn.Sequential(nn.LSTM(2, 3)))

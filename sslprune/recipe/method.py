@@ -210,7 +210,7 @@ class TrainSection(Section):
     """In how many backward passes a step takes its batch: it needs less memory, and gives the same gradient."""
     compile: bool = False
     """Whether the model that trains is compiled by torch.compile. Steps are shorter then, but for the first ones and
-    those after a shrink; a CPU needs a C++ compiler."""
+    those after a shrink; a CPU needs a C++ compiler. Not for recurrent layers."""
     compress: Literal["off", "ternary", "powersgd", "fp16", "bf16"] = "off"
     """How processes send gradients: "ternary" as -1, 0 and 1 times a number a tensor (TernGrad), "powersgd" as two
     factors of rank 2 (Vogels et al. 2019), or in 16 bits."""

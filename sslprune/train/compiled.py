@@ -15,6 +15,8 @@ class Compiler:
     """``compiler(model)`` is what is called in place of ``model``: itself, unless it is ``wanted`` compiled.
 
     What was compiled serves for as long as the model is the same object. A shrink makes another one.
+    Raises TrainingError for recurrent layers: torch leaves the modules alone, and unrolls what a shrink makes of them
+    step by step, which takes minutes.
     """
 
     def __init__(self, wanted: bool) -> None:
@@ -25,6 +27,12 @@ class Compiler:
     def __call__(self, model: nn.Module) -> Callable[..., Any]:
         if not self.wanted:
             return model
+        for name, module in model.named_modules():
+            if isinstance(module, nn.RNNBase):
+                raise TrainingError(
+                    f"train.compile: layer {name} ({type(module).__name__}) is recurrent, which torch.compile does not "
+                    "make faster; set train.compile = false"
+                )
         if self.compiled is None or model is not self.model:
             torch.compiler.reset()  # sizes before a shrink count as shapes, of which torch compiles a few
             self.model, self.compiled = model, _told(torch.compile(model))
