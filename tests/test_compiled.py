@@ -9,6 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from torch._dynamo.backends.common import aot_autograd
+from torch._inductor.exc import CppCompileError
 
 from sslprune.errors import TrainingError
 from sslprune.train.checkpoint import TrainingFiles
@@ -59,6 +61,16 @@ def test_the_real_compiler(tmp_path: Path) -> None:
 def test_a_failure_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
     monkeypatch.setattr("torch._inductor.config.fx_graph_cache", False)
+    with pytest.raises(TrainingError, match=r"^train.compile: torch.compile failed: .+; set train.compile = false$"):
+        train(recipe(train={**TRAINED, "compile": True}), TrainingFiles(tmp_path))
+
+
+def test_a_failure_of_the_backward_pass_alone_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:
+        raise CppCompileError(["g++"], "no space left")
+
+    backend = aot_autograd(fw_compiler=lambda graph, inputs: graph.forward, bw_compiler=fails)
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     with pytest.raises(TrainingError, match=r"^train.compile: torch.compile failed: .+; set train.compile = false$"):
         train(recipe(train={**TRAINED, "compile": True}), TrainingFiles(tmp_path))
 

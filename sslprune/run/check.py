@@ -19,6 +19,7 @@ from sslprune.models.decoder import cache_sizes
 from sslprune.recipe import ControlSection, Recipe
 from sslprune.run.build import as_model
 from sslprune.train.chance import at_chance
+from sslprune.train.compiled import check_compiles
 from sslprune.values.carry import carries
 from sslprune.values.inputs import tensors_in
 from sslprune.values.outputs import listed, output_names
@@ -58,7 +59,8 @@ def check(recipe: Recipe) -> None:
 
 
 def check_model(recipe: Recipe, data: Data, model: nn.Module) -> None:
-    """Outputs among which the task does not say which one it is about, and names of inputs and outputs that do not fit.
+    """Outputs among which the task does not say which one it is about, names of inputs and outputs that do not fit, and
+    layers that an export or ``train.compile`` refuses.
 
     ``model`` is asked once in each mode, on the CPU, and left as it was.
     """
@@ -67,6 +69,8 @@ def check_model(recipe: Recipe, data: Data, model: nn.Module) -> None:
             check_class(model, f"export.{format}")
     if recipe.export.decoder:
         cache_sizes(model)
+    if recipe.train.compile:
+        check_compiles(model)
     args, kwargs = data.example_for(model)
     for control in recipe.control:
         _check_classes(control, data)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -27,27 +28,31 @@ class Compiler:
     def __call__(self, model: nn.Module) -> Callable[..., Any]:
         if not self.wanted:
             return model
-        for name, module in model.named_modules():
-            if isinstance(module, nn.RNNBase):
-                raise TrainingError(
-                    f"train.compile: layer {name} ({type(module).__name__}) is recurrent, which torch.compile does not "
-                    "make faster; set train.compile = false"
-                )
+        check_compiles(model)
         if self.compiled is None or model is not self.model:
             torch.compiler.reset()  # sizes before a shrink count as shapes, of which torch compiles a few
-            self.model, self.compiled = model, _told(torch.compile(model))
+            self.model, self.compiled = model, told()(torch.compile(model))
         return self.compiled
 
 
-def _told(compiled: Callable[..., Any]) -> Callable[..., Any]:
-    """``compiled``, whose failures to compile are one line."""
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return compiled(*args, **kwargs)
-        except torch._dynamo.exc.TorchDynamoException as error:
+def check_compiles(model: nn.Module) -> None:
+    """Raise TrainingError for a model with recurrent layers."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.RNNBase):
             raise TrainingError(
-                f"train.compile: torch.compile failed: {first_line(error)}; set train.compile = false"
-            ) from error
+                f"train.compile: layer {name} ({type(module).__name__}) is recurrent, which torch.compile does not "
+                "make faster; set train.compile = false"
+            )
 
-    return call
+
+@contextmanager
+def told() -> Iterator[None]:
+    """Failures to compile are one line, in the forward pass and in the backward, which is compiled when it is asked."""
+    try:
+        yield
+    except Exception as error:
+        if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise
+        raise TrainingError(
+            f"train.compile: torch.compile failed: {first_line(error)}; set train.compile = false"
+        ) from error

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sslprune.recipe import Recipe
-from sslprune.train.compiled import Compiler
+from sslprune.train.compiled import Compiler, told
 from sslprune.train.parts import Part
 from sslprune.train.recall import Recall
 from sslprune.train.replicas import Replicas
@@ -95,7 +95,8 @@ class Step:
                 with self._precision(), self.replicas.statistics():
                     loss = self._loss(students[i], tutor, each(part.inputs, self.laid_out), part.targets)
                 loss = part.weighted(loss * self.recipe.train.loss_factor)
-                loss.backward()
+                with told() if self.compiler.wanted else nullcontext():
+                    loss.backward()
             losses.append(loss.detach())
         return sum(losses[1:], losses[0])
 
