@@ -77,7 +77,7 @@ FIELDS: dict[str, tuple[Any, ...]] = {
     "train.momentum": (0, 1, 1.0, 1.1),
     "train.weight_decay": (0, 1e300, 1e5),
     "train.nesterov": (True,),
-    "train.lr_schedule": ("step", "one-cycle", "constant"),
+    "train.lr_schedule": ("linear", "step", "one-cycle", "constant"),
     "train.warmup": SPANS,
     "train.milestones": ([], [0.5], [0.9, 0.1], [1e-9]),
     "train.gamma": (0.5, 1e-300),

@@ -433,6 +433,8 @@ def test_learning_rates():
     assert cosine[0] == 1 and cosine[50] == pytest.approx(0.5) and 0 < cosine[-1] < 0.001
     warm = rates(lr_schedule="constant", warmup="1ep")
     assert warm[:3] == pytest.approx([1 / 11, 2 / 11, 3 / 11]) and set(warm[10:]) == {1.0}
+    linear = rates(lr_schedule="linear")
+    assert linear[:2] == pytest.approx([1, 0.99]) and linear[-1] == pytest.approx(0.01)
     cycle = rates(lr_schedule="one-cycle")
     assert cycle[0] == pytest.approx(1 / 25) and max(cycle) == pytest.approx(1) == cycle[30] and cycle[-1] < 0.001
     steps = rates(lr_schedule="step", milestones=[0.5, 0.8], gamma=0.1)

@@ -186,8 +186,8 @@ class TrainSection(Section):
     """Of both optimizers; decoupled in "adamw"."""
     nesterov: bool = False
     """Nesterov's momentum, of "sgd"."""
-    lr_schedule: Literal["cosine", "step", "one-cycle", "constant"] = "cosine"
-    """How the learning rate falls."""
+    lr_schedule: Literal["cosine", "linear", "step", "one-cycle", "constant"] = "cosine"
+    """How the learning rate falls; "linear" is what transformers are usually fine-tuned with."""
     warmup: Duration = Span(0, "it")
     """How long the learning rate rises first."""
     milestones: list[Fraction] = [0.5, 0.75]

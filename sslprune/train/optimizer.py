@@ -38,6 +38,8 @@ def learning_rate(section: TrainSection, step: int, num_steps: int, epoch_steps:
     done = (step - warmup) / max(1, num_steps - warmup)  # 0 to just under 1
     if section.lr_schedule == "cosine":
         return section.lr * _fall(done)
+    if section.lr_schedule == "linear":
+        return section.lr * (1 - done)
     if section.lr_schedule == "one-cycle":
         if done < ONE_CYCLE_RISE:
             return section.lr * (1 - (1 - 1 / 25) * _fall(done / ONE_CYCLE_RISE))
