@@ -104,6 +104,8 @@ FIELDS: dict[str, tuple[Any, ...]] = {
     "lasso.floor": (0, 0.999),
     "distill.temperature": (1e-300, 1e300),
     "distill.weight": (0, 1),
+    "distill.hidden": (0, 0.9, 1),
+    "distill.modules": ([], ["block?"], ["nothing"]),
     "distill.teacher": ("run", "gone", "", {"factory": "sslprune.zoo:lenet"}, {"factory": "builtins:dict"}),
     "export.opset": (1, 17, 18, 23, 99),
     "export.quantize": (["int8-dynamic"], ["fp16", "bf16"], ["int8-static"], ["x"], ["fp16", "fp16"]),

@@ -294,8 +294,21 @@ class DistillSection(Section):
     """What both models' logits are divided by."""
     weight: Share = 0.5
     """The teacher's share of the loss."""
+    hidden: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """The share of the loss that is the distance of what ``modules`` make to what the teacher's make: mean squared
+    errors, summed over the modules (CoFi: Xia et al. 2022, eq. 4). The rest is as without it."""
+    modules: list[str] = []
+    """Globs over the names of the modules, as ["*.layer.?"]; those that went or make another size are left out."""
     teacher: Annotated[
         TeacherSection | None,
         BeforeValidator(lambda v: {"run": v} if isinstance(v, str) else v, json_schema_input_type=TeacherSection | str),
     ] = None
     """Who teaches; left out: the run's own dense model."""
+
+    @model_validator(mode="after")
+    def _both(self) -> DistillSection:
+        if self.hidden and not self.modules:
+            raise ValueError('hidden: of which modules is not said; give modules, as modules = ["*.layer.?"]')
+        if self.modules and not self.hidden:
+            raise ValueError("modules: hidden, their share of the loss, is 0; give it, as hidden = 0.5")
+        return self

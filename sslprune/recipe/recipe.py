@@ -114,6 +114,12 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _heard(self) -> Recipe:
+        if self.train.compile and self.distill is not None and self.distill.hidden:
+            raise ValueError("train.compile: distill.hidden listens to modules, which it dissolves; leave one out")
+        return self
+
+    @model_validator(mode="after")
     def _sharded(self) -> Recipe:
         others = {
             "schedule.shrink": self.schedule.shrink is not None,

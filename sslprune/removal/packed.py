@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from sslprune.capture.batch import check_rows, fixed_rows
-from sslprune.capture.program import on_device
+from sslprune.capture.program import copy_graph, on_device
 from sslprune.values.axes import tensors_of
 
 
@@ -31,21 +31,46 @@ class Packed(nn.Module):
     ) -> None:
         super().__init__()
         for name, tensor in tensors.items():
-            *path, leaf = name.split(".")
-            holder: nn.Module = self
-            for part in path:
-                if part not in holder._modules:
-                    holder.add_module(part, nn.Module())
-                holder = holder.get_submodule(part)
+            path, _, leaf = name.rpartition(".")
+            holder = self._holder(path)
             if isinstance(tensor, nn.Parameter):
                 holder.register_parameter(leaf, tensor)
             else:
                 holder.register_buffer(leaf, tensor)
+        for node in (node for graph in graphs for node in graph.nodes if node.op == "call_module"):
+            self._holder(str(node.target))
         self._keyword_names, self._out_specs = keyword_names, out_specs
         self._graphs = graphs
         self._fixed = fixed_rows(graphs[0])
         self._runs: tuple[Callable[..., Any], ...] = tuple(map(_compile, graphs))
         self._state = state  # of the model that was packed, if it carries one, without the units that are gone
+
+    def _holder(self, path: str) -> nn.Module:
+        """The module at a path of the original model, of which its tensors and its output are left."""
+        holder: nn.Module = self
+        for part in filter(None, path.split(".")):
+            if part not in holder._modules:
+                holder.add_module(part, Holder())
+            holder = holder.get_submodule(part)
+        return holder
+
+    def announce(self, names: Iterable[str]) -> None:
+        """Let the training graph call the modules ``names`` with what they made, so that forward hooks hear of it.
+
+        A module's output is what the last of its nodes made that others read; one that has none left stays silent.
+        """
+        graph, _ = copy_graph(self._graphs[1])
+        for name in names:
+            own = dict.fromkeys(node for node in graph.nodes if name in _modules_of(node))
+            read = [node for node in own if any(user not in own for user in node.users)]
+            if read:
+                self._holder(name)
+                with graph.inserting_after(read[-1]):
+                    called = graph.call_module(name, (read[-1],))
+                called.meta = {**read[-1].meta, "nn_module_stack": {}}
+                read[-1].replace_all_uses_with(called, delete_user_cb=lambda user, called=called: user is not called)
+        self._graphs = (self._graphs[0], graph)
+        self._runs = (self._runs[0], _compile(graph))
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Packed:
         """``to``, ``cuda`` and the like: what the graphs make themselves goes where the parameters go."""
@@ -101,6 +126,18 @@ class Packed(nn.Module):
         check_rows(leaves, self._fixed)
         mode = int(self.training)
         return pytree.tree_unflatten(list(self._runs[mode](self, *leaves)), self._out_specs[mode])
+
+
+class Holder(nn.Module):
+    """A module of the original model: it holds tensors, and gives back what it is called with."""
+
+    def forward(self, made: Any) -> Any:
+        return made
+
+
+def _modules_of(node: fx.Node) -> set[str]:
+    """The paths of all modules inside whose forward the node was made."""
+    return {str(path) for path, _ in (node.meta.get("nn_module_stack") or {}).values()}
 
 
 def _plain(spec: pytree.TreeSpec) -> pytree.TreeSpec:

@@ -20,6 +20,7 @@ from sslprune.recipe import ControlSection, Recipe
 from sslprune.run.build import as_model
 from sslprune.train.chance import at_chance
 from sslprune.train.compiled import check_compiles
+from sslprune.train.hidden import check_named
 from sslprune.values.carry import carries
 from sslprune.values.inputs import tensors_in
 from sslprune.values.outputs import listed, output_names
@@ -71,6 +72,8 @@ def check_model(recipe: Recipe, data: Data, model: nn.Module) -> None:
         cache_sizes(model)
     if recipe.train.compile:
         check_compiles(model)
+    if recipe.distill is not None:
+        check_named(model, recipe.distill.modules)
     args, kwargs = data.example_for(model)
     for control in recipe.control:
         _check_classes(control, data)

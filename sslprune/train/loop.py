@@ -88,8 +88,8 @@ class Trainer:
         self.optimizer = build_optimizer(self.model, recipe.train)
         self.teacher: nn.Module | None = None  # from the end of the dense epochs on
         self.recall = Recall(2 * self.schedule.epoch_steps * recipe.train.accumulate)
-        self.recall.over = self.team.world > 1  # a checkpoint has the memory of one process
         self.step = Step(recipe, data.task, self.device, laid_out, self.replicas, self.recall)
+        self.recall.over = self.team.world > 1 or self.step.hidden is not None  # a checkpoint has one process's memory
         self.judge = "valid" if data.valid is not None else "test"  # the data that each epoch is judged by
         self.history: list[dict[str, Any]] = []
         self.log: Log | None = None  # from the beginning of `fit` on, of the process that writes

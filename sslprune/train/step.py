@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from sslprune.recipe import Recipe
 from sslprune.train.compiled import Compiler, told
+from sslprune.train.hidden import Hidden
 from sslprune.train.parts import Part
 from sslprune.train.recall import Recall
 from sslprune.train.replicas import Replicas
@@ -44,6 +45,8 @@ class Step:
     ) -> None:
         self.recipe, self.task, self.device, self.laid_out, self.replicas = recipe, task, device, laid_out, replicas
         self.recall, self.compiler = recall, Compiler(recipe.train.compile)
+        section = recipe.distill
+        self.hidden = Hidden(section) if section is not None and section.hidden else None
         self.checked = False  # the first batch's outputs and targets fit together
 
     def __call__(
@@ -68,7 +71,7 @@ class Step:
         parts = self.replicas.parts(batch)
 
         def backward(i: int) -> Tensor:
-            return self._backward(students[i], tutors[i] if tutors is not None else None, parts)
+            return self._backward(model, students[i], tutors[i] if tutors is not None else None, parts)
 
         inputs = parts[0].inputs  # evidence that looks at batches sees as much as one backward pass does
         loss = sparsity.passes(backward, inputs) if sparsity is not None else backward(0)
@@ -83,6 +86,7 @@ class Step:
 
     def _backward(
         self,
+        model: nn.Module,
         students: Sequence[Callable[..., Any]],
         tutors: Sequence[Callable[..., Any]] | None,
         parts: Sequence[Part],
@@ -93,12 +97,27 @@ class Step:
             tutor = tutors[i] if tutors is not None else None
             with self.replicas.held(part is parts[-1]):
                 with self._precision(), self.replicas.statistics():
-                    loss = self._loss(students[i], tutor, each(part.inputs, self.laid_out), part.targets)
+                    loss = self._taught(model, students[i], tutor, each(part.inputs, self.laid_out), part.targets)
                 loss = part.weighted(loss * self.recipe.train.loss_factor)
                 with told() if self.compiler.wanted else nullcontext():
                     loss.backward()
             losses.append(loss.detach())
         return sum(losses[1:], losses[0])
+
+    def _taught(
+        self,
+        model: nn.Module,
+        student: Callable[..., Any],
+        tutor: Callable[..., Any] | None,
+        inputs: Inputs,
+        targets: Any,
+    ) -> Tensor:
+        """`_loss`, with what modules of ``model``, which ``student`` calls, and of the teacher make inside."""
+        if self.hidden is None or tutor is None:
+            return self._loss(student, tutor, inputs, targets)
+        with self.hidden.heard(model) as mine, self.hidden.heard(tutor) as theirs:
+            loss = self._loss(student, tutor, inputs, targets)
+        return self.hidden.mixed(loss, mine, theirs, inputs)
 
     def _loss(
         self, student: Callable[..., Any], tutor: Callable[..., Any] | None, inputs: Inputs, targets: Any

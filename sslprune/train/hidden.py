@@ -1,0 +1,91 @@
+"""Distillation of what modules make inside (CoFi: Xia et al. 2022, §3.2): a student's outputs beside a teacher's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sslprune.errors import RecipeError, TrainingError
+from sslprune.recipe import DistillSection
+from sslprune.removal.packed import Packed
+from sslprune.values.carry import Carrying
+from sslprune.values.inputs import Inputs, tensors_in
+
+
+class Hidden:
+    """Listens to the modules of a student and of its teacher that a section names.
+
+    A module that is gone from the student is left out, and so is one whose output has another size than the teacher's.
+    """
+
+    def __init__(self, section: DistillSection) -> None:
+        self.section = section
+        self.announced: nn.Module | None = None  # a shrunk student, whose graph calls the modules
+        self.found = False  # a module of both
+
+    @contextmanager
+    def heard(self, model: Callable[..., Any]) -> Iterator[dict[str, Tensor]]:
+        """Filled with what the modules of ``model`` make while this is entered, by name."""
+        module = model.model if isinstance(model, Carrying) else model
+        assert isinstance(module, nn.Module)
+        names = named(module, self.section.modules)
+        if isinstance(module, Packed) and module is not self.announced:
+            module.announce(names)
+            self.announced = module
+        made: dict[str, Tensor] = {}
+        hooks = [module.get_submodule(name).register_forward_hook(_note(made, name)) for name in names]
+        try:
+            yield made
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def mixed(self, loss: Tensor, mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor], inputs: Inputs) -> Tensor:
+        """``loss`` and the distance, as the section weighs them; raises TrainingError where nothing can be compared."""
+        both = [name for name, made in mine.items() if name in theirs and made.shape == theirs[name].shape]
+        if not both and not self.found:
+            raise TrainingError(
+                f"distill.modules: none of the modules that {', '.join(self.section.modules)} names makes what the "
+                "teacher's of that name makes, in its size; name others, or leave hidden out"
+            )
+        self.found = True
+        mask = inputs.get("attention_mask") if isinstance(inputs, Mapping) else None
+        share = self.section.hidden
+        return (1 - share) * loss + share * sum(_distance(mine[name], theirs[name], mask) for name in both)
+
+
+def named(model: nn.Module, globs: Sequence[str]) -> list[str]:
+    """The names of the modules that the globs mean."""
+    return [name for name, _ in model.named_modules() if any(fnmatchcase(name, glob) for glob in globs)]
+
+
+def check_named(model: nn.Module, globs: Sequence[str]) -> None:
+    """Raise RecipeError for a glob that means no module."""
+    for glob in globs:
+        if not named(model, [glob]):
+            some = [name for name, _ in model.named_modules() if name]
+            raise RecipeError(
+                f'distill.modules: no module is called "{glob}"; there are {", ".join(some[:5])}'
+                f"{', ...' if len(some) > 5 else ''}"
+            )
+
+
+def _note(made: dict[str, Tensor], name: str) -> Callable[..., None]:
+    def hook(module: nn.Module, args: Any, output: Any) -> None:
+        tensors = tensors_in(output)
+        if tensors:
+            made[name] = tensors[0]
+
+    return hook
+
+
+def _distance(mine: Tensor, theirs: Tensor, mask: Tensor | None) -> Tensor:
+    """The mean squared error, without the places that an attention mask (batch, tokens) leaves out."""
+    if mask is not None and mine.shape[:2] == mask.shape:
+        mine, theirs = mine[mask.bool()], theirs[mask.bool()]
+    return F.mse_loss(mine.float(), theirs.float())
