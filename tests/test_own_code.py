@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,8 @@ FACTORIES = {"in_sample": "workers", "in_source": "data", "in_check": "data"}
 @pytest.fixture
 def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
+    # or a second text, as long and of the same second, would be taken for the first
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
 
     def write(place: str, statement: str, figure: str = "0.0, 1.0") -> int:
         """A module that does ``statement`` at ``place``; returns the number of that line."""
