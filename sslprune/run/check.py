@@ -60,8 +60,8 @@ def check(recipe: Recipe) -> None:
 
 
 def check_model(recipe: Recipe, data: Data, model: nn.Module) -> None:
-    """Outputs among which the task does not say which one it is about, names of inputs and outputs that do not fit, and
-    layers that an export or ``train.compile`` refuses.
+    """Outputs among which the task does not say which one it is about, names of inputs and outputs that do not fit,
+    layers that an export or ``train.compile`` refuses, and names of modules that there are not.
 
     ``model`` is asked once in each mode, on the CPU, and left as it was.
     """
