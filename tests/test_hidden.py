@@ -64,6 +64,29 @@ def test_a_shrunk_model_is_heard_like_the_whole_one(shrunk: tuple[nn.Module, nn.
     torch.testing.assert_close(plain, whole(images))
 
 
+def test_of_an_output_that_lost_widths_what_is_left_is_compared() -> None:
+    torch.manual_seed(0)
+    model, images = digits_cnn(width=8).train(), torch.randn(4, 1, 8, 8)
+    teacher = copy.deepcopy(model)
+    program = trace(model, (images,))
+    axes = [axis for axis in find_axes(program) if axis.name == "stem"]
+    zero_groups(model, axes[0], [0, 5])
+    small = shrink(model, program, axes)
+    hidden = Hidden(section())
+    with hidden.heard(small) as mine, hidden.heard(teacher) as theirs:
+        small(images), teacher(images)
+    assert mine["block1"].shape == (4, 6, 8, 8) and theirs["block1"].shape == (4, 8, 8, 8)
+    expected = F.mse_loss(mine["block1"], theirs["block1"][:, [1, 2, 3, 4, 6, 7]])
+    expected = expected + F.mse_loss(mine["block2"], theirs["block2"])  # which is whole
+    torch.testing.assert_close(hidden.mixed(torch.tensor(0.0), mine, theirs, (images,)), 0.5 * expected)
+    hidden.mixed(torch.tensor(0.0), mine, theirs, (images,)).backward()
+    assert small.get_parameter("stem.weight").grad is not None
+    wide = digits_cnn(width=12)  # another teacher, whose outputs never were of the same size
+    with hidden.heard(small) as mine, hidden.heard(wide) as theirs:
+        small(images), wide(images)
+    assert float(hidden.mixed(torch.tensor(2.0), mine, theirs, (images,))) == 1.0
+
+
 def test_a_copy_of_a_heard_model_runs(shrunk: tuple[nn.Module, nn.Module]) -> None:
     _, small = shrunk
     images = torch.randn(4, 1, 8, 8)

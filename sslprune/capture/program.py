@@ -161,10 +161,14 @@ def operator_name(node: fx.Node) -> str:
     return name
 
 
+def modules_of(node: fx.Node) -> list[str]:
+    """The paths of all modules inside whose forward the node was made, the innermost last; "" is the model itself."""
+    return [str(path) for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
+
+
 def module_of(node: fx.Node) -> str:
     """The path of the module whose forward made the node; "" for the model itself."""
-    stack = list((node.meta.get("nn_module_stack") or {}).values())
-    return str(stack[-1][0]) if stack else ""
+    return (modules_of(node) or [""])[-1]
 
 
 def on_device(graph: fx.Graph, device: torch.device) -> fx.Graph:

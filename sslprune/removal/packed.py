@@ -6,13 +6,16 @@ import copy
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from sslprune.capture.batch import check_rows, fixed_rows
-from sslprune.capture.program import copy_graph, on_device
+from sslprune.capture.program import copy_graph, modules_of, on_device
 from sslprune.values.axes import tensors_of
+
+LEFT = "left"  # of a node's meta: a mask for each dimension of what it makes that lost some
 
 
 class Packed(nn.Module):
@@ -54,14 +57,17 @@ class Packed(nn.Module):
             holder = holder.get_submodule(part)
         return holder
 
-    def announce(self, names: Iterable[str]) -> None:
+    def announce(self, names: Iterable[str]) -> dict[str, Mapping[int, np.ndarray]]:
         """Let the training graph call the modules ``names`` with what they made, so that forward hooks hear of it.
 
         A module's output is what the last of its nodes made that others read; one that has none left stays silent.
+        Returns which indices of the outputs are left, by the module's name: a mask of the whole size for each dimension
+        that lost some.
         """
         graph, _ = copy_graph(self._graphs[1])
+        left: dict[str, Mapping[int, np.ndarray]] = {}
         for name in names:
-            own = dict.fromkeys(node for node in graph.nodes if name in _modules_of(node))
+            own = dict.fromkeys(node for node in graph.nodes if name in modules_of(node))
             read = [node for node in own if any(user not in own for user in node.users)]
             if read:
                 self._holder(name)
@@ -69,8 +75,10 @@ class Packed(nn.Module):
                     called = graph.call_module(name, (read[-1],))
                 called.meta = {**read[-1].meta, "nn_module_stack": {}}
                 read[-1].replace_all_uses_with(called, delete_user_cb=lambda user, called=called: user is not called)
+                left[name] = called.meta.get(LEFT, {})
         self._graphs = (self._graphs[0], graph)
         self._runs = (self._runs[0], _compile(graph))
+        return left
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Packed:
         """``to``, ``cuda`` and the like: what the graphs make themselves goes where the parameters go."""
@@ -133,11 +141,6 @@ class Holder(nn.Module):
 
     def forward(self, made: Any) -> Any:
         return made
-
-
-def _modules_of(node: fx.Node) -> set[str]:
-    """The paths of all modules inside whose forward the node was made."""
-    return {str(path) for path, _ in (node.meta.get("nn_module_stack") or {}).values()}
 
 
 def _plain(spec: pytree.TreeSpec) -> pytree.TreeSpec:

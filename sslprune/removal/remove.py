@@ -23,7 +23,7 @@ from sslprune.kinds.closed import closed
 from sslprune.kinds.find import analysis_of
 from sslprune.kinds.table import kind_of
 from sslprune.removal.fold import folded_, folding, given_back
-from sslprune.removal.packed import Packed
+from sslprune.removal.packed import LEFT, Packed
 from sslprune.removal.verify import answers, as_traced, relative_difference
 from sslprune.values.axes import Axis, Cut, tensors_of
 from sslprune.values.compare import difference
@@ -246,6 +246,9 @@ def _rewritten(
     weights: dict[fx.Node, str],
 ) -> fx.Graph:
     new, mapping = copy_graph(graph)
+    for old, node in mapping.items():
+        dims = enumerate(g.facts[old].outputs[0] if g.is_tensor(old) else ())
+        node.meta[LEFT] = {d: kept.mask(dim) for d, dim in dims if kept.changed(dim)}
     for node, name in weights.items():
         with new.inserting_before(mapping[node]):
             weight = new.get_attr(name)

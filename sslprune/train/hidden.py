@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import Any
 
+import numpy as np
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -20,12 +22,14 @@ from sslprune.values.inputs import Inputs, tensors_in
 class Hidden:
     """Listens to the modules of a student and of its teacher that a section names.
 
-    A module that is gone from the student is left out, and so is one whose output has another size than the teacher's.
+    A module that is gone from the student is left out, and so is one whose output had another size than the teacher's
+    from the beginning. Of an output that lost widths what is left is compared, with the same indices of the teacher's.
     """
 
     def __init__(self, section: DistillSection) -> None:
         self.section = section
         self.announced: nn.Module | None = None  # a shrunk student, whose graph calls the modules
+        self.left: dict[str, dict[int, tuple[int, Tensor]]] = {}  # of outputs: by dimension, its size and what is left
         self.found = False  # a module of both
 
     @contextmanager
@@ -35,7 +39,10 @@ class Hidden:
         assert isinstance(module, nn.Module)
         names = named(module, self.section.modules)
         if isinstance(module, Packed) and module is not self.announced:
-            module.announce(names)
+            self.left = {
+                name: {d: (len(mask), torch.from_numpy(np.flatnonzero(mask))) for d, mask in masks.items()}
+                for name, masks in module.announce(names).items()
+            }
             self.announced = module
         made: dict[str, Tensor] = {}
         hooks = [module.get_submodule(name).register_forward_hook(_note(made, name)) for name in names]
@@ -47,7 +54,8 @@ class Hidden:
 
     def mixed(self, loss: Tensor, mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor], inputs: Inputs) -> Tensor:
         """``loss`` and the distance, as the section weighs them; raises TrainingError where nothing can be compared."""
-        both = [name for name, made in mine.items() if name in theirs and made.shape == theirs[name].shape]
+        theirs = {name: _left(theirs[name], self.left.get(name, {})) for name in mine if name in theirs}
+        both = [name for name in theirs if mine[name].shape == theirs[name].shape]
         if not both and not self.found:
             raise TrainingError(
                 f"distill.modules: none of the modules that {', '.join(self.section.modules)} names makes what the "
@@ -82,6 +90,14 @@ def _note(made: dict[str, Tensor], name: str) -> Callable[..., None]:
             made[name] = tensors[0]
 
     return hook
+
+
+def _left(made: Tensor, left: Mapping[int, tuple[int, Tensor]]) -> Tensor:
+    """What a teacher made, without the indices that the student's output has lost."""
+    for d, (size, indices) in left.items():
+        if made.dim() > d and made.shape[d] == size:
+            made = made.index_select(d, indices.to(made.device))
+    return made
 
 
 def _distance(mine: Tensor, theirs: Tensor, mask: Tensor | None) -> Tensor:
