@@ -47,6 +47,10 @@ def test_the_curve_is_that_of_the_points(finished: RunDirectory) -> None:
     for point, own in zip(report.curve, (first, report), strict=True):
         assert (point.budget, point.macs, point.metrics) == (own.budget, own.repacked.macs, own.repacked.metrics)
         assert (point.speedup, point.gates) == (own.speedup, own.gates)
+    histories = [json.loads(run.history.read_text()) for run in (earlier, finished)]
+    seconds = [sum(record["seconds"] for record in history) for history in histories]
+    assert first.course is not None and report.course is not None
+    assert first.course.seconds == pytest.approx(seconds[0]) and report.course.seconds == pytest.approx(sum(seconds))
     reached = [point.budget.reached for point in report.curve]
     assert 0.594 <= reached[0] <= 0.6 and 0.396 <= reached[1] <= 0.4  # of the one dense model
     assert first.dense.macs == report.dense.macs and first.dense.metrics == report.dense.metrics

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 
@@ -20,7 +21,7 @@ def course_of(recipe: Recipe, directory: RunDirectory, data: Data, samples: int)
         model=recipe.model.factory,
         task=data.task.name,
         day=datetime.now(UTC).date(),
-        seconds=_seconds(directory),
+        seconds=_seconds([directory] if recipe.budget.nested else [run for _, run in directory.each_point(recipe)]),
         data=_from(recipe),
         train_batches=len(data.train),
         batch_size=num_rows(inputs),
@@ -29,10 +30,11 @@ def course_of(recipe: Recipe, directory: RunDirectory, data: Data, samples: int)
     )
 
 
-def _seconds(directory: RunDirectory) -> float:
-    """Of all epochs; 0 where the history was not kept, or changed by another hand."""
+def _seconds(runs: Sequence[RunDirectory]) -> float:
+    """Of all epochs of ``runs``; 0 where a history was not kept, or changed by another hand."""
     with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-        return float(sum(record["seconds"] for record in json.loads(directory.history.read_text(encoding="utf-8"))))
+        histories = [json.loads(run.history.read_text(encoding="utf-8")) for run in runs]
+        return float(sum(record["seconds"] for history in histories for record in history))
     return 0.0
 
 
