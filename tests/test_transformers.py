@@ -101,7 +101,9 @@ def recipe(folder, data=(), model=(), **sections) -> Recipe:
 @pytest.fixture(scope="module")
 def run(folder) -> RunDirectory:
     file = folder / "text.toml"
-    file.write_text(recipe(folder).to_toml())
+    taught = {"weight": 1.0, "hidden": 0.9, "modules": ["*.layer.?"]}  # as recipes/minilm-sst2.toml
+    schedule = {"dense": "8ep", "sparse": "2ep", "heal": "1ep", "shrink": "8it"}
+    file.write_text(recipe(folder, distill=taught, schedule=schedule).to_toml())
     result = CliRunner().invoke(app, ["run", str(file), "--run", str(folder / "run"), "--debug"])
     assert result.exit_code == 0, result.output
     return RunDirectory(folder / "run")
