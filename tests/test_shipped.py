@@ -19,6 +19,7 @@ from sslprune.models.example import example_of
 from sslprune.recipe import load_recipe
 from sslprune.recipe.data import PicturesSection
 from sslprune.run.nearest import SHIPPED_FILE, Shipped, nearest, sections_of, traits
+from sslprune.run.starter import write_starter
 from tests.material import MATERIAL, sets_for, sound
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -95,6 +96,24 @@ def test_a_starter_begins_with_the_nearest(model: str, sizes: dict[str, int], re
     program = trace(made, example.args, example.kwargs, sequence=example.sequence)
     found = nearest(traits(program, find_axes(program)))
     assert found is not None and found.name == recipe
+
+
+@pytest.mark.parametrize(
+    ("model", "sizes", "taught"),
+    [
+        ("DistilBertForSequenceClassification", {"dim": 48, "hidden_dim": 80, "n_heads": 4}, (0.9, ["*.layer.?"])),
+        ("AlbertForSequenceClassification", {**SMALL, "embedding_size": 16}, (0.0, [])),  # all its layers are one
+    ],
+)
+def test_a_starter_teaches_what_the_model_has(
+    model: str, sizes: dict[str, int], taught: tuple[float, list[str]], tmp_path: Path
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = getattr(transformers, f"{model.partition('For')[0]}Config")(vocab_size=50, **sizes)
+    getattr(transformers, model)(config).save_pretrained(tmp_path / "model")
+    file = write_starter(f"hf:{tmp_path / 'model'}", tmp_path / "mine.toml")
+    distill = load_recipe(file).distill
+    assert distill is not None and (distill.hidden, distill.modules) == taught and distill.weight == 1.0
 
 
 def test_rare_traits_and_what_is_read_decide() -> None:

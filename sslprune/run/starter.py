@@ -10,8 +10,10 @@ from __future__ import annotations
 import inspect
 import json
 import re
+import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +117,7 @@ class Look:
     least: Sequence[Least]
     like: Shipped | None
     pixels: tuple[list[float], list[float]]  # mean and standard deviation, where it reads pictures
+    modules: Sequence[str] = ()  # the names of its own
 
 
 def write_starter(model: str, path: Path | None = None, *, force: bool = False, inputs: Sequence[str] = ()) -> Path:
@@ -158,7 +161,8 @@ def _look(section: ModelSection, inputs: Sequence[str]) -> Look | None:
         return None
     own: Any = getattr(model, "default_cfg", None)  # of timm
     pixels = (list(own["mean"]), list(own["std"])) if isinstance(own, dict) and "mean" in own else IMAGENET
-    return Look(example, [one for one in least if one.what in KINDS], nearest(traits(program, axes)), pixels)
+    modules = [name for name, _ in model.named_modules()]
+    return Look(example, [one for one in least if one.what in KINDS], nearest(traits(program, axes)), pixels, modules)
 
 
 def _model(table: dict[str, Any], factory: Any) -> str:
@@ -217,7 +221,18 @@ def _rest(look: Look | None) -> str:
     dense, why = '# dense = "10ep"', "ordinary training first, for a model without a checkpoint"
     kept = re.sub(r"^dense .*\n", "", sections["schedule"], flags=re.MULTILINE)
     sections["schedule"] = kept.replace("[schedule]\n", f"[schedule]\n{dense}  # {why}\n", 1)
+    if "distill" in sections:
+        sections["distill"] = _taught(sections["distill"], look.modules)
     return LIKE.format(name=look.like.name) + "\n".join(sections.values()) + EXPORT
+
+
+def _taught(section: str, modules: Sequence[str]) -> str:
+    """A teacher's section with those of its globs that mean one of ``modules``; without any the outputs alone teach."""
+    globs = tomllib.loads(section)["distill"].get("modules", [])
+    own = [glob for glob in globs if any(fnmatchcase(name, glob) for name in modules)]
+    if not own:
+        return re.sub(r"^(hidden|modules) .*\n", "", section, flags=re.MULTILINE)
+    return re.sub(r"^(modules +=).*$", lambda found: f"{found[1]} {json.dumps(own)}", section, flags=re.MULTILINE)
 
 
 def _arguments(factory: Any) -> str:
