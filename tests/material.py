@@ -108,8 +108,8 @@ def on_sentences(folder: Path) -> Sets:
     rows = [(line, n % 2) for n, line in enumerate(text(folder).read_text().splitlines())]
     table = folder / "table.tsv"
     table.write_text("sentence\tlabel\n" + "".join(f"{line}\t{label}\n" for line, label in rows))
-    few = 'distill.modules=["*.layer.?"]'  # it has no tenth layer
-    return [f"model.arguments.path={path}", f"data.train={table}", f"data.test={table}", few, *FEW]
+    layers = 'distill.modules=["*.layer.?"]'  # it has no tenth one
+    return [f"model.arguments.path={path}", f"data.train={table}", f"data.test={table}", layers, *FEW]
 
 
 def on_masks(folder: Path) -> Sets:

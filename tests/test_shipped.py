@@ -19,7 +19,6 @@ from sslprune.models.example import example_of
 from sslprune.recipe import load_recipe
 from sslprune.recipe.data import PicturesSection
 from sslprune.run.nearest import SHIPPED_FILE, Shipped, nearest, sections_of, traits
-from sslprune.run.starter import write_starter
 from tests.material import MATERIAL, sets_for, sound
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -111,8 +110,9 @@ def test_a_starter_teaches_what_the_model_has(
     transformers = pytest.importorskip("transformers")
     config = getattr(transformers, f"{model.partition('For')[0]}Config")(vocab_size=50, **sizes)
     getattr(transformers, model)(config).save_pretrained(tmp_path / "model")
-    file = write_starter(f"hf:{tmp_path / 'model'}", tmp_path / "mine.toml")
-    distill = load_recipe(file).distill
+    result = CliRunner().invoke(app, ["init", f"hf:{tmp_path / 'model'}", "--out", str(tmp_path / "mine.toml")])
+    assert result.exit_code == 0, result.output
+    distill = load_recipe(tmp_path / "mine.toml").distill
     assert distill is not None and (distill.hidden, distill.modules) == taught and distill.weight == 1.0
 
 

@@ -150,7 +150,7 @@ class Rewriter:
 
     def _stand_in(self, made: fx.Node) -> None:
         """Let ``made``, which reads the node, stand for it everywhere else."""
-        made.meta = {**self.node.meta}
+        made.meta = {**self.node.meta}  # whose module made it, and what of it is left
         self.node.replace_all_uses_with(made, delete_user_cb=lambda user: user is not made)
         for old, new in self._mapping.items():
             if new is self.node:

@@ -298,7 +298,8 @@ class DistillSection(Section):
     """The share of the loss that is the distance of what ``modules`` make to what the teacher's make: mean squared
     errors, summed over the modules (CoFi: Xia et al. 2022, eq. 4). The rest is as without it."""
     modules: list[str] = []
-    """Globs over the names of the modules, as ["*.layer.?"]; those that went or make another size are left out."""
+    """Globs over the names of the modules, as ["*.layer.?"]; left out are those that went, and those that never made
+    the teacher's size."""
     teacher: Annotated[
         TeacherSection | None,
         BeforeValidator(lambda v: {"run": v} if isinstance(v, str) else v, json_schema_input_type=TeacherSection | str),

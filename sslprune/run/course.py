@@ -11,6 +11,7 @@ from sslprune.data import Data
 from sslprune.recipe import OwnDataSection, Recipe
 from sslprune.report.course import Course
 from sslprune.run.directory import RunDirectory
+from sslprune.run.learn import trainings
 from sslprune.values.inputs import num_rows
 
 
@@ -21,7 +22,7 @@ def course_of(recipe: Recipe, directory: RunDirectory, data: Data, samples: int)
         model=recipe.model.factory,
         task=data.task.name,
         day=datetime.now(UTC).date(),
-        seconds=_seconds([directory] if recipe.budget.nested else [run for _, run in directory.each_point(recipe)]),
+        seconds=_seconds([run for _, run in trainings(recipe, directory)]),
         data=_from(recipe),
         train_batches=len(data.train),
         batch_size=num_rows(inputs),

@@ -61,7 +61,7 @@ def _follow(recipe: Recipe, directory: RunDirectory, show: Voice, team: Team) ->
     """What a process does that is not the first one: train what that one trains."""
     program: Program | None = None
     previous: TrainingFiles | None = None
-    for point, run in _trainings(recipe, directory):
+    for point, run in trainings(recipe, directory):
         if not team.broadcast(False):
             goal = min(recipe.budget.points, default=None)
             program = train_model(point, run.training, show, previous=previous, goal=goal, team=team)
@@ -69,7 +69,7 @@ def _follow(recipe: Recipe, directory: RunDirectory, show: Voice, team: Team) ->
     return program
 
 
-def _trainings(recipe: Recipe, directory: RunDirectory) -> list[tuple[Recipe, RunDirectory]]:
+def trainings(recipe: Recipe, directory: RunDirectory) -> list[tuple[Recipe, RunDirectory]]:
     """What is trained one after the other: the points of a sweep, and nested ones together."""
     points = directory.each_point(recipe)
     return points[-1:] if recipe.budget.nested else points
@@ -100,7 +100,7 @@ def _train_points(
 
     previous: RunDirectory | None = None
     program: Program | None = None
-    for point, run in _trainings(recipe, directory):
+    for point, run in trainings(recipe, directory):
         if resume:
             _mend(point, run, show, first=previous is None)
         if team.broadcast(resume and run.finished("train")):

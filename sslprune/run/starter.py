@@ -13,7 +13,6 @@ import re
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +32,7 @@ from sslprune.recipe.schema import DIRECTIVE, SCHEMA_FILE
 from sslprune.report import Least
 from sslprune.run.look import NEARLY_ALL, least_of, proposed
 from sslprune.run.nearest import Shipped, nearest, traits
+from sslprune.train.hidden import named
 
 HEAD = """\
 {schema}
@@ -229,7 +229,7 @@ def _rest(look: Look | None) -> str:
 def _taught(section: str, modules: Sequence[str]) -> str:
     """A teacher's section with those of its globs that mean one of ``modules``; without any the outputs alone teach."""
     globs = tomllib.loads(section)["distill"].get("modules", [])
-    own = [glob for glob in globs if any(fnmatchcase(name, glob) for name in modules)]
+    own = [glob for glob in globs if named(modules, [glob])]
     if not own:
         return re.sub(r"^(hidden|modules) .*\n", "", section, flags=re.MULTILINE)
     return re.sub(r"^(modules +=).*$", lambda found: f"{found[1]} {json.dumps(own)}", section, flags=re.MULTILINE)

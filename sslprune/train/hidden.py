@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ class Hidden:
 
     def __init__(self, section: DistillSection) -> None:
         self.section = section
-        self.announced: nn.Module | None = None  # a shrunk student, whose graph calls the modules
+        self.names: WeakKeyDictionary[nn.Module, list[str]] = WeakKeyDictionary()  # of who was heard, the modules
         self.left: dict[str, dict[int, tuple[int, Tensor]]] = {}  # of outputs: by dimension, its size and what is left
         self.found = False  # a module of both
 
@@ -37,13 +38,14 @@ class Hidden:
         """Filled with what the modules of ``model`` make while this is entered, by name."""
         module = model.model if isinstance(model, Carrying) else model
         assert isinstance(module, nn.Module)
-        names = named(module, self.section.modules)
-        if isinstance(module, Packed) and module is not self.announced:
-            self.left = {
-                name: {d: (len(mask), torch.from_numpy(np.flatnonzero(mask))) for d, mask in masks.items()}
-                for name, masks in module.announce(names).items()
-            }
-            self.announced = module
+        if module not in self.names:
+            self.names[module] = named(dict(module.named_modules()), self.section.modules)
+            if isinstance(module, Packed):  # a shrunk student, whose graph calls no modules by itself
+                self.left = {
+                    name: {d: (len(mask), torch.from_numpy(np.flatnonzero(mask))) for d, mask in masks.items()}
+                    for name, masks in module.announce(self.names[module]).items()
+                }
+        names = self.names[module]
         made: dict[str, Tensor] = {}
         hooks = [module.get_submodule(name).register_forward_hook(_note(made, name)) for name in names]
         try:
@@ -67,16 +69,17 @@ class Hidden:
         return (1 - share) * loss + share * sum(_distance(mine[name], theirs[name], mask) for name in both)
 
 
-def named(model: nn.Module, globs: Sequence[str]) -> list[str]:
-    """The names of the modules that the globs mean."""
-    return [name for name, _ in model.named_modules() if any(fnmatchcase(name, glob) for glob in globs)]
+def named(modules: Iterable[str], globs: Sequence[str]) -> list[str]:
+    """Those of the names of ``modules`` that the globs mean."""
+    return [name for name in modules if any(fnmatchcase(name, glob) for glob in globs)]
 
 
 def check_named(model: nn.Module, globs: Sequence[str]) -> None:
     """Raise RecipeError for a glob that means no module."""
+    modules = [name for name, _ in model.named_modules()]
     for glob in globs:
-        if not named(model, [glob]):
-            some = [name for name, _ in model.named_modules() if name]
+        if not named(modules, [glob]):
+            some = [name for name in modules if name]
             raise RecipeError(
                 f'distill.modules: no module is called "{glob}"; there are {", ".join(some[:5])}'
                 f"{', ...' if len(some) > 5 else ''}"
